@@ -1,0 +1,1 @@
+//! The reference backend: candle-transformers own models, for `verdict verify` and tests.

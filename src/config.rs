@@ -1,0 +1,1 @@
+//! What was typed (flags, environment, TOML) to what the parts need.

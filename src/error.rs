@@ -1,0 +1,154 @@
+//! The one error type, and the one table from its codes to HTTP and gRPC.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+/// What went wrong, as a caller may act on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// The request is malformed; the message names the field, limit and value.
+    Invalid,
+    /// No or a wrong API key.
+    Unauthenticated,
+    /// No such route or model.
+    NotFound,
+    /// The request is well formed but past a size limit.
+    TooLarge,
+    /// The queue is full or the predicted wait is past the deadline.
+    Overloaded,
+    /// A fault of ours. The cause is logged once and never sent.
+    Internal,
+    /// This model or build does not offer what was asked.
+    Unimplemented,
+    /// Starting or draining.
+    Unavailable,
+    /// The deadline passed before the work was done.
+    DeadlineExceeded,
+}
+
+/// How one [`Code`] appears on each transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The code.
+    pub code: Code,
+    /// Its stable name, used in JSON bodies and metric labels.
+    pub name: &'static str,
+    /// HTTP status.
+    pub http: u16,
+    /// gRPC status number.
+    pub grpc: i32,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+}
+
+/// Every code once: HTTP status, gRPC status, and whether a retry makes sense.
+pub const TABLE: [Row; 9] = [
+    row(Code::Invalid, "invalid", 400, 3, false),
+    row(Code::Unauthenticated, "unauthenticated", 401, 16, false),
+    row(Code::NotFound, "not_found", 404, 5, false),
+    row(Code::TooLarge, "too_large", 413, 3, false),
+    row(Code::Overloaded, "overloaded", 429, 8, true),
+    row(Code::Internal, "internal", 500, 13, false),
+    row(Code::Unimplemented, "unimplemented", 501, 12, false),
+    row(Code::Unavailable, "unavailable", 503, 14, true),
+    row(Code::DeadlineExceeded, "deadline_exceeded", 504, 4, true),
+];
+
+const fn row(code: Code, name: &'static str, http: u16, grpc: i32, retryable: bool) -> Row {
+    Row { code, name, http, grpc, retryable }
+}
+
+impl Code {
+    /// This code's row of [`TABLE`].
+    pub fn row(self) -> Row {
+        TABLE[self as usize]
+    }
+}
+
+/// An error with a code, a message fit for the caller, and a private cause.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    code: Code,
+    message: String,
+    retry_after: Option<Duration>,
+    #[source]
+    cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Shorthand for results with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of any code.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), retry_after: None, cause: None }
+    }
+
+    /// A malformed field: the message is prefixed with the field's name.
+    pub fn invalid(field: &str, message: impl fmt::Display) -> Self {
+        Self::new(Code::Invalid, format!("{field}: {message}"))
+    }
+
+    /// A field past its limit, naming the limit and the value.
+    pub fn too_large(field: &str, unit: &str, limit: usize, value: usize) -> Self {
+        Self::new(Code::TooLarge, format!("{field}: {value} {unit}, over the limit of {limit}"))
+    }
+
+    /// A fault of ours; `cause` is for the log only.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, message)
+    }
+
+    /// Adds when to try again.
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// Adds the private cause.
+    #[must_use]
+    pub fn with_cause(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.cause = Some(Arc::from(cause.into()));
+        self
+    }
+
+    /// The code.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The message as logged and, except for `Internal`, as sent.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// When to try again, for `Overloaded` and `Unavailable`.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// What the caller may read: an internal error's message stays with us.
+    pub fn public_message(&self) -> &str {
+        if self.code == Code::Internal { "internal error; see the server's log" } else { &self.message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_indexed_by_code() {
+        for row in TABLE {
+            assert_eq!(row.code.row(), row);
+        }
+    }
+
+    #[test]
+    fn internal_messages_are_not_public() {
+        let error = Error::internal("secret path").with_cause(std::io::Error::other("disk"));
+        assert!(!error.public_message().contains("secret"));
+        assert!(Error::too_large("documents", "documents", 10, 11).message().contains("11 documents, over the limit of 10"));
+    }
+}

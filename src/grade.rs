@@ -1,0 +1,1 @@
+//! Grade logits to a distribution, an expected grade and a score. Pure.

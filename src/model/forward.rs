@@ -1,0 +1,1 @@
+//! The transformer, once, over `trait Ops`.

@@ -1,0 +1,5 @@
+//! The transformer: its configuration, its weights, and its one forward pass.
+
+pub mod config;
+pub mod forward;
+pub mod weights;

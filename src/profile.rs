@@ -1,0 +1,1 @@
+//! `relevance.toml` and the built-in profiles: how a checkpoint is prompted and read.

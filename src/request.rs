@@ -1,0 +1,1 @@
+//! Validated domain input: what every dialect is turned into.

@@ -1,0 +1,1 @@
+//! Validate, admit, tokenize, submit, collect: the one call every transport makes.
