@@ -1,5 +1,11 @@
 //! `config.json` of a Hugging Face checkpoint as a [`ModelConfig`].
 
+mod rope;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
 /// Which of the supported decoder families a checkpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
@@ -49,3 +55,180 @@ pub struct ModelConfig {
     /// Factor on cos and sin (YaRN's attention factor; 1 otherwise).
     pub rope_magnitude: f32,
 }
+
+/// The fields of `config.json` that are read; others describe training or generation.
+#[derive(Debug, Deserialize)]
+struct Raw {
+    model_type: Option<String>,
+    vocab_size: Option<usize>,
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    num_attention_heads: Option<usize>,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    hidden_act: Option<String>,
+    rms_norm_eps: Option<f64>,
+    max_position_embeddings: Option<usize>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    tie_word_embeddings: Option<bool>,
+    use_sliding_window: Option<bool>,
+    sliding_window: Option<usize>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
+    partial_rotary_factor: Option<f64>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<rope::Raw>,
+    rope_parameters: Option<rope::Raw>,
+    original_max_position_embeddings: Option<usize>,
+    quantization_config: Option<serde_json::Value>,
+}
+
+/// No dimension may pass it: products of four of them then fit 128 bits, of two 64,
+/// and no published checkpoint comes near.
+const MOST: usize = 1 << 24;
+
+impl ModelConfig {
+    /// Reads a `config.json`; `origin` (its path) begins every error message.
+    ///
+    /// `Invalid` for what is malformed, missing, out of bounds, or an architecture or
+    /// feature that the forward pass does not have.
+    pub fn from_json(json: &[u8], origin: &str) -> Result<Self> {
+        let raw: Raw = serde_json::from_slice(json).map_err(|cause| Error::invalid(origin, cause))?;
+        raw.read().map_err(|problem| Error::invalid(origin, problem))
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads together.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// What is wrong with a config, without its path.
+type Checked<T> = Result<T, String>;
+
+impl Raw {
+    fn read(&self) -> Checked<ModelConfig> {
+        let architecture = self.architecture()?;
+        self.refuse_unsupported(architecture)?;
+        let size = |name, value| bounded(name, value, MOST);
+        let hidden_size = size("hidden_size", self.hidden_size)?;
+        let heads = bounded("num_attention_heads", self.num_attention_heads, 4096)?;
+        let kv_heads = bounded("num_key_value_heads", self.num_key_value_heads.or(Some(heads)), 4096)?;
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(format!(
+                "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+            ));
+        }
+        let head_dim =
+            bounded("head_dim", self.head_dim.or(default_head_dim(architecture, hidden_size, heads)), 1024)?;
+        if !head_dim.is_multiple_of(2) {
+            return Err(format!("head_dim {head_dim} is odd; rotary position embedding needs pairs"));
+        }
+        let max_positions = size("max_position_embeddings", self.max_position_embeddings)?;
+        let rope = self.rope(head_dim, max_positions)?;
+        let bias = self.attention_bias.unwrap_or(false);
+        Ok(ModelConfig {
+            architecture,
+            vocab_size: size("vocab_size", self.vocab_size)?,
+            hidden_size,
+            intermediate_size: size("intermediate_size", self.intermediate_size)?,
+            layers: bounded("num_hidden_layers", self.num_hidden_layers, 1024)?,
+            heads,
+            kv_heads,
+            head_dim,
+            rms_norm_eps: self.epsilon()?,
+            max_positions,
+            qkv_bias: architecture == Architecture::Qwen2 || bias,
+            o_bias: architecture != Architecture::Qwen2 && bias,
+            mlp_bias: architecture == Architecture::Llama && self.mlp_bias.unwrap_or(false),
+            qk_norm: architecture == Architecture::Qwen3,
+            tied_head: self.tie_word_embeddings.unwrap_or(false),
+            inverse_frequencies: rope.inverse_frequencies,
+            rope_magnitude: rope.magnitude,
+        })
+    }
+
+    fn architecture(&self) -> Checked<Architecture> {
+        match self.model_type.as_deref() {
+            Some("qwen3") => Ok(Architecture::Qwen3),
+            Some("qwen2") => Ok(Architecture::Qwen2),
+            Some("llama") => Ok(Architecture::Llama),
+            Some(other) => {
+                Err(format!("model_type {other:?} is not supported; supported are qwen3, qwen2 and llama"))
+            }
+            None => Err("model_type is missing".to_owned()),
+        }
+    }
+
+    fn refuse_unsupported(&self, architecture: Architecture) -> Checked<()> {
+        if let Some(other) = self.hidden_act.as_deref().filter(|name| !["silu", "swish"].contains(name)) {
+            return Err(format!("hidden_act {other:?} is not supported; supported is silu"));
+        }
+        if self.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
+            return Err("quantization_config: quantized checkpoints are not supported".to_owned());
+        }
+        if let Some(kinds) = &self.layer_types {
+            if let Some(kind) = kinds.iter().find(|kind| *kind != "full_attention") {
+                return Err(format!("layer_types: {kind:?} is not supported; supported is full_attention"));
+            }
+        } else if architecture != Architecture::Llama && self.slides() {
+            return Err("use_sliding_window: sliding windows are not supported".to_owned());
+        }
+        if self.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
+            return Err("partial_rotary_factor: only 1 is supported".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether some layer attends through a window (Qwen's rule).
+    fn slides(&self) -> bool {
+        let layers = self.num_hidden_layers.unwrap_or(usize::MAX);
+        self.use_sliding_window == Some(true)
+            && self.sliding_window.is_some()
+            && self.max_window_layers.is_none_or(|first| first < layers)
+    }
+
+    fn epsilon(&self) -> Checked<f32> {
+        let value = self.rms_norm_eps.unwrap_or(1e-6);
+        if value > 0.0 && value < 1.0 {
+            Ok(value as f32)
+        } else {
+            Err(format!("rms_norm_eps {value} is not in (0, 1)"))
+        }
+    }
+
+    fn rope(&self, head_dim: usize, max_positions: usize) -> Checked<rope::Rope> {
+        let raw = self.rope_parameters.clone().or_else(|| self.rope_scaling.clone()).unwrap_or_default();
+        let theta = raw.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
+        let original = self.original_max_position_embeddings;
+        rope::Rope::new(&raw, head_dim, theta, max_positions, original)
+    }
+}
+
+/// transformers' default: Qwen3 fixes it, the others divide the hidden size.
+fn default_head_dim(architecture: Architecture, hidden_size: usize, heads: usize) -> Option<usize> {
+    match architecture {
+        Architecture::Qwen3 => Some(128),
+        Architecture::Qwen2 | Architecture::Llama => {
+            hidden_size.is_multiple_of(heads).then(|| hidden_size / heads)
+        }
+    }
+}
+
+fn bounded(name: &str, value: Option<usize>, most: usize) -> Checked<usize> {
+    match value {
+        None => Err(format!("{name} is missing")),
+        Some(value) if value == 0 || value > most => Err(format!("{name} {value} is not in 1 to {most}")),
+        Some(value) => Ok(value),
+    }
+}
+
+#[cfg(test)]
+mod tests;
