@@ -37,7 +37,9 @@ pub(super) fn open(model: &Model, threads: usize) -> Result<CpuBackend> {
         log_sum_exp: true,
         matrix,
     };
-    let positions = model.max_positions();
+    // Longer reasons than this end with `length`.
+    const REASON_ROOM: usize = 4096;
+    let positions = config.max_positions.min(model.profile.max_tokens + REASON_ROOM);
     Ok(CpuBackend {
         isa,
         embedding,
