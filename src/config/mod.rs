@@ -172,8 +172,8 @@ fn engine(settings: &Settings) -> EngineConfig {
         batch_sequences: settings.batch_sequences.unwrap_or(default.batch_sequences),
         explain_sequences: settings.explain_sequences.unwrap_or(default.explain_sequences),
         explain_every: settings.explain_every.unwrap_or(default.explain_every),
-        prefix_cache_tokens: settings.prefix_cache_tokens.unwrap_or(default.prefix_cache_tokens),
-        explain_kv_tokens: settings.explain_kv_tokens.unwrap_or(default.explain_kv_tokens),
+        prefix_cache_bytes: settings.prefix_cache_mib.map_or(default.prefix_cache_bytes, |mib| mib << 20),
+        explain_kv_bytes: settings.explain_kv_mib.map_or(default.explain_kv_bytes, |mib| mib << 20),
     }
 }
 
@@ -250,8 +250,8 @@ mod tests {
             ("--batch-sequences", config.engine.batch_sequences.to_string()),
             ("--explain-sequences", config.engine.explain_sequences.to_string()),
             ("--explain-every", config.engine.explain_every.to_string()),
-            ("--prefix-cache-tokens", config.engine.prefix_cache_tokens.to_string()),
-            ("--explain-kv-tokens", config.engine.explain_kv_tokens.to_string()),
+            ("--prefix-cache-mib", (config.engine.prefix_cache_bytes >> 20).to_string()),
+            ("--explain-kv-mib", (config.engine.explain_kv_bytes >> 20).to_string()),
             ("--grace", Span(config.grace).to_string()),
             ("--stall", Span(config.stall).to_string()),
             ("--read-timeout", Span(config.read_timeout).to_string()),

@@ -179,12 +179,12 @@ pub struct Settings {
     /// The explain lane gets a step after at most so many score batches [default: 4]
     #[arg(long, value_name = "N", env = "VERDICT_EXPLAIN_EVERY", help_heading = "Batching")]
     pub explain_every: Option<usize>,
-    /// Bound of the prefix cache, in tokens [default: 8192]
-    #[arg(long, value_name = "N", env = "VERDICT_PREFIX_CACHE_TOKENS", help_heading = "Batching")]
-    pub prefix_cache_tokens: Option<usize>,
-    /// Bound of the KV memory held for explanations, in tokens [default: 16384]
-    #[arg(long, value_name = "N", env = "VERDICT_EXPLAIN_KV_TOKENS", help_heading = "Batching")]
-    pub explain_kv_tokens: Option<usize>,
+    /// KV memory of the prefix cache, in MiB; 0 turns it off [default: 128]
+    #[arg(long, value_name = "N", env = "VERDICT_PREFIX_CACHE_MIB", help_heading = "Batching")]
+    pub prefix_cache_mib: Option<usize>,
+    /// KV memory held for explanations, in MiB [default: 256]
+    #[arg(long, value_name = "N", env = "VERDICT_EXPLAIN_KV_MIB", help_heading = "Batching")]
+    pub explain_kv_mib: Option<usize>,
     /// On SIGTERM or SIGINT, how long admitted work may take to end [default: 30s]
     #[arg(long, value_name = "TIME", env = "VERDICT_GRACE", help_heading = "Operation")]
     pub grace: Option<Span>,
@@ -234,8 +234,8 @@ impl Settings {
             batch_sequences: self.batch_sequences.or(other.batch_sequences),
             explain_sequences: self.explain_sequences.or(other.explain_sequences),
             explain_every: self.explain_every.or(other.explain_every),
-            prefix_cache_tokens: self.prefix_cache_tokens.or(other.prefix_cache_tokens),
-            explain_kv_tokens: self.explain_kv_tokens.or(other.explain_kv_tokens),
+            prefix_cache_mib: self.prefix_cache_mib.or(other.prefix_cache_mib),
+            explain_kv_mib: self.explain_kv_mib.or(other.explain_kv_mib),
             grace: self.grace.or(other.grace),
             stall: self.stall.or(other.stall),
             read_timeout: self.read_timeout.or(other.read_timeout),
