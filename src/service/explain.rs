@@ -255,6 +255,11 @@ impl ExplainStream {
         self.reasons = Vec::new();
     }
 
+    /// Where the time went until the scores were there.
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+
     /// Waits for everything: scores with the whole request's usage and timing, and all reasons.
     ///
     /// # Errors

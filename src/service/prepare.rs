@@ -230,9 +230,12 @@ fn wanted(ticket: &Ticket<Scored>, deadline: Instant) -> Result<()> {
 
 fn submit(inner: &Inner, portion: &mut Vec<ScoreJob>) -> Instant {
     let now = Instant::now();
-    for mut job in portion.drain(..) {
+    let mut jobs = std::mem::take(portion);
+    for job in &mut jobs {
         job.enqueued = now;
-        inner.engine.score(job);
+    }
+    if !jobs.is_empty() {
+        inner.engine.score_all(jobs);
     }
     now
 }
