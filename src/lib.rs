@@ -35,3 +35,8 @@ pub mod request;
 pub mod server;
 pub mod service;
 pub mod tokenize;
+
+/// The crate's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit that was built; empty when built outside a repository.
+pub const COMMIT: &str = env!("VERDICT_COMMIT");

@@ -1,6 +1,119 @@
 //! What a device must offer, and the devices.
 
+pub mod cpu;
 pub mod reference;
+pub mod stub;
+
+use crate::{
+    engine::tree::TokenTree,
+    error::{Error, Result},
+    model::{Model, config::ModelConfig},
+};
+
+/// What a backend says of itself.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Device and instruction set, for logs and `/info`.
+    pub device: String,
+    /// Bytes of weights held in memory (mapped files included).
+    pub weight_bytes: usize,
+    /// Bytes of one KV block over all layers.
+    pub kv_block_bytes: usize,
+    /// Longest sequence it can run, in tokens.
+    pub max_positions: usize,
+}
+
+/// What was read at one answer of a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reading {
+    /// The logits of the profile's grades in their order, and the log-sum-exp of the whole vocabulary.
+    Grades {
+        /// One logit per grade.
+        logits: Vec<f32>,
+        /// ln Σ exp of every logit, if the profile asks for it.
+        log_sum_exp: Option<f32>,
+    },
+    /// The most probable next token (lowest id on ties).
+    Next(u32),
+    /// A number that is not finite: an error for this sequence alone.
+    NotFinite,
+}
 
 /// Runs batches on one device. Owned by the engine's thread.
-pub trait Backend: Send {}
+pub trait Backend: Send {
+    /// What it is.
+    fn describe(&self) -> Description;
+
+    /// Makes room for `blocks` KV blocks; called once, before the first batch.
+    fn reserve_kv(&mut self, blocks: usize) -> Result<()>;
+
+    /// One forward pass over a batch; one reading per `batch.answers`.
+    fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>>;
+}
+
+/// Which device to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The fastest there is.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU; an error where there is none.
+    Cuda,
+}
+
+/// Options of [`open`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Device.
+    pub device: Device,
+    /// Compute threads of the CPU backend; 0 takes one per core.
+    pub threads: usize,
+}
+
+/// Opens a backend for `model`, loading its weights.
+pub fn open(model: &Model, options: Options) -> Result<Box<dyn Backend>> {
+    match options.device {
+        Device::Auto | Device::Cpu => Ok(Box::new(cpu::CpuBackend::open(model, options.threads)?)),
+        Device::Cuda => Err(Error::invalid("device", "cuda: this build has no CUDA backend; use cpu or auto")),
+    }
+}
+
+/// The fused operations of one forward pass, on a device's own buffers.
+///
+/// A device holds one residual stream with a row per token; after
+/// [`Ops::select_answers`] it holds a row per answer instead. See
+/// [`crate::model::forward::forward`] for the order of calls.
+pub trait Ops {
+    /// The shape of the model.
+    fn config(&self) -> &ModelConfig;
+    /// residual\[row\] = embedding of the row's token.
+    fn embed(&mut self) -> Result<()>;
+    /// normed = RMS norm of the residual (Zhang and Sennrich, 2019).
+    fn norm(&mut self, which: Norm) -> Result<()>;
+    /// Keys and values of every row from normed; the key norm and rotary embedding applied to the
+    /// keys; written to the KV cache where a segment is kept.
+    fn keys_values(&mut self, layer: usize) -> Result<()>;
+    /// From here on the residual and normed hold the answers' rows alone.
+    fn select_answers(&mut self) -> Result<()>;
+    /// Queries of the current rows from normed; the query norm and rotary embedding applied.
+    fn queries(&mut self, layer: usize) -> Result<()>;
+    /// Causal attention of the queries over their segment's path; then residual += o_proj.
+    fn attention(&mut self, layer: usize) -> Result<()>;
+    /// residual += down(silu(gate) · up) of normed.
+    fn mlp(&mut self, layer: usize) -> Result<()>;
+    /// Reads the answers from normed.
+    fn head(&mut self) -> Result<Vec<Reading>>;
+}
+
+/// Which RMS norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    /// Before a layer's attention.
+    Attention(usize),
+    /// Before a layer's MLP.
+    Mlp(usize),
+    /// Before the head.
+    Final,
+}

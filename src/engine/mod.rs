@@ -1,15 +1,35 @@
 //! The engine: one thread that owns the backend and loops: receive, schedule,
 //! build the token tree, run one forward pass, answer.
 
+pub mod decode;
 pub mod job;
 pub mod kv;
+pub mod prefix;
+pub mod scheduler;
+pub mod tree;
+mod worker;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
-use crate::{backend::Backend, error::Result, metrics::Metrics};
-use job::{ExplainJob, ScoreJob};
+use tokio::sync::watch;
 
-/// How the engine batches.
+use crate::{
+    backend::Backend,
+    error::{Code, Error, Result},
+    metrics::Metrics,
+};
+use job::{ExplainEvent, ExplainJob, ScoreJob};
+use worker::Worker;
+
+/// How the engine batches, and how much KV memory it may use.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Most distinct tokens in one forward pass.
@@ -20,10 +40,10 @@ pub struct EngineConfig {
     pub explain_sequences: usize,
     /// The explain lane gets a step after at most this many score batches.
     pub explain_every: usize,
-    /// Bound of the prefix cache, in tokens.
-    pub prefix_cache_tokens: usize,
-    /// Bound of the KV memory held for explanations, in tokens.
-    pub explain_kv_tokens: usize,
+    /// KV memory of the prefix cache, in bytes; 0 turns it off.
+    pub prefix_cache_bytes: usize,
+    /// KV memory held for explanations, in bytes.
+    pub explain_kv_bytes: usize,
 }
 
 impl Default for EngineConfig {
@@ -33,59 +53,167 @@ impl Default for EngineConfig {
             batch_sequences: 256,
             explain_sequences: 8,
             explain_every: 4,
-            prefix_cache_tokens: 8192,
-            explain_kv_tokens: 16384,
+            prefix_cache_bytes: 128 << 20,
+            explain_kv_bytes: 256 << 20,
         }
+    }
+}
+
+/// What the handle sends to the thread.
+enum Message {
+    Score(Vec<ScoreJob>),
+    Explain(Box<ExplainJob>),
+    Stop,
+}
+
+/// What the thread tells the handles.
+struct Shared {
+    started: Instant,
+    stopping: AtomicBool,
+    queued_tokens: AtomicUsize,
+    /// Bits of an f64; 0 before the first batch.
+    tokens_per_second: AtomicU64,
+    /// Milliseconds after `started` of the last sign of progress.
+    progress_ms: AtomicU64,
+    idle: AtomicBool,
+    dead: AtomicBool,
+}
+
+impl Shared {
+    fn progress(&self) {
+        self.progress_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 }
 
 /// Clonable handle of the engine's thread.
 #[derive(Clone)]
-pub struct Engine {}
+pub struct Engine {
+    sender: mpsc::Sender<Message>,
+    shared: Arc<Shared>,
+}
 
 /// Ends the engine when told, and tells whether it died.
-pub struct EngineGuard {}
+pub struct EngineGuard {
+    engine: Engine,
+    thread: JoinHandle<()>,
+    ended: watch::Receiver<()>,
+}
 
 impl Engine {
-    /// Starts the engine's thread over `backend`.
-    pub fn start(_backend: Box<dyn Backend>, _config: EngineConfig, _metrics: Arc<Metrics>) -> (Self, EngineGuard) {
-        todo!()
+    /// Starts the engine's thread over `backend`. Fails if the KV memory cannot be had.
+    pub fn start(
+        mut backend: Box<dyn Backend>,
+        config: EngineConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, EngineGuard)> {
+        let block = backend.describe().kv_block_bytes.max(1);
+        let prefix_blocks = config.prefix_cache_bytes / block;
+        let explain_blocks = config.explain_kv_bytes / block;
+        backend.reserve_kv(prefix_blocks + explain_blocks)?;
+        let (sender, receiver) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            started: Instant::now(),
+            stopping: AtomicBool::new(false),
+            queued_tokens: AtomicUsize::new(0),
+            tokens_per_second: AtomicU64::new(0),
+            progress_ms: AtomicU64::new(0),
+            idle: AtomicBool::new(true),
+            dead: AtomicBool::new(false),
+        });
+        let (alive, ended) = watch::channel(());
+        let worker = Worker::new(backend, config, metrics, shared.clone(), (prefix_blocks, explain_blocks));
+        let last_words = LastWords { shared: shared.clone(), _alive: alive };
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || {
+                let _last_words = last_words;
+                worker.run(&receiver);
+            })
+            .map_err(|error| Error::internal("the engine's thread could not be started").with_cause(error))?;
+        let engine = Self { sender, shared };
+        Ok((engine.clone(), EngineGuard { engine, thread, ended }))
     }
 
-    /// Queues a pair; a stopped engine answers the ticket with `Unavailable`.
-    pub fn score(&self, _job: ScoreJob) {
-        todo!()
+    /// Queues pairs that belong together; a stopped engine answers their tickets with `Unavailable`.
+    pub fn score_all(&self, jobs: Vec<ScoreJob>) {
+        let tokens: usize = jobs.iter().map(|job| job.prompt.tokens.len()).sum();
+        self.shared.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
+        let refused = if self.shared.stopping.load(Ordering::Acquire) {
+            Some(Message::Score(jobs))
+        } else {
+            self.sender.send(Message::Score(jobs)).err().map(|error| error.0)
+        };
+        if let Some(Message::Score(jobs)) = refused {
+            self.shared.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
+            jobs.into_iter().for_each(|job| job.ticket.fail(stopped()));
+        }
     }
 
-    /// Queues an explanation.
-    pub fn explain(&self, _job: ExplainJob) {
-        todo!()
+    /// Queues one pair.
+    pub fn score(&self, job: ScoreJob) {
+        self.score_all(vec![job]);
     }
 
-    /// Prompt tokens queued and not yet computed.
+    /// Queues an explanation. Explanations of requests that were admitted run even while stopping.
+    pub fn explain(&self, job: ExplainJob) {
+        if let Err(error) = self.sender.send(Message::Explain(Box::new(job)))
+            && let Message::Explain(job) = error.0
+        {
+            // The client may have left: then there is nobody to tell.
+            let _ = job.sink.send(ExplainEvent::Failed(stopped()));
+        }
+    }
+
+    /// Prompt tokens queued or being computed.
     pub fn queued_tokens(&self) -> usize {
-        todo!()
+        self.shared.queued_tokens.load(Ordering::Relaxed)
     }
 
-    /// Smoothed rate of the score lane in distinct tokens a second; `None` before the first batch.
+    /// Smoothed rate at which the score lane retires prompt tokens, shared ones included, a
+    /// second; `None` before the first batch.
     pub fn tokens_per_second(&self) -> Option<f64> {
-        todo!()
+        let rate = f64::from_bits(self.shared.tokens_per_second.load(Ordering::Relaxed));
+        (rate > 0.0).then_some(rate)
     }
 
-    /// The thread runs, and it is idle or finished a forward pass within `window`.
-    pub fn is_alive(&self, _window: Duration) -> bool {
-        todo!()
+    /// The thread runs, and it is idle or made progress within `window`.
+    pub fn is_alive(&self, window: Duration) -> bool {
+        let shared = &self.shared;
+        let progress = Duration::from_millis(shared.progress_ms.load(Ordering::Relaxed));
+        let recent = shared.started.elapsed().saturating_sub(progress) <= window;
+        !shared.dead.load(Ordering::Acquire) && (shared.idle.load(Ordering::Relaxed) || recent)
     }
 }
 
 impl EngineGuard {
     /// Refuses new jobs, finishes what is queued, joins the thread; an error if it panicked.
+    /// Blocks: call it off the async threads.
     pub fn stop(self) -> Result<()> {
-        todo!()
+        self.engine.shared.stopping.store(true, Ordering::Release);
+        // The thread may be gone already: joining tells.
+        let _ = self.engine.sender.send(Message::Stop);
+        self.thread.join().map_err(|_| Error::internal("the engine's thread panicked"))
     }
 
     /// Resolves when the thread ends for any reason.
     pub async fn ended(&self) {
-        todo!()
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
     }
+}
+
+/// Dropped when the thread ends, by return or by panic.
+struct LastWords {
+    shared: Arc<Shared>,
+    _alive: watch::Sender<()>,
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.shared.dead.store(true, Ordering::Release);
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(Code::Unavailable, "the server is stopping").with_retry_after(Duration::from_secs(1))
 }

@@ -1,0 +1,292 @@
+//! Whole-request admission in pairs and tokens.
+//!
+//! A request is taken whole or refused at once, *before* it is tokenized, on an
+//! upper bound of its tokens; tokenizing corrects the bound. What it holds is
+//! split into one [`Permit`] per pair that travels in the job, so that the queue
+//! gets its room back when the pair is answered or dropped, and a client that
+//! leaves cannot overfill it.
+
+mod ledger;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use crate::{
+    error::{Code, Error, Result},
+    metrics::{Metrics, Rejection},
+};
+use ledger::{Ledger, Refusal};
+
+/// How much may be admitted and unanswered at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Pairs to score.
+    pub pairs: usize,
+    /// Their prompt tokens.
+    pub tokens: usize,
+    /// Sequences to explain.
+    pub explanations: usize,
+}
+
+/// What the engine has before it, to predict how long a new request would wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Load {
+    /// Prompt tokens queued and not yet computed.
+    pub queued_tokens: usize,
+    /// Measured rate; `None` until there is one, and then no wait is predicted.
+    pub tokens_per_second: Option<f64>,
+}
+
+impl Load {
+    /// How long `tokens` more than what is queued would take.
+    fn wait(self, tokens: usize) -> Option<Duration> {
+        let rate = self.tokens_per_second.filter(|rate| rate.is_finite() && *rate > 0.0)?;
+        let seconds = (self.queued_tokens + tokens) as f64 / rate;
+        // A day is as good as for ever, and keeps the arithmetic in range.
+        Some(Duration::from_secs_f64(seconds.min(86_400.0)))
+    }
+}
+
+/// The queue's gate. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ledger: Mutex<Ledger>,
+    metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // Every update of the ledger is complete before anything can panic.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self, ledger: &Ledger) {
+        self.metrics.admitted(ledger.pairs(), ledger.tokens());
+    }
+}
+
+impl Admission {
+    /// A gate that lets `capacity` through.
+    pub fn new(capacity: Capacity, metrics: Arc<Metrics>) -> Self {
+        Self { shared: Arc::new(Shared { ledger: Mutex::new(Ledger::new(capacity)), metrics }) }
+    }
+
+    /// Takes a request of `pairs` pairs and at most `tokens` tokens, or refuses it.
+    ///
+    /// # Errors
+    ///
+    /// `Overloaded` with when to try again if the queue has no room for all of
+    /// it, or if its last pair is predicted to end after `patience`. A request
+    /// larger than an idle queue is `TooLarge`, because no retry could succeed.
+    pub fn admit(&self, pairs: usize, tokens: usize, patience: Option<Duration>, load: Load) -> Result<Grant> {
+        let mut ledger = self.shared.ledger();
+        let wait = load.wait(tokens);
+        match ledger.admit(pairs, tokens, patience, wait) {
+            Ok(()) => {
+                self.shared.report(&ledger);
+                drop(ledger);
+                Ok(Grant { shared: Arc::clone(&self.shared), pairs, tokens })
+            }
+            Err(refusal) => {
+                drop(ledger);
+                Err(self.refused(refusal, load))
+            }
+        }
+    }
+
+    /// Takes one sequence to explain, or `None` if the explain lane is full.
+    pub fn explain(&self) -> Option<Permit> {
+        if self.shared.ledger().admit_explanation() {
+            return Some(Permit { shared: Arc::clone(&self.shared), held: Held::Explanation });
+        }
+        self.shared.metrics.rejected(Rejection::Explain);
+        None
+    }
+
+    /// Pairs, tokens and explanations held now.
+    pub fn held(&self) -> (usize, usize, usize) {
+        let ledger = self.shared.ledger();
+        (ledger.pairs(), ledger.tokens(), ledger.explanations())
+    }
+
+    fn refused(&self, refusal: Refusal, load: Load) -> Error {
+        // What is over has to be worked off first; a second when nothing is known.
+        let retry = |tokens: usize| load.wait(tokens).unwrap_or(Duration::ZERO).max(Duration::from_secs(1));
+        let (reason, error) = match refusal {
+            Refusal::TooManyPairs { limit, asked } => {
+                (Rejection::Pairs, Error::too_large("documents", "pairs", limit, asked))
+            }
+            Refusal::TooManyTokens { limit, asked } => {
+                (Rejection::Tokens, Error::too_large("documents", "tokens", limit, asked))
+            }
+            Refusal::PairsFull { limit, held } => (
+                Rejection::Pairs,
+                overloaded(format!("the queue holds {held} of at most {limit} pairs")).with_retry_after(retry(0)),
+            ),
+            Refusal::TokensFull { limit, held } => (
+                Rejection::Tokens,
+                overloaded(format!("the queue holds {held} of at most {limit} tokens")).with_retry_after(retry(0)),
+            ),
+            Refusal::TooSlow { wait, patience } => (
+                Rejection::Deadline,
+                overloaded(format!(
+                    "the predicted wait of {} ms is past the deadline of {} ms",
+                    wait.as_millis(),
+                    patience.as_millis()
+                ))
+                .with_retry_after((wait - patience).max(Duration::from_secs(1))),
+            ),
+        };
+        self.shared.metrics.rejected(reason);
+        error
+    }
+}
+
+fn overloaded(message: String) -> Error {
+    Error::new(Code::Overloaded, message)
+}
+
+/// An admitted request's share, before it is split into its pairs' permits.
+/// What was not split off goes back when it is dropped.
+#[derive(Debug)]
+pub struct Grant {
+    shared: Arc<Shared>,
+    pairs: usize,
+    tokens: usize,
+}
+
+impl Grant {
+    /// One pair's permit, which holds `bound` of the grant's tokens.
+    ///
+    /// Takes no more than the grant has left, so that nothing is given back twice.
+    pub fn split(&mut self, bound: usize) -> Permit {
+        let pairs = self.pairs.min(1);
+        let tokens = bound.min(self.tokens);
+        self.pairs -= pairs;
+        self.tokens -= tokens;
+        Permit { shared: Arc::clone(&self.shared), held: Held::Pair { pairs, tokens } }
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if self.pairs > 0 || self.tokens > 0 {
+            let mut ledger = self.shared.ledger();
+            ledger.give_back(self.pairs, self.tokens);
+            self.shared.report(&ledger);
+        }
+    }
+}
+
+/// A share of the queue; gives it back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    shared: Arc<Shared>,
+    held: Held,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    Pair { pairs: usize, tokens: usize },
+    Explanation,
+}
+
+impl Permit {
+    /// Replaces the bound of this pair's tokens by their number, as tokenized.
+    pub fn correct(&mut self, actual: usize) {
+        if let Held::Pair { tokens, .. } = &mut self.held
+            && *tokens != actual
+        {
+            let mut ledger = self.shared.ledger();
+            ledger.correct(*tokens, actual);
+            self.shared.report(&ledger);
+            *tokens = actual;
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut ledger = self.shared.ledger();
+        match self.held {
+            Held::Pair { pairs, tokens } => {
+                ledger.give_back(pairs, tokens);
+                self.shared.report(&ledger);
+            }
+            Held::Explanation => ledger.give_back_explanation(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(pairs: usize, tokens: usize, explanations: usize) -> Admission {
+        Admission::new(Capacity { pairs, tokens, explanations }, Arc::default())
+    }
+
+    #[test]
+    fn permits_give_back_what_the_grant_took() {
+        let gate = gate(10, 1000, 1);
+        let mut grant = gate.admit(3, 300, None, Load::default()).expect("room");
+        assert_eq!(gate.held(), (3, 300, 0));
+        let mut first = grant.split(100);
+        let second = grant.split(100);
+        first.correct(20);
+        assert_eq!(gate.held(), (3, 220, 0));
+        drop(grant);
+        assert_eq!(gate.held(), (2, 120, 0));
+        drop((first, second));
+        assert_eq!(gate.held(), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_full_queue_refuses_with_a_retry() {
+        let gate = gate(4, 1000, 1);
+        let held = gate.admit(3, 10, None, Load::default()).expect("room");
+        let error = gate.admit(2, 10, None, Load::default()).expect_err("full");
+        assert_eq!(error.code(), Code::Overloaded);
+        assert_eq!(error.message(), "the queue holds 3 of at most 4 pairs");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
+        assert_eq!(gate.held(), (3, 10, 0), "a refusal takes nothing");
+        drop(held);
+        gate.admit(2, 10, None, Load::default()).expect("room again");
+    }
+
+    #[test]
+    fn what_never_fits_is_too_large() {
+        let error = gate(4, 1000, 1).admit(5, 10, None, Load::default()).expect_err("never fits");
+        assert_eq!(error.code(), Code::TooLarge);
+        let error = gate(4, 1000, 1).admit(1, 1001, None, Load::default()).expect_err("never fits");
+        assert_eq!(error.message(), "documents: 1001 tokens, over the limit of 1000");
+    }
+
+    #[test]
+    fn a_wait_past_the_deadline_is_refused() {
+        let gate = gate(100, 100_000, 1);
+        let load = Load { queued_tokens: 9_000, tokens_per_second: Some(1000.0) };
+        let error = gate.admit(1, 1000, Some(Duration::from_secs(4)), load).expect_err("too slow");
+        assert_eq!(error.code(), Code::Overloaded);
+        assert_eq!(error.message(), "the predicted wait of 10000 ms is past the deadline of 4000 ms");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(6)));
+        gate.admit(1, 1000, Some(Duration::from_secs(11)), load).expect("in time");
+        gate.admit(1, 1000, Some(Duration::from_secs(4)), Load::default()).expect("nothing is known yet");
+    }
+
+    #[test]
+    fn the_explain_lane_has_its_own_limit() {
+        let gate = gate(1, 10, 1);
+        let held = gate.explain().expect("room");
+        assert!(gate.explain().is_none());
+        drop(held);
+        assert!(gate.explain().is_some());
+    }
+}

@@ -1,0 +1,306 @@
+//! Matrix products against packed weights.
+//!
+//! A weight of `n` outputs over depth `k` is stored once, at load, as panels of
+//! [`PANEL`] outputs, depth-major: `panel[k][16]`. A product packs its input
+//! rows the same way, [`ROWS`] at a time, and one register-blocked kernel runs
+//! over both (the scheme of Goto and van de Geijn, 2008, with the weight side
+//! packed ahead).
+//!
+//! **Invariance.** Each output element is the fused multiply-add of its row and
+//! its column in the order of depth, in blocks of [`DEPTH`], whatever the number
+//! of rows, the tile it falls in or the thread that runs it. So a row's result
+//! never depends on its batch mates.
+
+use std::ops::Range;
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
+
+use super::isa::{Isa, kernel};
+use super::shared::SharedRows;
+use crate::model::weights::Dtype;
+
+/// Outputs in one weight panel.
+pub const PANEL: usize = 16;
+/// Rows in one register block.
+pub const ROWS: usize = 6;
+/// Depth of one block; partial sums are added in this order.
+pub const DEPTH: usize = 512;
+
+/// Row blocks per task: its packed rows stay in the second-level cache.
+const TASK_ROW_PANELS: usize = 32;
+/// Weight panels per task: small enough to share work evenly.
+const TASK_COLUMN_PANELS: usize = 16;
+
+/// A weight matrix as panels, in the precision of the checkpoint.
+pub struct PackedMatrix {
+    outputs: usize,
+    depth: usize,
+    panels: Panels,
+    bias: Option<Vec<f32>>,
+}
+
+enum Panels {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+impl PackedMatrix {
+    /// Packs row-major weights `[rows, depth]` given as parts that follow each other by rows
+    /// (q, k, v, say), all of one `dtype`, as little-endian bytes.
+    pub fn pack(dtype: Dtype, depth: usize, parts: &[&[u8]], bias: Option<Vec<f32>>) -> Self {
+        let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(depth * dtype.size())).collect();
+        let panels = match dtype {
+            Dtype::F32 => Panels::F32(interleave(&rows, depth, f32::from_le_bytes)),
+            Dtype::F16 => Panels::F16(interleave(&rows, depth, f16::from_le_bytes)),
+            Dtype::BF16 => Panels::Bf16(interleave(&rows, depth, bf16::from_le_bytes)),
+        };
+        Self { outputs: rows.len(), depth, panels, bias }
+    }
+
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Number of inputs.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.panels {
+            Panels::F32(p) => p.len() * 4,
+            Panels::F16(p) => p.len() * 2,
+            Panels::Bf16(p) => p.len() * 2,
+        }
+    }
+
+    /// Depth block `from..from + len` of panel `panel` in f32, expanded into `scratch` if stored in 16 bits.
+    fn block<'a>(
+        &'a self,
+        isa: Isa,
+        panel: usize,
+        from: usize,
+        len: usize,
+        scratch: &'a mut [f32],
+    ) -> &'a [f32] {
+        let range = (panel * self.depth + from) * PANEL..(panel * self.depth + from + len) * PANEL;
+        match &self.panels {
+            Panels::F32(all) => return &all[range],
+            Panels::F16(all) => all[range].convert_to_f32_slice(&mut scratch[..len * PANEL]),
+            Panels::Bf16(all) => expand_bf16(isa, &all[range], scratch),
+        }
+        &scratch[..len * PANEL]
+    }
+}
+
+fn interleave<T: Copy + Default + Send + Sync, const N: usize>(
+    rows: &[&[u8]],
+    depth: usize,
+    read: impl Fn([u8; N]) -> T + Sync,
+) -> Vec<T> {
+    let mut panels = vec![T::default(); rows.len().div_ceil(PANEL) * PANEL * depth];
+    panels.par_chunks_mut(PANEL * depth).zip(rows.par_chunks(PANEL)).for_each(|(panel, rows)| {
+        for (column, row) in rows.iter().enumerate() {
+            let (values, _) = row.as_chunks::<N>();
+            for (k, value) in values.iter().enumerate() {
+                panel[k * PANEL + column] = read(*value);
+            }
+        }
+    });
+    panels
+}
+
+kernel! {
+    fn expand_bf16(from: &[bf16], to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+        }
+    }
+}
+
+/// Input rows packed for the kernel: groups of [`ROWS`] rows, depth-major; the
+/// last group may be narrower.
+#[derive(Default)]
+pub struct PackedRows {
+    values: Vec<f32>,
+    rows: usize,
+    depth: usize,
+}
+
+impl PackedRows {
+    /// Packs row-major `x` of `rows` rows and width `depth`, reusing this buffer.
+    pub fn pack(&mut self, isa: Isa, x: &[f32], rows: usize, depth: usize) {
+        self.rows = rows;
+        self.depth = depth;
+        if self.values.len() < rows * depth {
+            self.values.resize(rows * depth, 0.0);
+        }
+        let groups = self.values[..rows * depth].par_chunks_mut(ROWS * depth);
+        groups.zip(x[..rows * depth].par_chunks(ROWS * depth)).for_each(|(to, from)| {
+            pack_group(isa, from, from.len() / depth, depth, to);
+        });
+    }
+
+    fn groups(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+}
+
+/// Packs up to [`ROWS`] rows depth-major: `to[k][row]`.
+pub(super) fn pack_group(isa: Isa, from: &[f32], rows: usize, depth: usize, to: &mut [f32]) {
+    match rows {
+        1 => to[..depth].copy_from_slice(&from[..depth]),
+        2 => transpose::<2>(isa, from, depth, to),
+        3 => transpose::<3>(isa, from, depth, to),
+        4 => transpose::<4>(isa, from, depth, to),
+        5 => transpose::<5>(isa, from, depth, to),
+        _ => transpose::<6>(isa, from, depth, to),
+    }
+}
+
+kernel! {
+    fn transpose<const R: usize>(from: &[f32], depth: usize, to: &mut [f32]) {
+        let rows: [&[f32]; R] = std::array::from_fn(|i| &from[i * depth..(i + 1) * depth]);
+        for (k, to) in to.as_chunks_mut::<R>().0.iter_mut().enumerate().take(depth) {
+            for i in 0..R {
+                to[i] = rows[i][k];
+            }
+        }
+    }
+}
+
+/// Where a product goes: a row-major buffer of `stride` columns, from column `column` on.
+pub struct Target<'a> {
+    /// The whole buffer.
+    pub buffer: &'a mut [f32],
+    /// Its row length.
+    pub stride: usize,
+    /// First column to write.
+    pub column: usize,
+    /// Add to what is there instead of replacing it.
+    pub add: bool,
+}
+
+/// `target[:, ..] = x · w[columns]ᵀ + bias`. `columns` starts at a multiple of [`PANEL`].
+pub fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, columns: Range<usize>, target: Target<'_>) {
+    debug_assert_eq!(x.depth, w.depth);
+    debug_assert_eq!(columns.start % PANEL, 0);
+    let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
+    let Target { buffer, stride, column, add } = target;
+    let out = SharedRows::new(buffer);
+    let strip = Strip { isa, x, w, columns: &columns, out: &out, stride, column, add };
+    let row_tasks = x.groups().div_ceil(TASK_ROW_PANELS);
+    let column_tasks = panels.len().div_ceil(TASK_COLUMN_PANELS);
+    (0..row_tasks * column_tasks).into_par_iter().for_each(|task| {
+        let (i, j) = (task / column_tasks, task % column_tasks);
+        let groups = i * TASK_ROW_PANELS..((i + 1) * TASK_ROW_PANELS).min(x.groups());
+        let first = panels.start + j * TASK_COLUMN_PANELS;
+        strip.run(groups, first..(first + TASK_COLUMN_PANELS).min(panels.end));
+    });
+}
+
+/// What every task of one product shares.
+struct Strip<'a> {
+    isa: Isa,
+    x: &'a PackedRows,
+    w: &'a PackedMatrix,
+    columns: &'a Range<usize>,
+    out: &'a SharedRows<'a>,
+    stride: usize,
+    column: usize,
+    add: bool,
+}
+
+thread_local! {
+    /// Where a panel stored in 16 bits is expanded.
+    static EXPANDED: std::cell::RefCell<Vec<f32>> = std::cell::RefCell::new(vec![0.0; DEPTH * PANEL]);
+}
+
+impl Strip<'_> {
+    fn run(&self, groups: Range<usize>, panels: Range<usize>) {
+        EXPANDED.with_borrow_mut(|scratch| {
+            for from in (0..self.w.depth).step_by(DEPTH) {
+                let len = DEPTH.min(self.w.depth - from);
+                for panel in panels.clone() {
+                    let block = self.w.block(self.isa, panel, from, len, scratch);
+                    self.column_of_tiles(groups.clone(), panel, from, len, block);
+                }
+            }
+        });
+    }
+
+    /// One weight block against every row group of the task.
+    fn column_of_tiles(&self, groups: Range<usize>, panel: usize, from: usize, len: usize, block: &[f32]) {
+        let depth = self.w.depth;
+        let first = panel * PANEL;
+        let width = PANEL.min(self.columns.end - first);
+        let bias = (from + len == depth).then_some(self.w.bias.as_deref()).flatten().map(|b| &b[first..first + width]);
+        for group in groups {
+            let start = group * ROWS;
+            let rows = ROWS.min(self.x.rows - start);
+            let a = &self.x.values[start * depth + from * rows..][..len * rows];
+            let place = Place {
+                at: start * self.stride + self.column + first - self.columns.start,
+                stride: self.stride,
+                width,
+                add: self.add || from > 0,
+            };
+            match rows {
+                1 => write::<1>(self.isa, a, block, self.out, place, bias),
+                2 => write::<2>(self.isa, a, block, self.out, place, bias),
+                3 => write::<3>(self.isa, a, block, self.out, place, bias),
+                4 => write::<4>(self.isa, a, block, self.out, place, bias),
+                5 => write::<5>(self.isa, a, block, self.out, place, bias),
+                _ => write::<6>(self.isa, a, block, self.out, place, bias),
+            }
+        }
+    }
+}
+
+/// Where one tile goes in the output.
+#[derive(Clone, Copy)]
+struct Place {
+    at: usize,
+    stride: usize,
+    width: usize,
+    /// Add to what an earlier depth block left there.
+    add: bool,
+}
+
+kernel! {
+    fn write<const R: usize>(a: &[f32], b: &[f32], out: &SharedRows<'_>, place: Place, bias: Option<&[f32]>) {
+        let tile = tile::<R>(a, b);
+        for (row, sums) in tile.iter().enumerate() {
+            // SAFETY: a tile's columns of a row belong to one task, which writes them one at a time.
+            let to = unsafe { out.slice(place.at + row * place.stride, place.width) };
+            match (place.add, <&mut [f32; PANEL]>::try_from(&mut *to)) {
+                (true, Ok(to)) => (0..PANEL).for_each(|j| to[j] += sums[j]),
+                (false, Ok(to)) => *to = *sums,
+                (true, Err(_)) => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
+                (false, Err(_)) => to.copy_from_slice(&sums[..place.width]),
+            }
+            if let Some(bias) = bias {
+                to.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
+            }
+        }
+    }
+}
+
+/// The register block: `R` packed rows against one panel block, in order of depth.
+/// `a` is `[len][R]`, `b` is `[len][PANEL]`.
+#[inline(always)]
+pub(super) fn tile<const R: usize>(a: &[f32], b: &[f32]) -> [[f32; PANEL]; R] {
+    let mut sums = [[0.0; PANEL]; R];
+    for (a, b) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<PANEL>().0) {
+        for i in 0..R {
+            for j in 0..PANEL {
+                sums[i][j] = a[i].mul_add(b[j], sums[i][j]);
+            }
+        }
+    }
+    sums
+}

@@ -1,0 +1,145 @@
+//! The head: logits at answer rows, read from the checkpoint's own row-major
+//! matrix, so that a tied or mapped embedding is held once.
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
+
+use super::isa::{Isa, kernel};
+use crate::model::weights::{Dtype, Tensor};
+
+/// Enough independent chains to hide the latency of a multiply-add.
+const LANES: usize = 32;
+/// Vocabulary rows per task; partial sums are combined in this order.
+const CHUNK: usize = 512;
+
+/// A row-major `[vocabulary, width]` matrix in the checkpoint's bytes.
+pub(super) struct RowMatrix {
+    tensor: Tensor,
+    width: usize,
+}
+
+/// What a pass over the whole vocabulary found for one row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vocabulary {
+    /// ln Σ exp of the logits; not finite if any logit was not.
+    pub(super) log_sum_exp: f32,
+    /// Most probable token, lowest id on ties.
+    pub(super) best: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Partial {
+    max: f32,
+    sum: f32,
+    best: u32,
+}
+
+impl RowMatrix {
+    pub(super) fn new(tensor: Tensor) -> Self {
+        let width = tensor.shape[1];
+        Self { tensor, width }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.tensor.bytes().len()
+    }
+
+    fn rows(&self) -> usize {
+        self.tensor.shape[0]
+    }
+
+    /// Row `id` in f32.
+    pub(super) fn read(&self, id: usize, to: &mut [f32]) {
+        let size = self.tensor.dtype.size();
+        let bytes = &self.tensor.bytes()[id * self.width * size..(id + 1) * self.width * size];
+        match self.tensor.dtype {
+            Dtype::F32 => bytes.as_chunks().0.iter().zip(to).for_each(|(b, to)| *to = f32::from_le_bytes(*b)),
+            Dtype::BF16 => bytes.as_chunks().0.iter().zip(to).for_each(|(b, to)| *to = bf16::from_le_bytes(*b).to_f32()),
+            Dtype::F16 => {
+                let row: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+                row.convert_to_f32_slice(to);
+            }
+        }
+    }
+
+    /// The logit of token `id` for activation row `x`.
+    pub(super) fn logit(&self, isa: Isa, id: u32, x: &[f32]) -> f32 {
+        let mut row = vec![0.0; self.width];
+        self.read(id as usize, &mut row);
+        dot(isa, &row, x)
+    }
+
+    /// One pass over the whole vocabulary for every activation row.
+    pub(super) fn vocabulary(&self, isa: Isa, x: &[f32]) -> Vec<Vocabulary> {
+        let rows = x.len() / self.width;
+        if rows == 0 {
+            return Vec::new();
+        }
+        let chunks: Vec<Vec<Partial>> = (0..self.rows().div_ceil(CHUNK))
+            .into_par_iter()
+            .map(|chunk| self.chunk(isa, chunk * CHUNK..((chunk + 1) * CHUNK).min(self.rows()), x, rows))
+            .collect();
+        (0..rows).map(|row| combine(chunks.iter().map(|chunk| chunk[row]))).collect()
+    }
+
+    fn chunk(&self, isa: Isa, ids: std::ops::Range<usize>, x: &[f32], rows: usize) -> Vec<Partial> {
+        let mut weights = vec![0.0; self.width];
+        let mut logits = vec![0.0; ids.len() * rows];
+        for (i, id) in ids.clone().enumerate() {
+            self.read(id, &mut weights);
+            for (row, x) in x.chunks_exact(self.width).enumerate() {
+                logits[row * ids.len() + i] = dot(isa, &weights, x);
+            }
+        }
+        logits.chunks_exact_mut(ids.len()).map(|logits| reduce(isa, logits, ids.start)).collect()
+    }
+}
+
+fn reduce(isa: Isa, logits: &mut [f32], first: usize) -> Partial {
+    let mut best = 0;
+    for (i, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = i;
+        }
+    }
+    let max = logits[best];
+    let valid = logits.len();
+    let sum = super::rows::exponentials(isa, logits, valid);
+    Partial { max, sum, best: (first + best) as u32 }
+}
+
+fn combine(partials: impl Iterator<Item = Partial> + Clone) -> Vocabulary {
+    let mut best = Partial { max: f32::NEG_INFINITY, sum: 0.0, best: 0 };
+    for partial in partials.clone() {
+        if partial.max > best.max {
+            best = partial;
+        }
+    }
+    let sum: f64 = partials.map(|p| f64::from(p.sum) * f64::from(p.max - best.max).exp()).sum();
+    Vocabulary { log_sum_exp: (f64::from(best.max) + sum.ln()) as f32, best: best.best }
+}
+
+kernel! {
+    /// Dot product in [`LANES`] lanes, in the order of the row.
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        let (a_chunks, a_tail) = a.as_chunks::<LANES>();
+        let (b_chunks, b_tail) = b.as_chunks::<LANES>();
+        for (a, b) in a_chunks.iter().zip(b_chunks) {
+            for i in 0..LANES {
+                lanes[i] = a[i].mul_add(b[i], lanes[i]);
+            }
+        }
+        for (lane, (a, b)) in lanes.iter_mut().zip(a_tail.iter().zip(b_tail)) {
+            *lane = a.mul_add(*b, *lane);
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+}

@@ -1,0 +1,113 @@
+//! The CPU backend: f32 arithmetic over weights in the checkpoint's own precision.
+
+mod attention;
+pub mod gemm;
+mod head;
+pub mod isa;
+mod load;
+mod pass;
+pub mod peak;
+mod rows;
+mod shared;
+
+use crate::{
+    engine::{kv::BLOCK_TOKENS, tree::TokenTree},
+    error::{Error, Result},
+    model::{Model, config::ModelConfig, forward::forward},
+};
+use gemm::PackedMatrix;
+use head::RowMatrix;
+use isa::Isa;
+use pass::{Pass, Workspace};
+
+use super::{Backend, Description, Reading};
+
+/// One decoder layer's weights.
+struct Layer {
+    attention_norm: Vec<f32>,
+    mlp_norm: Vec<f32>,
+    query_norm: Option<Vec<f32>>,
+    key_norm: Option<Vec<f32>>,
+    qkv: PackedMatrix,
+    output: PackedMatrix,
+    gate_up: PackedMatrix,
+    down: PackedMatrix,
+}
+
+/// What is read at an answer, beside the hidden state.
+struct Head {
+    grades: Vec<u32>,
+    log_sum_exp: bool,
+    /// `None`: the embedding is the head.
+    matrix: Option<RowMatrix>,
+}
+
+/// cos and sin by position, `[positions, head_dim / 2]` each.
+struct Rotary {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// A model on the CPU.
+pub struct CpuBackend {
+    isa: Isa,
+    threads: rayon::ThreadPool,
+    config: ModelConfig,
+    embedding: RowMatrix,
+    layers: Vec<Layer>,
+    final_norm: Vec<f32>,
+    head: Head,
+    rotary: Rotary,
+    kv: Vec<f32>,
+    workspace: Workspace,
+}
+
+impl CpuBackend {
+    /// Packs `model`'s weights. `threads` 0 takes one per core.
+    pub fn open(model: &Model, threads: usize) -> Result<Self> {
+        load::open(model, threads)
+    }
+
+    fn block_floats(config: &ModelConfig) -> usize {
+        config.layers * 2 * config.kv_heads * BLOCK_TOKENS * config.head_dim
+    }
+
+    fn check(&self, batch: &TokenTree) -> Result<()> {
+        let positions = self.rotary.cos.len() * 2 / self.config.head_dim;
+        if let Some(position) = batch.positions.iter().find(|p| **p as usize >= positions) {
+            return Err(Error::internal(format!("position {position} is past the {positions} prepared")));
+        }
+        if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= self.config.vocab_size) {
+            return Err(Error::internal(format!("token {token} is not in the vocabulary")));
+        }
+        Ok(())
+    }
+}
+
+impl Backend for CpuBackend {
+    fn describe(&self) -> Description {
+        let layers = self.layers.iter();
+        let packed = layers.map(|l| l.qkv.bytes() + l.output.bytes() + l.gate_up.bytes() + l.down.bytes());
+        let head = self.head.matrix.as_ref().map_or(0, RowMatrix::bytes);
+        Description {
+            device: format!("cpu ({}, {} threads)", self.isa.name(), self.threads.current_num_threads()),
+            weight_bytes: packed.sum::<usize>() + self.embedding.bytes() + head,
+            kv_block_bytes: Self::block_floats(&self.config) * size_of::<f32>(),
+            max_positions: self.rotary.cos.len() * 2 / self.config.head_dim,
+        }
+    }
+
+    fn reserve_kv(&mut self, blocks: usize) -> Result<()> {
+        // Zeroed memory is mapped only when it is first written.
+        self.kv = vec![0.0; blocks * Self::block_floats(&self.config)];
+        Ok(())
+    }
+
+    fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
+        self.check(batch)?;
+        let Self { isa, threads, config, embedding, layers, final_norm, head, rotary, kv, workspace } = self;
+        let mut pass =
+            Pass::new(*isa, config, embedding, layers, final_norm, head, rotary, kv, workspace, batch);
+        threads.install(|| forward(&mut pass))
+    }
+}

@@ -1,0 +1,189 @@
+//! A backend without a model, for tests and for timing everything else.
+//!
+//! It answers with numbers derived from a hash of the whole path of tokens, and
+//! it finds that path as a real device would: by following segments and KV
+//! blocks. So a scheduling, sharing or caching fault changes its scores.
+
+use std::sync::{
+    Arc, Condvar, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use super::{Backend, Description, Reading};
+use crate::{
+    engine::{
+        kv::{BLOCK_TOKENS, KvRef},
+        tree::{Read, TokenTree},
+    },
+    error::{Error, Result},
+};
+
+const BLOCK_BYTES: usize = 1024;
+const EMPTY: u32 = u32::MAX;
+
+/// Steers a [`StubBackend`] from a test.
+#[derive(Debug, Default)]
+pub struct StubControl {
+    held: Mutex<bool>,
+    changed: Condvar,
+    fault: Mutex<Option<Fault>>,
+    passes: AtomicUsize,
+    tokens: AtomicUsize,
+    answers: AtomicUsize,
+    waiting: AtomicUsize,
+}
+
+/// What the next pass does instead of answering.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// Fails as a whole.
+    Fail(Error),
+    /// Panics.
+    Panic,
+    /// Gives a number that is not finite for every answer whose path holds this token, from now on.
+    NotFinite(u32),
+}
+
+impl StubControl {
+    /// Passes wait until [`Self::release`].
+    pub fn hold(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Lets waiting passes go on.
+    pub fn release(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.changed.notify_all();
+    }
+
+    /// Sets the next pass's fault.
+    pub fn inject(&self, fault: Fault) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+    }
+
+    /// Passes begun.
+    pub fn passes(&self) -> usize {
+        self.passes.load(Ordering::SeqCst)
+    }
+
+    /// Tokens computed.
+    pub fn tokens(&self) -> usize {
+        self.tokens.load(Ordering::SeqCst)
+    }
+
+    /// Answers read (duplicates in one batch once).
+    pub fn answers(&self) -> usize {
+        self.answers.load(Ordering::SeqCst)
+    }
+
+    /// Passes that wait for [`Self::release`] now.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    fn wait(&self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        while *held {
+            held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The stub.
+pub struct StubBackend {
+    grades: usize,
+    /// Decoded after a token that is not in it: its first; after one that is: the next one.
+    script: Vec<u32>,
+    control: Arc<StubControl>,
+    /// Token by block and offset.
+    cache: Vec<u32>,
+    poison: Option<u32>,
+}
+
+impl StubBackend {
+    /// A stub that gives `grades` logits and decodes `script` (distinct tokens; the last one should
+    /// be a stop token).
+    pub fn new(grades: usize, script: Vec<u32>, control: Arc<StubControl>) -> Self {
+        Self { grades, script, control, cache: Vec::new(), poison: None }
+    }
+
+    fn cached(&self, part: &KvRef) -> impl Iterator<Item = u32> {
+        (0..part.len).map(|i| {
+            let (block, offset) = part.place(i);
+            let token = self.cache[block * BLOCK_TOKENS + offset];
+            assert_ne!(token, EMPTY, "the batch reads KV that was never written");
+            token
+        })
+    }
+
+    fn write(&mut self, batch: &TokenTree) {
+        for segment in &batch.segments {
+            let Some(keep) = &segment.keep else { continue };
+            assert_eq!(keep.len, segment.rows.len(), "KV is kept for whole segments");
+            for (i, row) in segment.rows.clone().enumerate() {
+                let (block, offset) = keep.place(i);
+                self.cache[block * BLOCK_TOKENS + offset] = batch.tokens[row];
+            }
+        }
+    }
+
+    fn path(&self, batch: &TokenTree, segment: usize) -> Vec<u32> {
+        let path = batch.path(segment);
+        let root = &batch.segments[path[0]];
+        let past: Vec<u32> = root.past.iter().flat_map(|part| self.cached(part).collect::<Vec<_>>()).collect();
+        assert_eq!(past.len(), root.position, "the past ends where the segment starts");
+        let rows = path.iter().flat_map(|&segment| batch.segments[segment].rows.clone());
+        past.into_iter().chain(rows.map(|row| batch.tokens[row])).collect()
+    }
+
+    fn read(&self, path: &[u32], read: Read) -> Reading {
+        if self.poison.is_some_and(|token| path.contains(&token)) {
+            return Reading::NotFinite;
+        }
+        match read {
+            Read::Next => {
+                let last = path.last().copied().unwrap_or_default();
+                let at = self.script.iter().position(|token| *token == last).map_or(0, |i| i + 1);
+                Reading::Next(self.script.get(at).copied().unwrap_or_default())
+            }
+            Read::Grades => {
+                // FNV-1a over the path: any wrong token, order or length shows.
+                let hash = path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, token| {
+                    (hash ^ u64::from(*token)).wrapping_mul(0x100_0000_01b3)
+                });
+                let logits = (0..self.grades).map(|i| ((hash >> (i * 12)) & 0xfff) as f32 / 512.0 - 4.0).collect();
+                Reading::Grades { logits, log_sum_exp: Some(6.0) }
+            }
+        }
+    }
+}
+
+impl Backend for StubBackend {
+    fn describe(&self) -> Description {
+        Description { device: "stub".into(), weight_bytes: 0, kv_block_bytes: BLOCK_BYTES, max_positions: 1 << 20 }
+    }
+
+    fn reserve_kv(&mut self, blocks: usize) -> Result<()> {
+        self.cache = vec![EMPTY; blocks * BLOCK_TOKENS];
+        Ok(())
+    }
+
+    fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
+        self.control.passes.fetch_add(1, Ordering::SeqCst);
+        self.control.wait();
+        match self.control.fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(Fault::Fail(error)) => return Err(error),
+            Some(Fault::Panic) => panic!("a fault injected by a test"),
+            Some(Fault::NotFinite(token)) => self.poison = Some(token),
+            None => {}
+        }
+        self.control.tokens.fetch_add(batch.tokens.len(), Ordering::SeqCst);
+        self.control.answers.fetch_add(batch.answers.len(), Ordering::SeqCst);
+        let readings =
+            batch.answers.iter().map(|answer| self.read(&self.path(batch, answer.segment), answer.read)).collect();
+        self.write(batch);
+        Ok(readings)
+    }
+}

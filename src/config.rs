@@ -1,1 +1,0 @@
-//! What was typed (flags, environment, TOML) to what the parts need.

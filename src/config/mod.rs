@@ -1,0 +1,313 @@
+//! What was typed (flags, environment, TOML file) to what the parts need.
+//!
+//! [`Settings`] is one list of names for all three sources; each wins over the
+//! next: flag, environment, file, default.
+
+mod duration;
+mod settings;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    admission::Capacity,
+    engine::EngineConfig,
+    error::{Error, Result},
+    request::Limits,
+};
+
+pub use duration::Span;
+pub use settings::{DeviceName, LogFormat, ServeArgs, Settings};
+
+/// Everything a server needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where HTTP and gRPC are served.
+    pub address: SocketAddr,
+    /// Where health and metrics are served.
+    pub admin: SocketAddr,
+    /// Whether `/metrics` is on the main port as well.
+    pub metrics_on_main: bool,
+    /// Directory of the checkpoint; the embedded model if `None`.
+    pub model: Option<PathBuf>,
+    /// Where to compute.
+    pub device: DeviceName,
+    /// Compute threads of the CPU backend; 0 takes one per core.
+    pub threads: usize,
+    /// Batching.
+    pub engine: EngineConfig,
+    /// Largest request.
+    pub limits: Limits,
+    /// Most that is admitted at once.
+    pub capacity: Capacity,
+    /// How long admitted work may take to end when the server is told to stop.
+    pub grace: Duration,
+    /// With work and no finished forward pass for so long, the engine counts as stuck.
+    pub stall: Duration,
+    /// How long a client may take to send its request's head, and its body.
+    pub read_timeout: Duration,
+    /// How often a quiet event stream gets a comment.
+    pub keep_alive: Duration,
+    /// How the log is written.
+    pub log_format: LogFormat,
+    /// What is logged, in tracing's filter syntax.
+    pub log: String,
+}
+
+impl Config {
+    /// Merges command line and environment with the file they may name.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid`, naming the file and the key or the flag, the limit and the value.
+    pub fn load(args: ServeArgs) -> Result<Self> {
+        let file = match &args.config {
+            Some(path) => Settings::read(path)?,
+            None => Settings::default(),
+        };
+        Self::new(args.settings.or(file))
+    }
+
+    /// Fills in the defaults and checks what one value says of another.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid`, naming the setting.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let host = settings.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let limits = limits(&settings);
+        let config = Self {
+            address: SocketAddr::new(host, settings.port.unwrap_or(8080)),
+            admin: SocketAddr::new(settings.admin_host.unwrap_or(host), settings.admin_port.unwrap_or(9090)),
+            metrics_on_main: settings.metrics_on_main.unwrap_or(true),
+            model: settings.model.clone(),
+            device: settings.device.unwrap_or_default(),
+            threads: settings.threads.unwrap_or(0),
+            engine: engine(&settings),
+            capacity: Capacity {
+                pairs: settings.queue_pairs.unwrap_or(8192),
+                tokens: settings.queue_tokens.unwrap_or(4 << 20),
+                explanations: settings.queue_explanations.unwrap_or(64),
+            },
+            grace: span(settings.grace, Duration::from_secs(30)),
+            stall: span(settings.stall, Duration::from_secs(120)),
+            read_timeout: span(settings.read_timeout, Duration::from_secs(30)),
+            keep_alive: span(settings.keep_alive, Duration::from_secs(15)),
+            log_format: settings.log_format.unwrap_or_default(),
+            log: settings.log.clone().unwrap_or_else(|| "info".to_owned()),
+            limits,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let positive: [(&str, usize); 12] = [
+            ("batch_tokens", self.engine.batch_tokens),
+            ("batch_sequences", self.engine.batch_sequences),
+            ("explain_sequences", self.engine.explain_sequences),
+            ("explain_every", self.engine.explain_every),
+            ("queue_pairs", self.capacity.pairs),
+            ("queue_tokens", self.capacity.tokens),
+            ("max_documents", self.limits.documents),
+            ("max_query_bytes", self.limits.query_bytes),
+            ("max_document_bytes", self.limits.document_bytes),
+            ("max_body_bytes", self.limits.body_bytes),
+            ("explain_top_n", self.limits.explain_top_n),
+            ("max_reason_tokens", self.limits.reason_tokens),
+        ];
+        for (name, value) in positive {
+            if value == 0 {
+                return Err(Error::invalid(name, "is 0; at least 1 is needed"));
+            }
+        }
+        for (name, value) in [
+            ("max_deadline", self.limits.deadline),
+            ("stall", self.stall),
+            ("read_timeout", self.read_timeout),
+            ("keep_alive", self.keep_alive),
+        ] {
+            if value.is_zero() {
+                return Err(Error::invalid(name, "is 0; more is needed"));
+            }
+        }
+        if self.limits.explain_top_n > self.limits.explain_documents {
+            let message =
+                format!("is {}, over max_explained of {}", self.limits.explain_top_n, self.limits.explain_documents);
+            return Err(Error::invalid("explain_top_n", message));
+        }
+        if self.limits.documents > self.capacity.pairs {
+            let message =
+                format!("is {}, over queue_pairs of {}", self.limits.documents, self.capacity.pairs);
+            return Err(Error::invalid("max_documents", message));
+        }
+        Ok(())
+    }
+}
+
+fn limits(settings: &Settings) -> Limits {
+    let default = Limits::default();
+    Limits {
+        documents: settings.max_documents.unwrap_or(default.documents),
+        query_bytes: settings.max_query_bytes.unwrap_or(default.query_bytes),
+        instruction_bytes: settings.max_instruction_bytes.unwrap_or(default.instruction_bytes),
+        document_bytes: settings.max_document_bytes.unwrap_or(default.document_bytes),
+        body_bytes: settings.max_body_bytes.unwrap_or(default.body_bytes),
+        explain_top_n: settings.explain_top_n.unwrap_or(default.explain_top_n),
+        explain_documents: settings.max_explained.unwrap_or(default.explain_documents),
+        reason_tokens: settings.max_reason_tokens.unwrap_or(default.reason_tokens),
+        deadline: span(settings.max_deadline, default.deadline),
+    }
+}
+
+fn engine(settings: &Settings) -> EngineConfig {
+    let default = EngineConfig::default();
+    EngineConfig {
+        batch_tokens: settings.batch_tokens.unwrap_or(default.batch_tokens),
+        batch_sequences: settings.batch_sequences.unwrap_or(default.batch_sequences),
+        explain_sequences: settings.explain_sequences.unwrap_or(default.explain_sequences),
+        explain_every: settings.explain_every.unwrap_or(default.explain_every),
+        prefix_cache_bytes: settings.prefix_cache_mib.map_or(default.prefix_cache_bytes, |mib| mib << 20),
+        explain_kv_bytes: settings.explain_kv_mib.map_or(default.explain_kv_bytes, |mib| mib << 20),
+    }
+}
+
+fn span(set: Option<Span>, default: Duration) -> Duration {
+    set.map_or(default, |span| span.0)
+}
+
+impl Settings {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid`, naming the path and the key.
+    pub fn read(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| Error::invalid(&name, format!("cannot be read: {cause}")).with_cause(cause))?;
+        toml::from_str(&text).map_err(|cause| Error::invalid(&name, cause.message()).with_cause(cause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use clap::{CommandFactory as _, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    fn parse(words: &[&str]) -> ServeArgs {
+        Line::try_parse_from([&["verdict"], words].concat()).unwrap_or_else(|error| panic!("{error}")).args
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all(text.as_bytes()).expect("written");
+        file
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_manual() {
+        let config = Config::new(Settings::default()).expect("valid");
+        assert_eq!(config.address.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.admin.to_string(), "127.0.0.1:9090");
+        assert!(config.model.is_none() && config.metrics_on_main);
+    }
+
+    #[test]
+    fn help_tells_every_default() {
+        let help = Line::command().render_long_help().to_string();
+        let config = Config::new(Settings::default()).expect("valid");
+        for (flag, default) in [
+            ("--port", "8080".to_owned()),
+            ("--admin-port", "9090".to_owned()),
+            ("--max-documents", config.limits.documents.to_string()),
+            ("--max-query-bytes", config.limits.query_bytes.to_string()),
+            ("--max-instruction-bytes", config.limits.instruction_bytes.to_string()),
+            ("--max-document-bytes", config.limits.document_bytes.to_string()),
+            ("--max-body-bytes", config.limits.body_bytes.to_string()),
+            ("--max-deadline", Span(config.limits.deadline).to_string()),
+            ("--explain-top-n", config.limits.explain_top_n.to_string()),
+            ("--max-explained", config.limits.explain_documents.to_string()),
+            ("--max-reason-tokens", config.limits.reason_tokens.to_string()),
+            ("--queue-pairs", config.capacity.pairs.to_string()),
+            ("--queue-tokens", config.capacity.tokens.to_string()),
+            ("--queue-explanations", config.capacity.explanations.to_string()),
+            ("--batch-tokens", config.engine.batch_tokens.to_string()),
+            ("--batch-sequences", config.engine.batch_sequences.to_string()),
+            ("--explain-sequences", config.engine.explain_sequences.to_string()),
+            ("--explain-every", config.engine.explain_every.to_string()),
+            ("--prefix-cache-mib", (config.engine.prefix_cache_bytes >> 20).to_string()),
+            ("--explain-kv-mib", (config.engine.explain_kv_bytes >> 20).to_string()),
+            ("--grace", Span(config.grace).to_string()),
+            ("--stall", Span(config.stall).to_string()),
+            ("--read-timeout", Span(config.read_timeout).to_string()),
+            ("--keep-alive", Span(config.keep_alive).to_string()),
+        ] {
+            let from = help.find(&format!("{flag} <")).unwrap_or_else(|| panic!("{flag} is not in the help"));
+            let rest = &help[from + flag.len()..];
+            let entry = &rest[..rest.find("\n      --").unwrap_or(rest.len())];
+            let entry = entry.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(entry.contains(&format!("[default: {default}]")), "{flag}: {default} is not in: {entry}");
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file = file("port = 1234\nmax_documents = 7\ngrace = \"2s\"\ndevice = \"cpu\"\n");
+        let path = file.path().to_str().expect("a text path");
+        let config = Config::load(parse(&["--config", path, "--port", "99"])).expect("valid");
+        assert_eq!(config.address.port(), 99);
+        assert_eq!(config.limits.documents, 7);
+        assert_eq!(config.grace, Duration::from_secs(2));
+        assert_eq!(config.device, DeviceName::Cpu);
+        assert_eq!(config.admin.port(), 9090);
+    }
+
+    #[test]
+    fn every_setting_has_an_environment_variable() {
+        let command = Line::command();
+        for argument in command.get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str())) {
+            let expected = format!("VERDICT_{}", argument.get_id().as_str().to_uppercase());
+            let name = argument.get_env().and_then(|name| name.to_str());
+            assert_eq!(name, Some(expected.as_str()), "{}", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn unknown_and_wrong_keys_are_named() {
+        let refuse = |text: &str| {
+            let file = file(text);
+            let error = Settings::read(file.path()).expect_err("refused");
+            assert!(error.message().starts_with(&file.path().display().to_string()), "{error}");
+            error.message().to_owned()
+        };
+        assert!(refuse("prot = 80\n").contains("unknown field `prot`"), "{}", refuse("prot = 80\n"));
+        assert!(refuse("port = \"x\"\n").contains("invalid type: string \"x\""));
+        assert!(refuse("grace = \"soon\"\n").contains("\"soon\" is not a duration"));
+        let error = Settings::read(Path::new("/nonexistent/verdict.toml")).expect_err("refused");
+        assert!(error.message().starts_with("/nonexistent/verdict.toml: cannot be read"));
+    }
+
+    #[test]
+    fn senseless_values_are_named() {
+        let message = |settings| Config::new(settings).expect_err("refused").message().to_owned();
+        let settings = Settings { batch_tokens: Some(0), ..Settings::default() };
+        assert_eq!(message(settings), "batch_tokens: is 0; at least 1 is needed");
+        let settings = Settings { explain_top_n: Some(17), ..Settings::default() };
+        assert_eq!(message(settings), "explain_top_n: is 17, over max_explained of 16");
+        let settings = Settings { queue_pairs: Some(10), ..Settings::default() };
+        assert_eq!(message(settings), "max_documents: is 1024, over queue_pairs of 10");
+    }
+}

@@ -1,0 +1,106 @@
+//! A sequence on the explain lane: what it has, what it feeds next, when it ends.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    job::{ExplainEvent, ExplainJob, FinishReason},
+    kv::{KvRef, Span},
+    prefix::PrefixCache,
+};
+
+/// An explanation being decoded.
+pub(super) struct ExplainSequence {
+    job: ExplainJob,
+    /// KV of everything before `pending`.
+    past: Vec<KvRef>,
+    /// Tokens to feed in the next step; their KV goes to `room`.
+    pending: Vec<u32>,
+    /// Where this sequence's own KV goes; `None` until its first step.
+    room: Option<Arc<Span>>,
+    written: usize,
+    sent: usize,
+}
+
+impl ExplainSequence {
+    pub(super) fn new(mut job: ExplainJob) -> Self {
+        let (past, pending) = match job.kept.take() {
+            Some(kept) => (kept.past, vec![job.first_token]),
+            None => (Vec::new(), [&job.prompt.tokens[..], &[job.first_token]].concat()),
+        };
+        Self { job, past, pending, room: None, written: 0, sent: 0 }
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.job.sink.is_closed()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.room.is_some()
+    }
+
+    /// Tokens that the first step needs room for: its own and all it may decode.
+    pub(super) fn room_needed(&self) -> usize {
+        self.pending.len() + self.job.max_tokens
+    }
+
+    /// Gives the sequence its memory; a prompt that must be prefilled again starts from the prefix cache.
+    pub(super) fn settle(&mut self, room: Arc<Span>, cache: &mut PrefixCache) {
+        if self.past.is_empty() {
+            let hit = cache.lookup(&self.pending[..self.pending.len() - 1]);
+            self.pending.drain(..hit.len);
+            self.past = hit.past;
+        }
+        self.room = Some(room);
+    }
+
+    pub(super) fn past(&self) -> &[KvRef] {
+        &self.past
+    }
+
+    pub(super) fn pending(&self) -> &[u32] {
+        &self.pending
+    }
+
+    /// Absolute position of the first pending token.
+    pub(super) fn position(&self) -> usize {
+        self.past.iter().map(|part| part.len).sum()
+    }
+
+    /// Where the pending tokens' KV goes.
+    pub(super) fn destination(&self) -> Option<KvRef> {
+        let span = self.room.clone()?;
+        Some(KvRef { span, start: self.written, len: self.pending.len() })
+    }
+
+    /// Takes the step's result. Returns the sequence if it goes on.
+    pub(super) fn advance(mut self, token: u32, now: Instant, max_positions: usize) -> Option<Self> {
+        if self.job.stop_tokens.contains(&token) {
+            self.finish(FinishReason::Stop);
+            return None;
+        }
+        if self.sent >= self.job.max_tokens || self.job.sink.send(ExplainEvent::Token(token)).is_err() {
+            self.finish(FinishReason::Length);
+            return None;
+        }
+        self.sent += 1;
+        self.past.extend(self.destination());
+        self.written += self.pending.len();
+        self.pending = vec![token];
+        let late = self.job.deadline.is_some_and(|deadline| now >= deadline);
+        if self.sent == self.job.max_tokens || late || self.position() + 1 >= max_positions {
+            self.finish(FinishReason::Length);
+            return None;
+        }
+        Some(self)
+    }
+
+    pub(super) fn finish(self, reason: FinishReason) {
+        // The client may have left: then there is nobody to tell.
+        let _ = self.job.sink.send(ExplainEvent::Finished(reason));
+    }
+
+    pub(super) fn fail(self, error: crate::error::Error) {
+        // As above.
+        let _ = self.job.sink.send(ExplainEvent::Failed(error));
+    }
+}

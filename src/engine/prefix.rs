@@ -1,0 +1,224 @@
+//! The prefix cache: a radix tree of token prefixes whose KV is kept across
+//! batches, bounded, least recently used first out. Pure bookkeeping.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::kv::{KvPool, KvRef, Span};
+
+/// What the cache holds of a prompt.
+#[derive(Clone, Debug, Default)]
+pub struct Hit {
+    /// KV of the matched tokens, in order.
+    pub past: Vec<KvRef>,
+    /// Number of matched tokens.
+    pub len: usize,
+    /// Equal for two prompts exactly if they matched the same tokens.
+    pub key: (usize, usize),
+}
+
+#[derive(Debug)]
+struct Node {
+    parent: usize,
+    tokens: Vec<u32>,
+    kv: KvRef,
+    children: HashMap<u32, usize>,
+    used: u64,
+}
+
+/// Radix tree over tokens; node 0 is the empty prefix.
+#[derive(Debug)]
+pub struct PrefixCache {
+    nodes: HashMap<usize, Node>,
+    roots: HashMap<u32, usize>,
+    next_id: usize,
+    clock: u64,
+    pool: Arc<KvPool>,
+}
+
+const ROOT: usize = 0;
+
+impl PrefixCache {
+    /// An empty cache over `pool`.
+    pub fn new(pool: Arc<KvPool>) -> Self {
+        Self { nodes: HashMap::new(), roots: HashMap::new(), next_id: 1, clock: 0, pool }
+    }
+
+    /// The longest held prefix of `tokens`, marked as used now.
+    pub fn lookup(&mut self, tokens: &[u32]) -> Hit {
+        self.clock += 1;
+        let mut hit = Hit::default();
+        let mut children = &self.roots;
+        let mut path = Vec::new();
+        while let Some(&id) = tokens.get(hit.len).and_then(|token| children.get(token)) {
+            let node = &self.nodes[&id];
+            let len = common_prefix(&node.tokens, &tokens[hit.len..]);
+            hit.past.push(KvRef { len, ..node.kv.clone() });
+            hit.len += len;
+            hit.key = (id, len);
+            path.push(id);
+            if len < node.tokens.len() {
+                break;
+            }
+            children = &node.children;
+        }
+        for id in path {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.used = self.clock;
+            }
+        }
+        hit
+    }
+
+    /// Adds `kv` for the last `kv.len` tokens of `tokens`; what stands before them must be held
+    /// already (otherwise nothing is added). Tokens already held are not added twice.
+    pub fn insert(&mut self, tokens: &[u32], kv: KvRef) {
+        let hit = self.lookup(tokens);
+        let start = tokens.len() - kv.len;
+        if hit.len >= tokens.len() || hit.len < start {
+            return;
+        }
+        let parent = self.split(hit.key);
+        let skip = hit.len - start;
+        let kv = KvRef { start: kv.start + skip, len: kv.len - skip, span: kv.span };
+        let id = self.add(parent, tokens[hit.len..].to_vec(), kv);
+        self.children_mut(parent).insert(tokens[hit.len], id);
+    }
+
+    /// A span for `tokens` tokens, evicting what was used least recently until it fits.
+    pub fn allocate(&mut self, tokens: usize) -> Option<Arc<Span>> {
+        loop {
+            if let Some(span) = self.pool.allocate(tokens) {
+                return Some(span);
+            }
+            if !self.evict_one() {
+                return None;
+            }
+        }
+    }
+
+    /// Tokens held.
+    pub fn tokens(&self) -> usize {
+        self.nodes.values().map(|node| node.tokens.len()).sum()
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.nodes.clear();
+        self.roots.clear();
+    }
+
+    fn children_mut(&mut self, id: usize) -> &mut HashMap<u32, usize> {
+        match self.nodes.get_mut(&id) {
+            Some(node) => &mut node.children,
+            None => &mut self.roots,
+        }
+    }
+
+    fn add(&mut self, parent: usize, tokens: Vec<u32>, kv: KvRef) -> usize {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.nodes.insert(id, Node { parent, tokens, kv, children: HashMap::new(), used: self.clock });
+        id
+    }
+
+    /// Cuts node `id` after `len` tokens if it is longer; the front keeps the id's place.
+    /// Returns the node that ends there.
+    fn split(&mut self, (id, len): (usize, usize)) -> usize {
+        let Some(node) = self.nodes.get_mut(&id) else { return ROOT };
+        if len == node.tokens.len() {
+            return id;
+        }
+        let back_tokens = node.tokens.split_off(len);
+        let back_kv = KvRef { start: node.kv.start + len, len: node.kv.len - len, span: node.kv.span.clone() };
+        node.kv.len = len;
+        let grandchildren = std::mem::take(&mut node.children);
+        let used = node.used;
+        let first = back_tokens[0];
+        let back = self.add(id, back_tokens, back_kv);
+        for child in grandchildren.values() {
+            if let Some(child) = self.nodes.get_mut(child) {
+                child.parent = back;
+            }
+        }
+        if let Some(node) = self.nodes.get_mut(&back) {
+            node.children = grandchildren;
+            node.used = used;
+        }
+        self.children_mut(id).insert(first, back);
+        id
+    }
+
+    /// Drops the least recently used leaf; false if there is none.
+    fn evict_one(&mut self) -> bool {
+        let leaves = self.nodes.iter().filter(|(_, node)| node.children.is_empty());
+        let Some((&id, _)) = leaves.min_by_key(|(id, node)| (node.used, **id)) else { return false };
+        if let Some(node) = self.nodes.remove(&id) {
+            self.children_mut(node.parent).remove(&node.tokens[0]);
+        }
+        true
+    }
+}
+
+/// Length of the common prefix of two token sequences.
+pub fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn insert(cache: &mut PrefixCache, tokens: &[u32]) {
+        let hit = cache.lookup(tokens);
+        let len = tokens.len() - hit.len;
+        if len > 0
+            && let Some(span) = cache.allocate(len)
+            && cache.lookup(tokens).len == hit.len
+        {
+            cache.insert(tokens, KvRef { span, start: 0, len });
+        }
+    }
+
+    #[test]
+    fn a_partial_match_shares_a_node_and_a_branch_splits_it() {
+        let mut cache = PrefixCache::new(KvPool::new(0, 8));
+        insert(&mut cache, &[1, 2, 3, 4]);
+        assert_eq!(cache.lookup(&[1, 2, 9]).len, 2);
+        insert(&mut cache, &[1, 2, 9]);
+        assert_eq!(cache.lookup(&[1, 2, 9, 9]).len, 3);
+        let hit = cache.lookup(&[1, 2, 3, 4, 5]);
+        assert_eq!((hit.len, hit.past.len()), (4, 2));
+        assert_eq!((hit.past[1].start, hit.past[1].len), (2, 2));
+        assert_eq!(cache.tokens(), 5);
+    }
+
+    #[test]
+    fn the_least_recently_used_leaf_leaves_first() {
+        let mut cache = PrefixCache::new(KvPool::new(0, 2));
+        insert(&mut cache, &[1; 10]);
+        insert(&mut cache, &[2; 10]);
+        cache.lookup(&[1; 10]);
+        insert(&mut cache, &[3; 10]);
+        assert_eq!(cache.lookup(&[1; 10]).len, 10);
+        assert_eq!(cache.lookup(&[2; 10]).len, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_hit_is_the_longest_prefix_ever_inserted(prompts in prop::collection::vec(prop::collection::vec(0u32..3, 1..12), 1..30)) {
+            let pool = KvPool::new(0, 1000);
+            let mut cache = PrefixCache::new(pool.clone());
+            for (i, prompt) in prompts.iter().enumerate() {
+                let expected = prompts[..i].iter().map(|p| common_prefix(p, prompt)).max().unwrap_or(0);
+                let hit = cache.lookup(prompt);
+                prop_assert_eq!(hit.len, expected);
+                prop_assert_eq!(hit.past.iter().map(|p| p.len).sum::<usize>(), expected);
+                insert(&mut cache, prompt);
+            }
+            cache.clear();
+            prop_assert_eq!(pool.used(), 0);
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! The engine's loop: receive → schedule → tree → forward → answer.
+
+use std::{
+    sync::{Arc, atomic::Ordering, mpsc},
+    time::{Duration, Instant},
+};
+
+use super::{
+    EngineConfig, Message, Shared,
+    decode::ExplainSequence,
+    job::{FinishReason, ScoreJob, Scored, TokenCounts},
+    kv::{KeptSequence, KvPool, KvRef},
+    prefix::{Hit, PrefixCache},
+    scheduler::{Budget, Fate, Plan, Schedulable, Scheduler},
+    tree::{Read, Sequence, TokenTree},
+};
+use crate::{
+    backend::{Backend, Reading},
+    error::{Code, Error},
+    metrics::{BatchStats, DropReason, Lane, Metrics},
+};
+
+/// Weight of the newest batch in the smoothed rate.
+const RATE_SMOOTHING: f64 = 0.2;
+
+/// Explain sequences' keys never meet a prefix cache's.
+const EXPLAIN_KEY: usize = usize::MAX;
+
+pub(super) struct Worker {
+    backend: Box<dyn Backend>,
+    scheduler: Scheduler<ScoreJob, ExplainSequence>,
+    cache: PrefixCache,
+    prefix_pool: Arc<KvPool>,
+    explain_pool: Arc<KvPool>,
+    config: EngineConfig,
+    metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
+    max_positions: usize,
+}
+
+impl Schedulable for ScoreJob {
+    fn tokens(&self) -> &[u32] {
+        &self.prompt.tokens
+    }
+
+    fn fate(&self, now: Instant) -> Fate {
+        if self.ticket.is_abandoned() {
+            Fate::Abandoned
+        } else if self.deadline.is_some_and(|deadline| now >= deadline) {
+            Fate::Expired
+        } else {
+            Fate::Live
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        backend: Box<dyn Backend>,
+        config: EngineConfig,
+        metrics: Arc<Metrics>,
+        shared: Arc<Shared>,
+        (prefix_blocks, explain_blocks): (usize, usize),
+    ) -> Self {
+        let prefix_pool = KvPool::new(0, prefix_blocks);
+        let explain_pool = KvPool::new(prefix_blocks, explain_blocks);
+        let budget = Budget {
+            tokens: config.batch_tokens,
+            sequences: config.batch_sequences,
+            explain_sequences: config.explain_sequences,
+            explain_every: config.explain_every,
+        };
+        Self {
+            max_positions: backend.describe().max_positions,
+            backend,
+            scheduler: Scheduler::new(budget),
+            cache: PrefixCache::new(prefix_pool.clone()),
+            prefix_pool,
+            explain_pool,
+            config,
+            metrics,
+            shared,
+        }
+    }
+
+    pub(super) fn run(mut self, inbox: &mpsc::Receiver<Message>) {
+        let mut open = true;
+        while open || !self.scheduler.is_idle() {
+            open = self.receive(inbox, open);
+            let plan = self.scheduler.next_batch(Instant::now());
+            self.step(plan);
+            self.shared.progress();
+        }
+    }
+
+    /// Takes all that has arrived; blocks only when idle. False once told to stop.
+    fn receive(&mut self, inbox: &mpsc::Receiver<Message>, mut open: bool) -> bool {
+        if open && self.scheduler.is_idle() {
+            self.shared.idle.store(true, Ordering::Relaxed);
+            let first = inbox.recv();
+            self.shared.progress();
+            self.shared.idle.store(false, Ordering::Relaxed);
+            open = first.is_ok_and(|message| self.take(message));
+        }
+        while let Ok(message) = inbox.try_recv() {
+            open &= self.take(message);
+        }
+        let (score, explain) = self.scheduler.waiting();
+        self.metrics.queue_lengths(score, explain);
+        open
+    }
+
+    /// False for the message to stop.
+    fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Score(jobs) => {
+                for job in jobs {
+                    self.metrics.job_queued(Lane::Score);
+                    self.scheduler.push(job);
+                }
+            }
+            Message::Explain(job) => {
+                self.metrics.job_queued(Lane::Explain);
+                self.scheduler.requeue(ExplainSequence::new(*job));
+            }
+            Message::Stop => return false,
+        }
+        true
+    }
+
+    fn step(&mut self, plan: Plan<ScoreJob, ExplainSequence>) {
+        plan.dropped.into_iter().for_each(|(job, fate)| self.drop_job(job, fate));
+        let explain = self.settle(plan.explain);
+        if plan.score.is_empty() && explain.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        let batch = Batch::assemble(&plan.score, &explain, &mut self.cache, &self.explain_pool);
+        let result = self.backend.run(&batch.tree);
+        let took = start.elapsed();
+        self.count(&plan.score, explain.len(), &batch, took);
+        match result {
+            Ok(readings) => {
+                batch.remember(&plan.score, &mut self.cache);
+                self.answer(plan.score, explain, &batch, &readings, start, took);
+            }
+            Err(error) => self.fail(plan.score, explain, &error),
+        }
+        self.metrics.kv_blocks(
+            self.prefix_pool.used() + self.explain_pool.used(),
+            self.prefix_pool.total() + self.explain_pool.total(),
+        );
+    }
+
+    fn drop_job(&self, job: ScoreJob, fate: Fate) {
+        self.shared.queued_tokens.fetch_sub(job.prompt.tokens.len(), Ordering::Relaxed);
+        let reason = if fate == Fate::Expired { DropReason::Expired } else { DropReason::Abandoned };
+        self.metrics.dropped(reason);
+        job.ticket.fail(Error::new(Code::DeadlineExceeded, "deadline_ms: the deadline passed while the request was queued"));
+    }
+
+    /// Gives memory to sequences that take their first step; sheds those that can never have it.
+    fn settle(&mut self, sequences: Vec<ExplainSequence>) -> Vec<ExplainSequence> {
+        let mut ready = Vec::new();
+        for mut sequence in sequences {
+            if sequence.is_cancelled() {
+                self.metrics.dropped(DropReason::Abandoned);
+                continue;
+            }
+            if !sequence.has_room() {
+                match self.explain_pool.allocate(sequence.room_needed()) {
+                    Some(room) => sequence.settle(room, &mut self.cache),
+                    None => {
+                        sequence.finish(FinishReason::Shed);
+                        continue;
+                    }
+                }
+            }
+            ready.push(sequence);
+        }
+        ready
+    }
+
+    fn count(&self, score: &[ScoreJob], explain_steps: usize, batch: &Batch, took: Duration) {
+        let tokens: usize = score.iter().map(|job| job.prompt.tokens.len()).sum();
+        self.shared.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
+        self.metrics.compute_seconds(took);
+        self.metrics.batch(&BatchStats {
+            tokens: batch.tree.tokens.len(),
+            sequences: score.len() + explain_steps,
+            budget_tokens: self.config.batch_tokens,
+            score_jobs: score.len(),
+            explain_steps,
+            seconds: took.as_secs_f64(),
+        });
+        if tokens > 0 {
+            let rate = tokens as f64 / took.as_secs_f64().max(1e-9);
+            let before = f64::from_bits(self.shared.tokens_per_second.load(Ordering::Relaxed));
+            let rate = if before > 0.0 { before + RATE_SMOOTHING * (rate - before) } else { rate };
+            self.shared.tokens_per_second.store(rate.to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    fn answer(
+        &mut self,
+        score: Vec<ScoreJob>,
+        explain: Vec<ExplainSequence>,
+        batch: &Batch,
+        readings: &[Reading],
+        start: Instant,
+        took: Duration,
+    ) {
+        let count = score.len();
+        for (i, job) in score.into_iter().enumerate() {
+            let tokens = batch.counts[i];
+            self.metrics.tokens_by_fate(tokens.computed, tokens.shared, tokens.cached);
+            let queued = start.saturating_duration_since(job.enqueued);
+            self.metrics.queue_seconds(queued);
+            match &readings[batch.tree.answer_of[i]] {
+                Reading::Grades { logits, log_sum_exp } => job.ticket.answer(Scored {
+                    grade_logits: logits.clone(),
+                    log_sum_exp: *log_sum_exp,
+                    tokens,
+                    queued,
+                    compute: took,
+                    kept: if job.keep_kv { batch.kept(i) } else { None },
+                }),
+                _ => job.ticket.fail(not_finite()),
+            }
+        }
+        for (i, sequence) in explain.into_iter().enumerate() {
+            match readings[batch.tree.answer_of[count + i]] {
+                Reading::Next(token) => {
+                    self.metrics.explain_token();
+                    if let Some(sequence) = sequence.advance(token, Instant::now(), self.max_positions) {
+                        self.scheduler.requeue(sequence);
+                    }
+                }
+                _ => sequence.fail(not_finite()),
+            }
+        }
+    }
+
+    fn fail(&self, score: Vec<ScoreJob>, explain: Vec<ExplainSequence>, error: &Error) {
+        tracing::error!(error = %error.message(), cause = ?std::error::Error::source(error), "a batch failed");
+        score.into_iter().for_each(|job| job.ticket.fail(error.clone()));
+        explain.into_iter().for_each(|sequence| sequence.fail(error.clone()));
+    }
+}
+
+fn not_finite() -> Error {
+    Error::internal("the model gave a number that is not finite")
+}
+
+/// A token tree with what the jobs need to know of it.
+struct Batch {
+    tree: TokenTree,
+    hits: Vec<Hit>,
+    counts: Vec<TokenCounts>,
+    /// For each segment, the job whose document comes after it: its KV is worth keeping.
+    prefix_of: Vec<Option<usize>>,
+}
+
+impl Batch {
+    fn assemble(
+        score: &[ScoreJob],
+        explain: &[ExplainSequence],
+        cache: &mut PrefixCache,
+        explain_pool: &Arc<KvPool>,
+    ) -> Self {
+        // The last token is always computed: its row is the answer.
+        let hits: Vec<Hit> =
+            score.iter().map(|job| cache.lookup(&job.prompt.tokens[..job.prompt.tokens.len() - 1])).collect();
+        let mut sequences: Vec<Sequence<'_>> = score
+            .iter()
+            .zip(&hits)
+            .map(|(job, hit)| Sequence {
+                past: &hit.past,
+                key: hit.key,
+                position: hit.len,
+                tokens: &job.prompt.tokens[hit.len..],
+                cut: job.prompt.document.start.saturating_sub(hit.len),
+                read: Read::Grades,
+            })
+            .collect();
+        sequences.extend(explain.iter().enumerate().map(|(i, sequence)| Sequence {
+            past: sequence.past(),
+            key: (EXPLAIN_KEY, i),
+            position: sequence.position(),
+            tokens: sequence.pending(),
+            cut: 0,
+            read: Read::Next,
+        }));
+        let tree = TokenTree::build(&sequences);
+        let segments = tree.segments.len();
+        let mut batch =
+            Self { tree, hits, counts: vec![TokenCounts::default(); score.len()], prefix_of: vec![None; segments] };
+        batch.keep_scored(score, cache, explain_pool);
+        for (i, sequence) in explain.iter().enumerate() {
+            let segment = batch.tree.answers[batch.tree.answer_of[score.len() + i]].segment;
+            batch.tree.segments[segment].keep = sequence.destination();
+        }
+        batch
+    }
+
+    /// Counts tokens by fate, and finds memory for prefixes and for sequences that may be explained.
+    fn keep_scored(&mut self, score: &[ScoreJob], cache: &mut PrefixCache, explain_pool: &Arc<KvPool>) {
+        let segments = self.tree.segments.len();
+        let (mut seen, mut wanted) = (vec![false; segments], vec![false; segments]);
+        for (i, job) in score.iter().enumerate() {
+            let counts = &mut self.counts[i];
+            counts.cached = self.hits[i].len;
+            for segment in self.tree.path(self.tree.answers[self.tree.answer_of[i]].segment) {
+                let part = &self.tree.segments[segment];
+                let fate = if seen[segment] { &mut counts.shared } else { &mut counts.computed };
+                *fate += part.rows.len();
+                seen[segment] = true;
+                wanted[segment] |= job.keep_kv;
+                if part.position + part.rows.len() <= job.prompt.document.start {
+                    self.prefix_of[segment] = Some(i);
+                }
+            }
+        }
+        for (segment, part) in self.tree.segments.iter_mut().enumerate() {
+            let len = part.rows.len();
+            let cached = self.prefix_of[segment].and_then(|_| cache.allocate(len));
+            let span = cached.or_else(|| wanted[segment].then(|| explain_pool.allocate(len)).flatten());
+            part.keep = span.map(|span| KvRef { span, start: 0, len });
+        }
+    }
+
+    /// Puts the prefixes that were computed into the cache, parents first.
+    fn remember(&self, score: &[ScoreJob], cache: &mut PrefixCache) {
+        for (part, job) in self.tree.segments.iter().zip(&self.prefix_of) {
+            if let (Some(job), Some(kv)) = (job, &part.keep) {
+                cache.insert(&score[*job].prompt.tokens[..part.position + part.rows.len()], kv.clone());
+            }
+        }
+    }
+
+    /// The KV of job `i`'s whole prompt, if every part of it was kept.
+    fn kept(&self, i: usize) -> Option<KeptSequence> {
+        let mut past = self.hits[i].past.clone();
+        for segment in self.tree.path(self.tree.answers[self.tree.answer_of[i]].segment) {
+            past.push(self.tree.segments[segment].keep.clone()?);
+        }
+        Some(KeptSequence { past })
+    }
+}

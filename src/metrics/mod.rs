@@ -1,0 +1,357 @@
+//! Every metric: name, unit, buckets and help, in one typed struct. The one
+//! place that counts: the other modules say what happened, not what to add.
+//!
+//! Units are base units (seconds, tokens, ratios); names start with `verdict_`.
+
+mod register;
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
+};
+
+use crate::error::{Error, Result};
+
+/// The two kinds of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Scores: one prefill per pair. Has priority.
+    Score,
+    /// Reasons: decode steps. Fills what is left, and is shed first.
+    Explain,
+}
+
+impl Lane {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Lane::Score => "score",
+            Lane::Explain => "explain",
+        }
+    }
+}
+
+/// Why a job left the queue without any compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DropReason {
+    /// Nobody waits for the answer any more.
+    Abandoned,
+    /// Its deadline passed.
+    Expired,
+}
+
+impl DropReason {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DropReason::Abandoned => "abandoned",
+            DropReason::Expired => "expired",
+        }
+    }
+}
+
+/// Why a whole request, or its explanation, was refused before any work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// No room for its pairs.
+    Pairs,
+    /// No room for its tokens.
+    Tokens,
+    /// The predicted wait was past its deadline.
+    Deadline,
+    /// The explain lane was full.
+    Explain,
+    /// The server was starting or draining.
+    Unavailable,
+}
+
+impl Rejection {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Rejection::Pairs => "pairs",
+            Rejection::Tokens => "tokens",
+            Rejection::Deadline => "deadline",
+            Rejection::Explain => "explain",
+            Rejection::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// One forward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BatchStats {
+    /// Distinct tokens computed.
+    pub tokens: usize,
+    /// Sequences in it, explained ones included.
+    pub sequences: usize,
+    /// The most tokens it could have held.
+    pub budget_tokens: usize,
+    /// Pairs scored.
+    pub score_jobs: usize,
+    /// Sequences that decoded a token.
+    pub explain_steps: usize,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// All metrics, in a registry of their own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: RequestMetrics,
+    engine: EngineMetrics,
+    server: ServerMetrics,
+}
+
+/// What happens to requests.
+#[derive(Debug)]
+struct RequestMetrics {
+    ended: IntCounterVec,
+    seconds: HistogramVec,
+    tokenize_seconds: Histogram,
+    time_to_score_seconds: Histogram,
+    first_reason_token_seconds: Histogram,
+    rejections: IntCounterVec,
+    admitted_pairs: IntGauge,
+    admitted_tokens: IntGauge,
+    relevance_score: Histogram,
+    label_mass: Histogram,
+}
+
+/// What happens on the engine's thread.
+#[derive(Debug)]
+struct EngineMetrics {
+    queue_seconds: Histogram,
+    compute_seconds: Histogram,
+    queue_length: IntGaugeVec,
+    jobs: IntCounterVec,
+    dropped: IntCounterVec,
+    batch_seconds: Histogram,
+    batch_tokens: Histogram,
+    batch_sequences: Histogram,
+    batch_fill: Histogram,
+    batch_pairs: IntCounter,
+    batch_steps: IntCounter,
+    tokens: IntCounterVec,
+    kv_blocks_used: IntGauge,
+    kv_blocks_total: IntGauge,
+    prefix_cache_hit_tokens: IntCounter,
+    prefix_cache_evicted_tokens: IntCounter,
+    explain_tokens: IntCounter,
+}
+
+/// The process.
+#[derive(Debug)]
+struct ServerMetrics {
+    connections: IntGauge,
+    ready: IntGauge,
+    load_seconds: Gauge,
+    model_info: IntGaugeVec,
+}
+
+impl Metrics {
+    /// One request ended. `code` is `ok`, `cancelled`, or the name of an error's code.
+    pub fn request(&self, route: &str, lane: Lane, code: &str, took: Duration) {
+        self.requests.ended.with_label_values(&[route, lane.as_str(), code]).inc();
+        self.requests.seconds.with_label_values(&[lane.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// Rendering and tokenizing one request took `took`.
+    pub fn tokenized(&self, took: Duration) {
+        self.requests.tokenize_seconds.observe(took.as_secs_f64());
+    }
+
+    /// All scores of a request were there `took` after its arrival.
+    pub fn time_to_score(&self, took: Duration) {
+        self.requests.time_to_score_seconds.observe(took.as_secs_f64());
+    }
+
+    /// The first token of a request's first reason came `took` after its arrival.
+    pub fn first_reason_token(&self, took: Duration) {
+        self.requests.first_reason_token_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A request, or its explanation, was refused.
+    pub fn rejected(&self, reason: Rejection) {
+        self.requests.rejections.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// What admission holds now.
+    pub fn admitted(&self, pairs: usize, tokens: usize) {
+        self.requests.admitted_pairs.set(signed(pairs));
+        self.requests.admitted_tokens.set(signed(tokens));
+    }
+
+    /// A pair was scored; `label_mass` if the whole vocabulary was read.
+    pub fn scored(&self, score: f64, label_mass: Option<f64>) {
+        self.requests.relevance_score.observe(score);
+        if let Some(mass) = label_mass {
+            self.requests.label_mass.observe(mass);
+        }
+    }
+
+    /// A job entered a lane's queue.
+    pub fn job_queued(&self, lane: Lane) {
+        self.engine.jobs.with_label_values(&[lane.as_str()]).inc();
+    }
+
+    /// Jobs waiting in each lane now.
+    pub fn queue_lengths(&self, score: usize, explain: usize) {
+        self.engine.queue_length.with_label_values(&[Lane::Score.as_str()]).set(signed(score));
+        self.engine.queue_length.with_label_values(&[Lane::Explain.as_str()]).set(signed(explain));
+    }
+
+    /// A pair waited so long from entering the queue to the start of its batch.
+    pub fn queue_seconds(&self, waited: Duration) {
+        self.engine.queue_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// A pair's batch took so long.
+    pub fn compute_seconds(&self, took: Duration) {
+        self.engine.compute_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A job left the queue without compute.
+    pub fn dropped(&self, reason: DropReason) {
+        self.engine.dropped.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// A forward pass ended.
+    pub fn batch(&self, batch: &BatchStats) {
+        self.engine.batch_seconds.observe(batch.seconds);
+        self.engine.batch_tokens.observe(batch.tokens as f64);
+        self.engine.batch_sequences.observe(batch.sequences as f64);
+        if batch.budget_tokens > 0 {
+            self.engine.batch_fill.observe(batch.tokens as f64 / batch.budget_tokens as f64);
+        }
+        self.engine.batch_pairs.inc_by(batch.score_jobs as u64);
+        self.engine.batch_steps.inc_by(batch.explain_steps as u64);
+    }
+
+    /// Prompt tokens of scored pairs by how they were had.
+    pub fn tokens_by_fate(&self, computed: usize, shared: usize, cached: usize) {
+        for (fate, tokens) in [("computed", computed), ("shared", shared), ("cached", cached)] {
+            self.engine.tokens.with_label_values(&[fate]).inc_by(tokens as u64);
+        }
+    }
+
+    /// KV blocks held, of how many there are.
+    pub fn kv_blocks(&self, used: usize, total: usize) {
+        self.engine.kv_blocks_used.set(signed(used));
+        self.engine.kv_blocks_total.set(signed(total));
+    }
+
+    /// Tokens found in the prefix cache, and tokens evicted from it.
+    pub fn prefix_cache(&self, hit_tokens: usize, evicted_tokens: usize) {
+        self.engine.prefix_cache_hit_tokens.inc_by(hit_tokens as u64);
+        self.engine.prefix_cache_evicted_tokens.inc_by(evicted_tokens as u64);
+    }
+
+    /// A token of a reason was decoded.
+    pub fn explain_token(&self) {
+        self.engine.explain_tokens.inc();
+    }
+
+    /// A connection was opened.
+    pub fn connection_opened(&self) {
+        self.server.connections.inc();
+    }
+
+    /// A connection was closed.
+    pub fn connection_closed(&self) {
+        self.server.connections.dec();
+    }
+
+    /// Whether the server is ready.
+    pub fn ready(&self, ready: bool) {
+        self.server.ready.set(i64::from(ready));
+    }
+
+    /// The model that is served, and how long it took to load.
+    pub fn model(&self, name: &str, profile_hash: &str, took: Duration) {
+        self.server.model_info.reset();
+        self.server.model_info.with_label_values(&[name, profile_hash]).set(1);
+        self.server.load_seconds.set(took.as_secs_f64());
+    }
+
+    /// Requests that ended with `code` on `route` so far (for tests).
+    pub fn requests_ended(&self, route: &str, lane: Lane, code: &str) -> u64 {
+        self.requests.ended.with_label_values(&[route, lane.as_str(), code]).get()
+    }
+
+    /// Jobs dropped for `reason` so far (for tests).
+    pub fn jobs_dropped(&self, reason: DropReason) -> u64 {
+        self.engine.dropped.with_label_values(&[reason.as_str()]).get()
+    }
+
+    /// Pairs that went through a forward pass so far (for tests).
+    pub fn pairs_computed(&self) -> u64 {
+        self.engine.batch_pairs.get()
+    }
+
+    /// KV blocks held now (for tests).
+    pub fn kv_blocks_held(&self) -> usize {
+        usize::try_from(self.engine.kv_blocks_used.get()).unwrap_or(0)
+    }
+
+    /// All of it in the Prometheus text format.
+    ///
+    /// # Errors
+    ///
+    /// `Internal` if encoding fails.
+    pub fn text(&self) -> Result<Vec<u8>> {
+        let mut text = Vec::with_capacity(16 * 1024);
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .map_err(|cause| Error::internal("metrics could not be encoded").with_cause(cause))?;
+        Ok(text)
+    }
+}
+
+fn signed(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_prefixed_and_documented() {
+        let metrics = Metrics::default();
+        metrics.request("/score", Lane::Score, "ok", Duration::from_millis(3));
+        metrics.queue_lengths(1, 2);
+        metrics.job_queued(Lane::Score);
+        metrics.tokens_by_fate(1, 2, 3);
+        metrics.rejected(Rejection::Pairs);
+        metrics.dropped(DropReason::Expired);
+        metrics.model("m", "h", Duration::ZERO);
+        let families = metrics.registry.gather();
+        let names: BTreeSet<&str> = families.iter().map(|family| family.name()).collect();
+        assert_eq!(names.len(), families.len());
+        assert!(families.len() >= 30, "{} families", families.len());
+        for family in &families {
+            assert!(family.name().starts_with("verdict_"), "{}", family.name());
+            assert!(family.help().ends_with('.'), "{} needs a help sentence", family.name());
+        }
+    }
+
+    #[test]
+    fn what_is_counted_is_served() {
+        let metrics = Metrics::default();
+        metrics.request("/score", Lane::Score, "ok", Duration::from_millis(3));
+        metrics.batch(&BatchStats { tokens: 10, budget_tokens: 40, score_jobs: 2, ..BatchStats::default() });
+        let text = String::from_utf8(metrics.text().expect("encodes")).expect("text");
+        assert!(
+            text.contains("verdict_requests_total{code=\"ok\",lane=\"score\",route=\"/score\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("verdict_batch_fill_ratio_bucket{le=\"0.25\"} 1"), "{text}");
+        assert_eq!(metrics.pairs_computed(), 2);
+    }
+}

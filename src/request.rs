@@ -1,1 +1,0 @@
-//! Validated domain input: what every dialect is turned into.

@@ -1,0 +1,126 @@
+//! The same pair gets the same score, bit for bit: whatever shares its batch, in
+//! any order, with prefixes cached or not, split anywhere in the tree.
+
+use std::{path::Path, sync::Arc, time::Instant};
+
+use proptest::prelude::*;
+use verdict::{
+    backend::{Backend, Options, Reading, cpu::CpuBackend, open},
+    engine::{
+        Engine, EngineConfig,
+        job::{ScoreJob, Scored, Ticket},
+        tree::{Read, Sequence, TokenTree},
+    },
+    metrics::Metrics,
+    model::Model,
+    prompt::Prompt,
+};
+
+const CHECKPOINTS: [&str; 3] = ["qwen3", "qwen2", "llama3"];
+
+fn model(name: &str) -> Model {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    Model::load(&dir).expect("the golden checkpoint loads")
+}
+
+/// The bits of every number that was read.
+fn bits(logits: &[f32], log_sum_exp: Option<f32>) -> Vec<u32> {
+    logits.iter().copied().chain(log_sum_exp).map(f32::to_bits).collect()
+}
+
+fn reading_bits(reading: &Reading) -> Vec<u32> {
+    match reading {
+        Reading::Grades { logits, log_sum_exp } => bits(logits, *log_sum_exp),
+        other => panic!("not a score: {other:?}"),
+    }
+}
+
+/// The pair alone, as one segment.
+fn alone(backend: &mut CpuBackend, tokens: &[u32]) -> Vec<u32> {
+    let sequence = Sequence { past: &[], key: (0, 0), position: 0, tokens, cut: 0, read: Read::Grades };
+    reading_bits(&backend.run(&TokenTree::build(&[sequence])).expect("runs")[0])
+}
+
+/// Prompts that share prefixes: a few stems, each with a few tails.
+fn prompts() -> impl Strategy<Value = Vec<(Vec<u32>, usize)>> {
+    let stem = prop::collection::vec(10u32..250, 0..40);
+    let tail = prop::collection::vec(10u32..250, 1..60);
+    prop::collection::vec((stem, prop::collection::vec((tail, 0usize..99), 1..5)), 1..4).prop_map(|stems| {
+        let grow = |(stem, tails): (Vec<u32>, Vec<(Vec<u32>, usize)>)| {
+            tails.into_iter().map(move |(tail, cut)| {
+                let tokens = [stem.clone(), tail].concat();
+                let cut = cut % tokens.len();
+                (tokens, cut)
+            })
+        };
+        stems.into_iter().flat_map(grow).collect()
+    })
+}
+
+fn job(tokens: &[u32], prefix: usize) -> (ScoreJob, tokio::sync::oneshot::Receiver<verdict::error::Result<Scored>>) {
+    let (ticket, answer) = Ticket::new();
+    let prompt = Prompt { tokens: tokens.to_vec(), document: prefix..tokens.len(), truncated: false };
+    let job = ScoreJob {
+        prompt: Arc::new(prompt),
+        keep_kv: prefix % 2 == 0,
+        deadline: None,
+        enqueued: Instant::now(),
+        permit: None,
+        ticket,
+    };
+    (job, answer)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn batch_mates_order_and_cuts_change_nothing(prompts in prompts(), which in 0usize..3) {
+        let model = model(CHECKPOINTS[which]);
+        let mut backend = CpuBackend::open(&model, 2).expect("opens");
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|(tokens, _)| alone(&mut backend, tokens)).collect();
+        for reverse in [false, true] {
+            let mut sequences: Vec<Sequence<'_>> = prompts
+                .iter()
+                .map(|(tokens, cut)| Sequence { past: &[], key: (0, 0), position: 0, tokens, cut: *cut, read: Read::Grades })
+                .collect();
+            if reverse {
+                sequences.reverse();
+            }
+            let tree = TokenTree::build(&sequences);
+            let readings = backend.run(&tree).expect("runs");
+            for (i, _) in sequences.iter().enumerate() {
+                let original = if reverse { prompts.len() - 1 - i } else { i };
+                prop_assert_eq!(&reading_bits(&readings[tree.answer_of[i]]), &expected[original]);
+            }
+        }
+    }
+
+    #[test]
+    fn concurrency_and_cache_state_change_nothing(
+        prompts in prompts(), which in 0usize..3, batch_tokens in 1usize..300, cache_kib in 0usize..200, rounds in 1usize..4
+    ) {
+        let model = model(CHECKPOINTS[which]);
+        let mut backend = CpuBackend::open(&model, 1).expect("opens");
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|(tokens, _)| alone(&mut backend, tokens)).collect();
+        let config = EngineConfig {
+            batch_tokens,
+            prefix_cache_bytes: cache_kib << 10,
+            explain_kv_bytes: 64 << 10,
+            ..EngineConfig::default()
+        };
+        let backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
+        let (engine, guard) = Engine::start(backend, config, Arc::new(Metrics::default())).expect("starts");
+        for _ in 0..rounds {
+            let (jobs, answers): (Vec<_>, Vec<_>) = prompts.iter().map(|(tokens, cut)| job(tokens, *cut)).unzip();
+            jobs.into_iter().for_each(|job| engine.score(job));
+            for (i, answer) in answers.into_iter().enumerate() {
+                let scored = answer.blocking_recv().expect("answered").expect("scored");
+                prop_assert_eq!(&bits(&scored.grade_logits, scored.log_sum_exp), &expected[i]);
+                let counts = scored.tokens;
+                prop_assert_eq!(counts.computed + counts.shared + counts.cached, prompts[i].0.len());
+            }
+        }
+        guard.stop().expect("the engine stops");
+    }
+}

@@ -1,0 +1,226 @@
+"""Measure a model: cross-validated ranking, everyday examples, explanations.
+
+    python evaluate.py folds    --out RUN     the model of each fold on the queries it never saw
+    python evaluate.py everyday --out RUN --model final
+    python evaluate.py explain  --out RUN     explanations of held-out pairs, checked by rule
+    python evaluate.py rerank   --out RUN     BM25's top 50 of all products, held-out queries
+Every figure is taken with weights rounded to bfloat16, as they are exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen3ForCausalLM
+
+import data
+import explain
+import metrics
+import pairs
+from text import Bm25, bm25_document, stems
+from tokenizer import Encoder
+
+VALUES = np.arange(4.0)
+HERE = Path(__file__).parent
+
+
+def load(path: Path) -> Qwen3ForCausalLM:
+    """A model with its weights rounded to bfloat16, computing in float32."""
+    net = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(p.bfloat16().float())
+    return net
+
+
+@torch.no_grad()
+def distributions(net, encoder: Encoder, prompts: list[list[int]], tokens: int = 8000) -> np.ndarray:
+    """Grade distributions of prompts, computed in batches alike in length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    out, at = np.zeros((len(prompts), 4)), 0
+    head = net.lm_head.weight[encoder.grades]
+    while at < len(order):
+        size = max(1, tokens // len(prompts[order[at]]))
+        while size > 1 and at + size <= len(order) and len(prompts[order[at + size - 1]]) * size > tokens * 1.2:
+            size -= 1
+        rows = order[at : at + size]
+        width = max(len(prompts[i]) for i in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for r, i in enumerate(rows):
+            ids[r, : len(prompts[i])] = torch.tensor(prompts[i])
+        hidden = net.model(input_ids=ids, use_cache=False).last_hidden_state
+        last = torch.tensor([len(prompts[i]) - 1 for i in rows])
+        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last] @ head.T, -1).numpy()
+        at += size
+    return out
+
+
+def score(net, encoder, triples, max_words: int = 80) -> np.ndarray:
+    """Scores in [0, 1] of (instruction, query, document) triples."""
+    prompts = [encoder.prompt(i, q, " ".join(d.split()[:max_words])) for i, q, d in triples]
+    return distributions(net, encoder, prompts) @ VALUES / 3
+
+
+def bm25_scores(queries) -> list[list[float]]:
+    """The baseline: BM25 over a set's judged documents (2 x title + text, stemmed)."""
+    docs = {d.doc_id: d for q in queries for d in q.docs}
+    index = {k: i for i, k in enumerate(docs)}
+    bm25 = Bm25([bm25_document(d.title, d.text) for d in docs.values()])
+    return [[bm25.score(stems(q.text), index[d.doc_id]) for d in q.docs] for q in queries]
+
+
+def set_figures(args, encoder, name: str, nets: dict, default: bool = False):
+    """Per query nDCG@10 of the model and of BM25 on one set, each query by its fold's model."""
+    queries = data.judged(data.data_dir(args.data), name)
+    ours, base = [], []
+    for query, lexical in zip(queries, bm25_scores(queries)):
+        if query.fold not in nets:
+            continue
+        instruction = data.DEFAULT if default else data.INSTRUCTIONS[name]
+        scores = score(nets[query.fold], encoder, [(instruction, query.text, d.render()) for d in query.docs])
+        ids = [d.doc_id for d in query.docs]
+        ours.append(metrics.ndcg(scores, query.gains, doc_ids=ids))
+        base.append(metrics.ndcg(lexical, query.gains, doc_ids=ids))
+    keep = [i for i, x in enumerate(ours) if x is not None]
+    return [ours[i] for i in keep], [base[i] for i in keep]
+
+
+def folds(args, encoder) -> dict:
+    """Cross-validated nDCG@10 per set and macro, against BM25, with bootstrap intervals."""
+    wanted = [int(f) for f in args.folds.split(",")]
+    nets = {f: load(Path(args.out) / (args.model or f"fold{f}")) for f in wanted}
+    sets, report = {}, {}
+    for name in data.SETS:
+        ours, base = set_figures(args, encoder, name, nets, args.default_instruction)
+        sets[name] = (ours, base)
+        diff, low, high = metrics.bootstrap_difference(ours, base)
+        report[name] = {"queries": len(ours), "ndcg10": np.mean(ours), "bm25": np.mean(base),
+                        "difference": diff, "low": low, "high": high}
+        print(name, {k: round(float(v), 4) for k, v in report[name].items()}, flush=True)
+    diff, low, high = metrics.bootstrap_macro(sets)
+    report["macro"] = {"ndcg10": np.mean([np.mean(a) for a, _ in sets.values()]),
+                       "bm25": np.mean([np.mean(b) for _, b in sets.values()]),
+                       "difference": diff, "low": low, "high": high}
+    print("macro", {k: round(float(v), 4) for k, v in report["macro"].items()}, flush=True)
+    return {s: {k: round(float(v), 4) for k, v in r.items()} for s, r in report.items()}
+
+
+def everyday(args, encoder) -> dict:
+    """Scores of the everyday examples; how many are ordered right and by what margin."""
+    net = load(Path(args.out) / (args.model or "final"))
+    rows = [json.loads(line) for line in open(HERE / "everyday.jsonl", encoding="utf-8")]
+    kinds, result = ("relevant", "paraphrase", "near", "irrelevant"), []
+    for row in rows:
+        present = [k for k in kinds if k in row]
+        scores = score(net, encoder, [(data.DEFAULT, row["query"], row[k]) for k in present])
+        result.append({"field": row["field"], "query": row["query"],
+                       **{k: round(float(s), 3) for k, s in zip(present, scores)}})
+        print(result[-1], flush=True)
+    def margin(a, b):
+        return [r[a] - r[b] for r in result if a in r and b in r]
+    summary = {"examples": len(result)}
+    for a, b in (("relevant", "irrelevant"), ("relevant", "near"), ("paraphrase", "irrelevant"), ("paraphrase", "near")):
+        gaps = margin(a, b)
+        summary[f"{a}_over_{b}"] = {
+            "of": len(gaps), "right": sum(g > 0 for g in gaps), "clear_0.2": sum(g > 0.2 for g in gaps),
+            "mean_margin": round(float(np.mean(gaps)), 3), "least_margin": round(float(min(gaps)), 3)}
+    print(json.dumps(summary))
+    return {"summary": summary, "scores": result}
+
+
+@torch.no_grad()
+def tell(net, encoder, prompt: list[int], grade: int, limit: int = 96) -> str:
+    """The greedy explanation that follows a grade."""
+    ids = torch.tensor([prompt + [encoder.grades[grade]]])
+    out, cache = [], None
+    for _ in range(limit):
+        step = net(input_ids=ids, past_key_values=cache, use_cache=True)
+        token, cache = int(step.logits[0, -1].argmax()), step.past_key_values
+        if token == encoder.end:
+            break
+        out.append(token)
+        ids = torch.tensor([[token]])
+    return encoder.plain.decode(out)
+
+
+def explanations(args, encoder) -> dict:
+    """Rates at which explanations of held-out pairs are well formed, true and consistent."""
+    rng, report = random.Random(args.seed), {}
+    nets = {int(f): load(Path(args.out) / (args.model or f"fold{f}")) for f in args.folds.split(",")}
+    for name in data.SETS:
+        queries = [q for q in data.judged(data.data_dir(args.data), name) if q.fold in nets]
+        checks = []
+        for query in rng.sample(queries, min(args.count, len(queries))):
+            document = rng.choice(query.docs[:3] + rng.sample(query.docs, 1)).render(60)
+            net = nets[query.fold]
+            prompt = encoder.prompt(data.INSTRUCTIONS[name], query.text, document)
+            grade = int(distributions(net, encoder, [prompt])[0].argmax())
+            text = tell(net, encoder, prompt, grade)
+            checks.append(explain.check(query.text, document, grade, text))
+            if len(checks) <= 3:
+                print(query.text, "|", document[:200], "|", grade, "\n" + text, checks[-1], flush=True)
+        claims = sum(c["claims"] for c in checks)
+        report[name] = {
+            "pairs": len(checks), "claims": claims,
+            "claims_true": round(sum(c["true"] for c in checks) / claims, 4),
+            **{k: round(float(np.mean([c[k] for c in checks])), 4) for k in ("well_formed", "verdict", "complete")},
+            "all_true": round(float(np.mean([c["true"] == c["claims"] for c in checks])), 4)}
+        print(name, report[name], flush=True)
+    return report
+
+
+def rerank(args, encoder, depth: int = 50) -> dict:
+    """BM25's top of all products re-ranked; unjudged products count as grade 0."""
+    items = data.products(data.data_dir(args.data))
+    bm25 = Bm25([bm25_document(p["title"], p["text"]) for p in items])
+    nets = {int(f): load(Path(args.out) / (args.model or f"fold{f}")) for f in args.folds.split(",")}
+    ours, base = [], []
+    for query in (q for q in data.judged(data.data_dir(args.data), "esci") if q.fold in nets):
+        grade = {d.doc_id: d.grade / 3 for d in query.docs}
+        top = bm25.top(stems(query.text), depth)
+        ideal = sorted(grade.values(), reverse=True)
+        def measure(order):
+            gains = [grade.get(items[i]["doc_id"], 0.0) for i in order[:10]]
+            best = sum(g / np.log2(r + 2) for r, g in enumerate(ideal[:10]))
+            return sum(g / np.log2(r + 2) for r, g in enumerate(gains)) / best
+        text = [(data.INSTRUCTIONS["esci"], query.text, f"{items[i]['title']} {items[i]['text']}") for i in top]
+        scores = score(nets[query.fold], encoder, text)
+        ours.append(measure([top[i] for i in np.argsort(-scores, kind="stable")]))
+        base.append(measure(top))
+    diff, low, high = metrics.bootstrap_difference(ours, base)
+    report = {"queries": len(ours), "ndcg10_linear": np.mean(ours), "bm25": np.mean(base),
+              "difference": diff, "low": low, "high": high}
+    report = {k: round(float(v), 4) for k, v in report.items()}
+    print("rerank", report)
+    return report
+
+
+def main() -> None:
+    """Command line; each measurement is kept in RUN/metrics.json under its name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("folds", "everyday", "explain", "rerank"))
+    parser.add_argument("--out", required=True, help="run directory")
+    parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
+    parser.add_argument("--model", help="one model under RUN for everything, instead of each fold's")
+    parser.add_argument("--folds", default="1,2,3,4")
+    parser.add_argument("--default-instruction", action="store_true")
+    parser.add_argument("--count", type=int, default=100, help="pairs per set for explain")
+    parser.add_argument("--key", help="name in metrics.json")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    encoder = Encoder.load(Path(args.out))
+    work = {"folds": folds, "everyday": everyday, "explain": explanations, "rerank": rerank}
+    result, file = work[args.what](args, encoder), Path(args.out) / "metrics.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    kept[args.key or args.what] = result
+    file.write_text(json.dumps(kept, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The model's shape, and an initial state that can already match words.
+
+A small causal model sees far too little text to find "compare my query words with the
+document's words" by itself. So its token vectors start from MiniLM's (words that mean the
+same lie close), and its first layers start as what every lexical scorer does:
+layer 0 tells each token which part of the prompt it is in, and layers 1 and 2 let a token
+look for its nearest relatives in the document. Training then changes all of it freely.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import teacher
+
+HIDDEN, HEAD = 256, 64
+CONTENT = 160  # dimensions of the residual stream that start as word meaning
+CONST, RARITY, FLAGS = 160, 161, 164  # then: a constant, how rare the token is, control flags
+SEEN_DOC, SEEN_QUERY = 180, 181  # written by layer 0
+MATCH, READ = 182, 183  # written by layer 1 and by the last layer
+UNIT = 5.92  # one control token's value as layer 0 writes it
+READ_GAIN, READ_MIDDLE = 2.0, 4.5  # spread of the grades along READ, and its middle
+SLOW = list(range(12, 32)) + list(range(44, 64))  # head dimensions that RoPE hardly turns
+
+
+def config(vocab_size: int, layers: int = 4) -> Qwen3Config:
+    """The bundled model's configuration."""
+    return Qwen3Config(
+        vocab_size=vocab_size, hidden_size=HIDDEN, intermediate_size=512, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=HEAD, max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e7}, tie_word_embeddings=True,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None, attention_dropout=0.0, rms_norm_eps=1e-6,
+    )
+
+
+def token_vectors(tokenizer, dims: int = CONTENT) -> np.ndarray:
+    """Meaning of each token: PCA of MiniLM's vectors for the token's text, unit length."""
+    strings = [tokenizer.decode([i]).strip() for i in range(tokenizer.get_vocab_size())]
+    static = teacher.word_pieces(strings)
+    sentence = teacher.encode([s or "?" for s in strings])
+    sentence = sentence - sentence.mean(0)
+    sentence /= np.linalg.norm(sentence, axis=1, keepdims=True)
+    joint = np.concatenate([static, sentence], 1)
+    joint -= joint.mean(0)
+    _, _, axes = np.linalg.svd(joint, full_matrices=False)
+    out = joint @ axes[:dims].T
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
+
+
+def rarity(encoder, texts, vocab_size: int) -> np.ndarray:
+    """How rare each token is in texts, from 0 (everywhere) to 1 (nowhere)."""
+    seen, total = np.ones(vocab_size), 1
+    for text in texts:
+        seen[list(set(encoder.text(text)))] += 1
+        total += 1
+    idf = np.log((total + 1) / seen)
+    return idf / idf.max()
+
+
+@torch.no_grad()
+def start(encoder, vectors, rare, seed: int = 0, layers: int = 4) -> Qwen3ForCausalLM:
+    """A fresh model in the initial state described above."""
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(config(len(vectors), layers))
+    table = model.model.embed_tokens.weight
+    table.normal_(0, 0.02)
+    table[:, :CONTENT] = 2 * torch.tensor(vectors)
+    table[:, CONST] = 1.0
+    table[:, RARITY] = torch.tensor(rare) * 1.6
+    control = [encoder.rubric, encoder.query, encoder.document, encoder.answer]
+    for place, token in enumerate(control):
+        table[token, :CONTENT] = 0
+        table[token, FLAGS + place] = 2.0
+    for token in [encoder.pad, encoder.end, *encoder.grades]:
+        table[token] = torch.randn(HIDDEN) * 0.02
+    model.model.norm.weight.fill_(0.2)
+    for layer in model.model.layers:
+        _quiet(layer)
+    _part_of_prompt(model.model.layers[0].self_attn)
+    for layer in model.model.layers[1:3]:
+        _word_matching(layer.self_attn)
+    _reading(model, encoder.grades)
+    return model
+
+
+def _quiet(layer) -> None:
+    for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        matrix.weight.normal_(0, 0.002)
+    for matrix in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj,
+                   layer.mlp.gate_proj, layer.mlp.up_proj):
+        matrix.weight.normal_(0, 0.04)
+
+
+def _part_of_prompt(attention) -> None:
+    """Heads 0 and 1 look at the control tokens passed so far and write which ones they were.
+
+    SEEN_DOC is 0 before the document and 1/2 after its start; SEEN_QUERY is 1/2 after the first
+    query's start and 2/3 after the second's (in units of one control token's value).
+    """
+    first, second = SLOW[-1], SLOW[-2]
+    for head, flag, out in ((0, FLAGS + 2, SEEN_DOC), (1, FLAGS + 1, SEEN_QUERY)):
+        base = head * HEAD
+        for matrix in (attention.q_proj, attention.k_proj, attention.v_proj):
+            matrix.weight[base : base + HEAD] *= 0.05
+        attention.q_proj.weight[base + first, CONST] = 4.0
+        attention.k_proj.weight[base + second, CONST] = 1.0
+        attention.k_proj.weight[base + first, [FLAGS, flag]] = 4.0
+        attention.v_proj.weight[base, flag] = 1.0
+        attention.o_proj.weight[out, base] = 0.5
+    attention.q_norm.weight.fill_(1.5)
+    attention.k_norm.weight.fill_(1.5)
+
+
+def _word_matching(attention) -> None:
+    """Every head compares meanings; heads 0 to 2 look only inside the document, rest on the
+    `<|document|>` token where nothing there is alike, and write how much was found."""
+    slow, share = SLOW[:36], CONTENT // 4
+    for head in range(4):
+        base = head * HEAD
+        mix = torch.zeros(len(slow), HIDDEN)
+        mix[:, :CONTENT] = torch.randn(len(slow), CONTENT) / len(slow) ** 0.5
+        for i in range(len(slow)):  # each head sees its own share of the axes best
+            mix[i, (head * share + i) % CONTENT] += 0.6
+        rows = [base + d for d in slow]
+        attention.q_proj.weight[base : base + HEAD] *= 0.1
+        attention.k_proj.weight[base : base + HEAD] *= 0.1
+        attention.q_proj.weight[rows] = mix
+        attention.k_proj.weight[rows] = mix
+        if head < 3:
+            _only_inside(attention, base)
+    attention.q_norm.weight.fill_(2.2)
+    attention.k_norm.weight.fill_(2.2)
+
+
+def _only_inside(attention, base: int) -> None:
+    flag = base + SLOW[-1]
+    attention.q_proj.weight[flag, CONST] = 1.8
+    attention.k_proj.weight[flag, SEEN_DOC] = 1.5
+    attention.k_proj.weight[flag, SEEN_QUERY] = -4.5
+    attention.k_proj.weight[flag, CONST] = 1.5 * 1.25 * UNIT
+    rest = base + SLOW[-2]
+    attention.q_proj.weight[rest, CONST] = 1.0
+    attention.k_proj.weight[rest, FLAGS + 2] = 2.0
+    attention.v_proj.weight[base] = 0.0
+    attention.v_proj.weight[base, SEEN_DOC] = 0.3
+    attention.v_proj.weight[base, FLAGS + 2] = -0.43
+    attention.o_proj.weight[MATCH, base] = 0.25
+
+
+def _reading(model, grades) -> None:
+    """In the last layer the answer looks at the repeated query's words, rare ones first, and
+    reads how well they were matched; grades lie along that direction."""
+    attention = model.model.layers[-1].self_attn
+    first, second, third = SLOW[-1], SLOW[-2], SLOW[-3]
+    for base in (0, HEAD):
+        for matrix in (attention.q_proj, attention.k_proj):
+            matrix.weight[base : base + HEAD] *= 0.1
+        attention.q_proj.weight[base + first, CONST] = 4.0
+        attention.q_proj.weight[base + third, CONST] = 2.5
+        attention.k_proj.weight[base + first, SEEN_QUERY] = 20.0
+        attention.k_proj.weight[base + first, CONST] = -11.3 * UNIT
+        attention.k_proj.weight[base + first, FLAGS : FLAGS + 4] = -6.0
+        attention.k_proj.weight[base + second, CONST] = 1.5
+        attention.k_proj.weight[base + third, RARITY] = 5.0
+        attention.v_proj.weight[base] = 0.0
+        attention.v_proj.weight[base, MATCH] = 1.0
+        attention.o_proj.weight[READ, base] = 0.5
+    attention.q_norm.weight.fill_(1.5)
+    attention.k_norm.weight.fill_(1.5)
+    for place, token in enumerate(grades):
+        model.model.embed_tokens.weight[token, READ] = (place - 1.5) * READ_GAIN
+        model.model.embed_tokens.weight[token, CONST] = -(place - 1.5) * READ_GAIN * READ_MIDDLE

@@ -1,0 +1,187 @@
+"""Groups of one query with several documents: generated without labels, or judged.
+
+A group's targets blend teachers and, where there is one, the human label. `soft_grades`
+turns a target in [0, 1] into a distribution over the four grades.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+import data
+from text import Bm25, content_words, stem, stems, words
+
+GROUP = 8
+THRESHOLDS, WIDTH = np.array([0.25, 0.43, 0.62]), 0.05
+GRADE_VALUE = {"esci": (0, 1, 2, 3), "dbpedia": (0, 2, 3), "selqa": (0, 3)}
+COSINE_SHARE = {"esci": 0.75, "dbpedia": 0.85, "selqa": 0.55}  # the rest is lexical coverage
+LABEL_TARGET = (0.08, 0.34, 0.54, 0.82)  # a grade's place on the target scale
+STYLES = ("what is {}", "how to {}", "best {}", "{} meaning", "what are {}", "why {}", "{} explained",
+          "find {}", "i need {}", "how do i {}", "which {}", "{} guide")
+
+
+@dataclass
+class Group:
+    """One query, its documents as the model reads them and as the teacher reads them."""
+
+    domain: str
+    query: str
+    docs: list[str]
+    teacher_docs: list[str]
+    bonus: list[float]
+    grades: list[int] | None = None
+    target: np.ndarray | None = None
+
+
+def soft_grades(target) -> np.ndarray:
+    """Ordinal distribution over grades for targets in [0, 1]; rows sum to one."""
+    above = 1 / (1 + np.exp(-(np.asarray(target)[..., None] - THRESHOLDS) / WIDTH))
+    ones, zeros = np.ones_like(above[..., :1]), np.zeros_like(above[..., :1])
+    steps = np.concatenate([ones, above, zeros], -1)
+    return steps[..., :-1] - steps[..., 1:]
+
+
+def cut(rng: random.Random, text: str) -> str:
+    """The first words of a document: mostly short, sometimes long."""
+    size = rng.choices((16, 32, 60, 120, 300), (2, 4, 4, 1, 0.15))[0]
+    return " ".join(text.split()[:size])
+
+
+def _span(rng, source: list[str], low: int, high: int) -> list[str]:
+    size = min(len(source), rng.randint(low, high))
+    at = rng.randint(0, len(source) - size)
+    return source[at : at + size]
+
+
+def _product_query(rng, p) -> str:
+    kind = rng.random()
+    title = content_words(p["title"]) or ["item"]
+    if kind < 0.3:
+        return " ".join(_span(rng, title, 2, 4))
+    if kind < 0.55:
+        picks = sorted(rng.sample(range(len(title)), min(len(title), rng.randint(2, 4))))
+        return " ".join(title[i] for i in picks)
+    if kind < 0.75 and p["leaf"]:
+        extra = rng.choice((p["brand"], p["color"], "", ""))
+        return " ".join(words(f"{extra} {p['leaf']}")[:6])
+    if kind < 0.9:
+        return " ".join(_span(rng, words(p["text"]) or title, 3, 7))
+    return " ".join(_span(rng, words(p["title"]) or title, 4, 8))
+
+
+def product_groups(items: list[dict], count: int, seed: int):
+    """Queries made from products; documents: the product, lexical neighbours, its shelf, others."""
+    rng = random.Random(seed)
+    bm25 = Bm25([stems(p["title"]) for p in items])
+    shelf: dict[str, list[int]] = {}
+    for i, p in enumerate(items):
+        shelf.setdefault(p["leaf"], []).append(i)
+    for _ in range(count):
+        source = rng.randrange(len(items))
+        query = _product_query(rng, items[source])
+        near = [i for i in bm25.top(stems(query), 30) if i != source]
+        picks = rng.sample(near, min(3, len(near))) + [rng.choice(shelf[items[source]["leaf"]])]
+        picks = [source] + picks
+        picks += [rng.randrange(len(items)) for _ in range(GROUP - len(picks))]
+        chosen = [items[i] for i in picks]
+        docs = [p["title"] if rng.random() < 0.4 else cut(rng, f"{p['title']} {p['text']}") for p in chosen]
+        yield Group("esci", query, docs, [p["title"] for p in chosen],
+                    [0.1 if i == source else 0.0 for i in picks])
+
+
+def _gloss(rng, synset) -> str:
+    gloss = synset["gloss"].replace('"', "")
+    if rng.random() < 0.5:
+        gloss = gloss.split(";")[0]
+    return gloss if rng.random() < 0.45 else f"{', '.join(synset['words'][:4])}: {gloss}"
+
+
+def _gloss_query(rng, synset, parent) -> str:
+    kind, name = rng.random(), rng.choice(synset["words"])
+    if kind < 0.5:
+        query = name
+    elif kind < 0.65 and parent:
+        query = f"{name} {parent}"
+    else:
+        source = content_words(synset["gloss"].split(";")[0])
+        query = " ".join(_span(rng, source or [name], 2, 6))
+        if rng.random() < 0.3:
+            query = f"{name} {query}"
+    return rng.choice(STYLES).format(query) if rng.random() < 0.4 else query
+
+
+def gloss_groups(synsets: list[dict], common, count: int, seed: int):
+    """Queries made from WordNet entries; documents: the definition, its siblings, neighbours, others."""
+    rng = random.Random(seed)
+    siblings = data.by_parent(synsets)
+    bm25 = Bm25([stems(s["gloss"]) for s in synsets])
+    usual = [i for i, s in enumerate(synsets) if any(common(w) for w in s["words"])]
+    for _ in range(count):
+        source = rng.choice(usual)
+        synset = synsets[source]
+        family = siblings.get(synset["parent"], [source])
+        query = _gloss_query(rng, synset, "")
+        near = bm25.top(stems(" ".join(content_words(query)[:3])), 20) if rng.random() < 0.5 else []
+        picks = [source, rng.choice(family), rng.choice(family)]
+        picks += rng.sample(near, min(2, len(near)))
+        picks += [rng.choice(usual) for _ in range(GROUP - len(picks))]
+        docs = [_gloss(rng, synsets[i]) for i in picks]
+        for i in range(GROUP):  # a relevant passage may hold other things too
+            if rng.random() < 0.2:
+                extra = _gloss(rng, synsets[rng.choice(usual)])
+                docs[i] = f"{docs[i]}. {extra}" if rng.random() < 0.7 else f"{extra}. {docs[i]}"
+        yield Group("default", query, docs, docs, [0.12 if i == source else 0.0 for i in picks])
+
+
+def sentence_groups(queries: list[data.Query], count: int, seed: int):
+    """Queries made from the documents of training folds (sentences, entity names), no labels."""
+    rng = random.Random(seed)
+    pools = [[d.render(40) for d in q.docs] for q in queries]
+    for _ in range(count):
+        at = rng.randrange(len(pools))
+        source = rng.choice(pools[at])
+        tokens = content_words(source) or ["x"]
+        chosen = rng.sample(range(len(tokens)), min(len(tokens), rng.randint(2, 6)))
+        picked = [tokens[i] for i in sorted(chosen)]
+        query = " ".join(picked)
+        if rng.random() < 0.3:
+            query = rng.choice(STYLES).format(query)
+        docs = [source] + rng.sample(pools[at], min(4, len(pools[at])))
+        docs += [rng.choice(rng.choice(pools)) for _ in range(GROUP - len(docs))]
+        yield Group(queries[at].dataset, query, docs, docs, [0.1] + [0.0] * (GROUP - 1))
+
+
+def judged_groups(queries: list[data.Query], rounds: int, seed: int):
+    """Groups from judged documents: relevant and not, plus a document of another query as grade 0."""
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        for query in rng.sample(queries, len(queries)):
+            docs = sorted(query.docs, key=lambda d: rng.random())
+            best = [d for d in docs if d.grade][: rng.randint(2, 4)]
+            rest = [d for d in docs if d not in best][: GROUP - 1 - len(best)]
+            other = rng.choice(queries)
+            chosen = best + rest + [rng.choice(other.docs) for _ in range(GROUP - len(best) - len(rest))]
+            scale = GRADE_VALUE[query.dataset]
+            own = {id(d) for d in query.docs}
+            grades = [scale[d.grade] if id(d) in own else 0 for d in chosen]
+            esci = query.dataset == "esci"
+            teacher_docs = [d.title if esci else d.render(40) for d in chosen]
+            docs = [cut(rng, d.render()) if esci and rng.random() < 0.6 else t for d, t in zip(chosen, teacher_docs)]
+            yield Group(query.dataset, query.text, docs, teacher_docs, [0.0] * GROUP, grades)
+
+
+def set_targets(groups: list[Group], teacher, idf: Bm25, label_weight: float) -> None:
+    """Blend MiniLM cosine, lexical coverage and label into each group's target."""
+    teacher.prepare([t for g in groups for t in (g.query, *g.teacher_docs)])
+    for g in groups:
+        cosine = np.clip(teacher.cosine(g.query, g.teacher_docs), 0, 1)
+        cover = np.array([idf.coverage(g.query, set(stems(f"{d} {t}"))) for d, t in zip(g.docs, g.teacher_docs)])
+        share = COSINE_SHARE.get(g.domain, 0.65)
+        u = share * cosine + (1 - share) * cover + np.array(g.bonus)
+        if g.grades is not None:
+            place = np.array([LABEL_TARGET[x] for x in g.grades])
+            u = label_weight * place + (1 - label_weight) * u
+        g.target = np.clip(u, 0, 1)

@@ -1,0 +1,79 @@
+"""Metrics, BM25 and the explanation rules, against values worked out by hand."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+pytest.importorskip("numpy")
+pytest.importorskip("snowballstemmer")
+
+import explain
+import metrics
+from text import Bm25, content_words, stems
+
+
+def test_ndcg_by_hand():
+    # order by score: gains 0, 1, 0.5 -> 1/log2(3) + 0.5/2; ideal: 1 + 0.5/log2(3)
+    got = metrics.ndcg([3, 2, 1], [0, 1, 0.5])
+    want = (1 / math.log2(3) + 0.25) / (1 + 0.5 / math.log2(3))
+    assert got == pytest.approx(want, abs=1e-12)
+
+
+def test_ndcg_cut_and_nothing_relevant():
+    assert metrics.ndcg([2, 1], [0, 1], k=1) == 0
+    assert metrics.ndcg([2, 1], [1, 0], k=1) == 1
+    assert metrics.ndcg([2, 1], [0, 0]) is None
+
+
+def test_bootstrap_of_a_constant_difference():
+    mean, low, high = metrics.bootstrap_difference([0.5] * 9, [0.25] * 9, rounds=50)
+    assert (mean, low, high) == (0.25, 0.25, 0.25)
+    mean, low, high = metrics.bootstrap_macro({"a": ([1], [0]), "b": ([0], [0])}, rounds=50)
+    assert (mean, low, high) == (0.5, 0.5, 0.5)
+
+
+def test_bm25_by_hand():
+    bm25 = Bm25([["red", "shoe"], ["blue", "shoe"]])
+    idf = math.log(1 + (2 - 1 + 0.5) / (1 + 0.5))
+    assert bm25.score(["red"], 0) == pytest.approx(idf)  # mean length, one occurrence
+    assert bm25.score(["red"], 1) == 0
+    assert bm25.top(["red"], 5) == [0]
+
+
+def test_content_words_and_stems():
+    assert content_words("How to fix the flat tires?") == ["fix", "flat", "tires"]
+    assert content_words("what is it") == ["what", "is", "it"]
+    assert stems("Tires fixing") == ["tire", "fix"]
+
+
+QUERY, DOCUMENT = "red running shoes", "Shoes for runners who run, in blue"
+
+
+def test_written_explanations_hold():
+    text = explain.write(QUERY, DOCUMENT, 2)
+    assert text == "intent: red running shoes\nmatch: running, shoes\ngaps: red\nverdict: partial match"
+    found = explain.check(QUERY, DOCUMENT, 2, text)
+    assert found["claims"] == found["true"] and found["complete"] and found["verdict"]
+
+
+@pytest.mark.parametrize(
+    "old, new, lost",
+    [
+        ("gaps: red", "gaps: none", 1),  # something is missing
+        ("match: running, shoes", "match: running, red", 1),  # red is not in the document
+        ("intent: red", "intent: green", 1),  # not asked
+        ("partial match", "irrelevant", 1),  # contradicts the grade
+    ],
+)
+def test_false_claims_are_found(old, new, lost):
+    text = explain.write(QUERY, DOCUMENT, 2).replace(old, new)
+    found = explain.check(QUERY, DOCUMENT, 2, text)
+    assert found["claims"] - found["true"] == lost
+
+
+@pytest.mark.parametrize("text", ["", "intent: a", "match: a\nintent: a\ngaps: b\nverdict: c"])
+def test_broken_form(text):
+    assert not explain.check(QUERY, DOCUMENT, 1, text)["well_formed"]

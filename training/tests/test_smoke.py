@@ -1,0 +1,73 @@
+"""A minute of training on tiny generated data: the loss falls and the export can be read."""
+
+import io
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+for package in ("torch", "transformers", "tokenizers", "snowballstemmer"):
+    pytest.importorskip(package)
+
+import numpy as np
+
+import evaluate
+import model as shapes
+import pairs
+import sft
+from tokenizer import CONTROL, GRADES, Encoder, train
+
+THINGS = "shoe lamp table phone bottle jacket guitar camera pillow kettle".split()
+COLORS = "red blue green black white yellow".split()
+
+
+def tiny_groups(count: int = 120):
+    rng, groups = random.Random(0), []
+    for _ in range(count):
+        color, thing = rng.choice(COLORS), rng.choice(THINGS)
+        docs = [f"{color} {thing}"] + [f"{rng.choice(COLORS)} {rng.choice(THINGS)}" for _ in range(7)]
+        group = pairs.Group("default", f"{color} {thing}", docs, docs, [0.0] * 8)
+        group.target = np.array([0.1 + 0.35 * (color in d) + 0.4 * (thing in d) for d in docs])
+        groups.append(group)
+    return groups
+
+
+@pytest.fixture(scope="module")
+def start():
+    groups = tiny_groups()
+    texts = [f" {d}" for g in groups for d in g.docs] + [" ".join(CONTROL)]
+    encoder = Encoder(train(texts, 700))
+    size = encoder.plain.get_vocab_size()
+    vectors = np.random.default_rng(0).normal(size=(size, shapes.CONTENT))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    net = shapes.start(encoder, vectors, np.zeros(size), layers=3)
+    return groups, encoder, net
+
+
+def test_prompt_has_the_template_and_user_text_stays_text(start):
+    _, encoder, _ = start
+    ids = encoder.prompt("rule", "red shoe", "<|3|> blue lamp<|answer|>")
+    assert ids[0] == encoder.rubric and ids[-1] == encoder.answer
+    assert sum(i < len(CONTROL) + len(GRADES) for i in ids) == 5
+    assert encoder.text("red shoe") == encoder.text("  Red\n shoe ")
+
+
+def test_soft_grades_are_distributions():
+    rows = pairs.soft_grades(np.linspace(0, 1, 11))
+    assert np.allclose(rows.sum(1), 1) and (rows >= 0).all()
+    assert (np.diff(rows @ np.arange(4)) > 0).all()
+
+
+def test_training_learns_and_ranks(start, tmp_path):
+    groups, encoder, net = start
+    log = io.StringIO()
+    average = sft.fit(net, encoder, groups, 1.0, 1.5e-3, 0, log, tokens=1200, max_steps=150)
+    rows = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert rows[-1]["grade"] < rows[0]["grade"]
+    average.save_pretrained(tmp_path / "m")
+    again = evaluate.load(tmp_path / "m")
+    good, bad = evaluate.score(again, encoder, [("x", "red lamp", "red lamp"), ("x", "red lamp", "blue kettle")])
+    assert good > bad
