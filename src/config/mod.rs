@@ -172,8 +172,12 @@ fn engine(settings: &Settings) -> EngineConfig {
         batch_sequences: settings.batch_sequences.unwrap_or(default.batch_sequences),
         explain_sequences: settings.explain_sequences.unwrap_or(default.explain_sequences),
         explain_every: settings.explain_every.unwrap_or(default.explain_every),
-        prefix_cache_bytes: settings.prefix_cache_mib.map_or(default.prefix_cache_bytes, |mib| mib << 20),
-        explain_kv_bytes: settings.explain_kv_mib.map_or(default.explain_kv_bytes, |mib| mib << 20),
+        prefix_cache_bytes: settings
+            .prefix_cache_mib
+            .map_or(default.prefix_cache_bytes, |mib| mib.saturating_mul(1 << 20)),
+        explain_kv_bytes: settings
+            .explain_kv_mib
+            .map_or(default.explain_kv_bytes, |mib| mib.saturating_mul(1 << 20)),
     }
 }
 

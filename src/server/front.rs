@@ -33,7 +33,10 @@ impl Front {
     }
 
     /// Answers one request.
-    pub(crate) async fn call(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    pub(crate) async fn call(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
         let id = self.ids.of(request.headers());
         let grpc = is_grpc(request.headers());
         request.extensions_mut().insert(id.clone());

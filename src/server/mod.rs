@@ -158,13 +158,19 @@ where
 {
     let began = Instant::now();
     let loaded = tokio::task::spawn_blocking(load).await;
-    let (model, backend) = loaded.map_err(|cause| Error::internal("loading the model failed").with_cause(cause))??;
+    let (model, backend) =
+        loaded.map_err(|cause| Error::internal("loading the model failed").with_cause(cause))??;
     let took = began.elapsed();
     let device = backend.describe().device;
     metrics.model(&model.name, &model.profile.hash, took);
     let (engine, guard) = Engine::start(backend, config.engine.clone(), Arc::clone(metrics))?;
-    let service =
-        Service::new(Arc::clone(&model), engine.clone(), config.limits.clone(), config.capacity, Arc::clone(metrics));
+    let service = Service::new(
+        Arc::clone(&model),
+        engine.clone(),
+        config.limits.clone(),
+        config.capacity,
+        Arc::clone(metrics),
+    );
     service.run_probes().await?;
     let (probes, ms) = (model.profile.probes.len(), took.as_millis());
     tracing::info!(model = model.name, device, probes, load_ms = ms, "ready");

@@ -124,7 +124,11 @@ impl State {
             phase => {
                 self.metrics.rejected(Rejection::Unavailable);
                 let starting = phase == Phase::Starting;
-                Err(unavailable(if starting { "the server is starting" } else { "the server is shutting down" }))
+                Err(unavailable(if starting {
+                    "the server is starting"
+                } else {
+                    "the server is shutting down"
+                }))
             }
         }
     }

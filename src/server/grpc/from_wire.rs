@@ -7,9 +7,7 @@ use serde_json::{Map, Number};
 
 use crate::{
     error::{Error, Result},
-    request::{
-        Document, ExplainRequest, Explained, Items, Pair, ScoreOptions, ScoreRequest, Truncation,
-    },
+    request::{Document, ExplainRequest, Explained, Items, Pair, ScoreOptions, ScoreRequest, Truncation},
 };
 
 use super::pb;
@@ -58,7 +56,9 @@ fn request(wire: pb::ScoreRequest) -> Result<ScoreRequest> {
     let truncation = match pb::Truncation::try_from(wire.truncation) {
         Ok(pb::Truncation::Unspecified | pb::Truncation::Document) => Truncation::Document,
         Ok(pb::Truncation::Error) => Truncation::Error,
-        Err(_) => return Err(Error::invalid("truncation", format!("{} is not a Truncation", wire.truncation))),
+        Err(_) => {
+            return Err(Error::invalid("truncation", format!("{} is not a Truncation", wire.truncation)));
+        }
     };
     let options = ScoreOptions {
         instruction: wire.instruction,
@@ -93,7 +93,9 @@ fn pair(index: usize, wire: pb::Pair) -> Result<Pair> {
 fn document(wire: pb::Document, name: impl Fn() -> String) -> Result<Document> {
     let document = match (wire.text, wire.fields) {
         (Some(text), None) => Document::text(text),
-        (None, Some(wire)) => Document::fields(fields(wire, DEPTH).map_err(|message| Error::invalid(&name(), message))?),
+        (None, Some(wire)) => {
+            Document::fields(fields(wire, DEPTH).map_err(|message| Error::invalid(&name(), message))?)
+        }
         (Some(_), Some(_)) => return Err(Error::invalid(&name(), "has both text and fields")),
         (None, None) => return Err(Error::invalid(&name(), "has neither text nor fields")),
     };
@@ -177,7 +179,9 @@ mod tests {
     #[test]
     fn fields_become_what_json_would_be() {
         let json = |kind| Value { kind: Some(kind) };
-        let list = prost_types::ListValue { values: vec![json(Kind::NumberValue(5.0)), json(Kind::NumberValue(0.5))] };
+        let list = prost_types::ListValue {
+            values: vec![json(Kind::NumberValue(5.0)), json(Kind::NumberValue(0.5))],
+        };
         let wire = Struct {
             fields: [
                 ("n".to_owned(), json(Kind::ListValue(list))),

@@ -249,7 +249,10 @@ fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>> {
     });
     match parsed {
         Some(timeout) => Ok(Some(timeout)),
-        None => Err(Error::invalid("grpc-timeout", format!("{value:?}, expected digits and one of H, M, S, m, u, n"))),
+        None => Err(Error::invalid(
+            "grpc-timeout",
+            format!("{value:?}, expected digits and one of H, M, S, m, u, n"),
+        )),
     }
 }
 

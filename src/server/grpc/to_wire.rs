@@ -66,7 +66,9 @@ pub(super) fn event(item: ExplainItem) -> pb::ExplainEvent {
     use pb::explain_event::Event;
     let event = match item {
         ExplainItem::Scores(response) => Event::Scores(scores(response)),
-        ExplainItem::Delta { index, text } => Event::Reason(pb::ReasonDelta { index: small(index), delta: text }),
+        ExplainItem::Delta { index, text } => {
+            Event::Reason(pb::ReasonDelta { index: small(index), delta: text })
+        }
         ExplainItem::ReasonDone(reason) => Event::ReasonDone(reason_done(reason)),
         ExplainItem::Done { usage: tokens, timing: time } => {
             Event::Done(pb::ExplainDone { usage: Some(usage(&tokens)), timing_ms: Some(timing(&time)) })

@@ -45,7 +45,11 @@ fn check_type(headers: &HeaderMap) -> Result<()> {
     let kind = text.split(';').next().unwrap_or_default().trim();
     let json = kind.eq_ignore_ascii_case("application/json")
         || kind.get(kind.len().saturating_sub(5)..).is_some_and(|end| end.eq_ignore_ascii_case("+json"));
-    if json { Ok(()) } else { Err(Error::invalid("content-type", format!("{value:?}, expected application/json"))) }
+    if json {
+        Ok(())
+    } else {
+        Err(Error::invalid("content-type", format!("{value:?}, expected application/json")))
+    }
 }
 
 async fn collect(mut body: Body, limit: usize) -> Result<Bytes> {
@@ -99,7 +103,8 @@ mod tests {
     #[tokio::test]
     async fn pieces_are_joined_up_to_the_limit() {
         let pieces = |sizes: &[usize]| {
-            let pieces: Vec<std::io::Result<Vec<u8>>> = sizes.iter().map(|&size| Ok(vec![b'x'; size])).collect();
+            let pieces: Vec<std::io::Result<Vec<u8>>> =
+                sizes.iter().map(|&size| Ok(vec![b'x'; size])).collect();
             Body::from_stream(stream::iter(pieces))
         };
         assert_eq!(collect(pieces(&[3, 4, 3]), 10).await.expect("fits").len(), 10);

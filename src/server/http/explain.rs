@@ -72,7 +72,10 @@ struct Events {
 impl Stream for Events {
     type Item = Result<Event, Infallible>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> task::Poll<Option<Self::Item>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> task::Poll<Option<Self::Item>> {
         self.stream.poll_item(context).map(|item| {
             let item = item?;
             if matches!(item, ExplainItem::Done { .. })

@@ -10,9 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Result},
-    request::{
-        Document, ExplainRequest, Explained, Items, Pair, ScoreOptions, ScoreRequest, Truncation,
-    },
+    request::{Document, ExplainRequest, Explained, Items, Pair, ScoreOptions, ScoreRequest, Truncation},
 };
 
 #[derive(Deserialize)]
@@ -222,10 +220,16 @@ mod tests {
             refusal(r#"{"query": "q", "documents": ["a", 7]}"#),
             "documents[1]: invalid type: integer `7`, expected a string or an object at line 1 column 35"
         );
-        assert!(refusal(r#"{"query": "q", "documents": "a"}"#).starts_with("documents: invalid type: string"));
-        assert!(refusal(r#"{"query": "q", "documents": [{"id": 5, "t": "x"}]}"#).starts_with("documents[0].id: "));
+        assert!(
+            refusal(r#"{"query": "q", "documents": "a"}"#).starts_with("documents: invalid type: string")
+        );
+        assert!(
+            refusal(r#"{"query": "q", "documents": [{"id": 5, "t": "x"}]}"#).starts_with("documents[0].id: ")
+        );
         assert!(refusal(r#"{"pairs": [{"query": "q"}]}"#).starts_with("pairs[0]: missing field `document`"));
-        assert!(refusal(r#"{"query": "q", "documents": ["a"], "top_n": -1}"#).starts_with("top_n: invalid value"));
+        assert!(
+            refusal(r#"{"query": "q", "documents": ["a"], "top_n": -1}"#).starts_with("top_n: invalid value")
+        );
         assert!(
             refusal(r#"{"query": "q", "documents": ["a"], "truncation": "left"}"#)
                 .starts_with("truncation: unknown variant `left`, expected `document` or `error`")
@@ -244,7 +248,11 @@ mod tests {
     #[test]
     fn what_is_no_json_is_told() {
         assert_eq!(refusal(""), "body: EOF while parsing a value at line 1 column 0");
-        assert!(refusal("{\"query\": ").starts_with("query: EOF while parsing"), "{}", refusal("{\"query\": "));
+        assert!(
+            refusal("{\"query\": ").starts_with("query: EOF while parsing"),
+            "{}",
+            refusal("{\"query\": ")
+        );
         assert!(refusal(r#"{"query": "q", "documents": ["a"]} x"#).starts_with("body: trailing characters"));
         let error = score(b"{\"query\": \"\xff\"}").expect_err("refused");
         assert_eq!(error.message(), "body: not valid UTF-8 at byte 11");
