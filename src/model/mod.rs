@@ -56,6 +56,7 @@ impl Model {
             Profile::builtin(&names, &origin, &tokenizer, &config)?
         };
         let checkpoint = Checkpoint::open(dir)?;
+        checkpoint.check_layout(&config)?;
         let name = profile.name.clone();
         Ok(Self { profile, tokenizer, config, checkpoint, name })
     }

@@ -2,6 +2,7 @@
 //! memory-mapped, or bytes embedded in the binary.
 
 mod finite;
+mod layout;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,6 +16,8 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+
+pub use layout::expected_tensors;
 
 /// Element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,18 +173,34 @@ impl Checkpoint {
     ///
     /// A checkpoint of the bare decoder, whose names lack `model.`, is found too.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.located(name, shape)?;
+        match finite::first_not_finite(tensor.bytes(), tensor.dtype) {
+            None => Ok(tensor),
+            Some((index, value)) => {
+                let problem = format!("tensor {} has {value} at index {index}", tensor.name);
+                Err(Error::invalid(&self.origin, problem))
+            }
+        }
+    }
+
+    /// As [`Checkpoint::tensor`], but its values are not read.
+    fn located(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (name, stored) = self.find(name)?;
         if stored.shape != shape {
             let problem = format!("tensor {name} has shape {:?}, expected {shape:?}", stored.shape);
             return Err(Error::invalid(&self.origin, problem));
         }
-        self.checked(name, stored)
-    }
-
-    /// The tensor `name` in whatever shape it has, else checked as [`Checkpoint::tensor`] does.
-    pub fn any_shape(&self, name: &str) -> Result<Tensor> {
-        let (name, stored) = self.find(name)?;
-        self.checked(name, stored)
+        let dtype = match stored.dtype {
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::BF16 => Dtype::BF16,
+            other => {
+                let problem = format!("tensor {name} is {other:?}; supported are F32, F16 and BF16");
+                return Err(Error::invalid(&self.origin, problem));
+            }
+        };
+        let (storage, range) = (Arc::clone(&stored.storage), stored.range.clone());
+        Ok(Tensor { name: name.to_owned(), dtype, shape: stored.shape.clone(), storage, range })
     }
 
     /// Whether there is a tensor `name`.
@@ -195,27 +214,6 @@ impl Checkpoint {
             .flatten()
             .find_map(|name| Some((name, self.tensors.get(name)?)))
             .ok_or_else(|| Error::invalid(&self.origin, format!("tensor {name} is missing")))
-    }
-
-    fn checked(&self, name: &str, stored: &Stored) -> Result<Tensor> {
-        let dtype = match stored.dtype {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::BF16 => Dtype::BF16,
-            other => {
-                let problem = format!("tensor {name} is {other:?}; supported are F32, F16 and BF16");
-                return Err(Error::invalid(&self.origin, problem));
-            }
-        };
-        let (storage, range) = (Arc::clone(&stored.storage), stored.range.clone());
-        let tensor = Tensor { name: name.to_owned(), dtype, shape: stored.shape.clone(), storage, range };
-        match finite::first_not_finite(tensor.bytes(), dtype) {
-            None => Ok(tensor),
-            Some((index, value)) => {
-                let problem = format!("tensor {name} has {value} at index {index}");
-                Err(Error::invalid(&self.origin, problem))
-            }
-        }
     }
 
     fn add_shards(&mut self, dir: &Path, index: &Path) -> Result<()> {
