@@ -292,6 +292,12 @@ impl Metrics {
         self.engine.batch_pairs.get()
     }
 
+    /// Pairs and tokens that admission holds now (for tests).
+    pub fn admitted_now(&self) -> (usize, usize) {
+        let count = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
+        (count(&self.requests.admitted_pairs), count(&self.requests.admitted_tokens))
+    }
+
     /// KV blocks held now (for tests).
     pub fn kv_blocks_held(&self) -> usize {
         usize::try_from(self.engine.kv_blocks_used.get()).unwrap_or(0)
