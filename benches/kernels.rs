@@ -3,7 +3,11 @@
 //!
 //! `cargo bench --bench kernels`
 
-use std::{hint::black_box, time::Instant};
+use std::hint::black_box;
+
+#[path = "common/clock.rs"]
+mod clock;
+use clock::median;
 
 use verdict::{
     backend::cpu::{
@@ -13,20 +17,6 @@ use verdict::{
     },
     model::weights::Dtype,
 };
-
-/// Median seconds of `runs` calls after one warm-up.
-fn median(runs: usize, mut f: impl FnMut()) -> f64 {
-    f();
-    let mut seconds: Vec<f64> = (0..runs)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds[runs / 2]
-}
 
 fn noise(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
@@ -43,7 +33,7 @@ fn main() {
     let threads = rayon::current_num_threads();
     let peak = peak::gflops(isa, threads);
     println!("{} threads, {}, multiply-add peak {peak:.0} GFLOP/s", threads, isa.name());
-    println!("{:>6} {:>6} {:>6} {:>5} {:>10} {:>8} {:>7}", "rows", "out", "depth", "type", "ms", "GFLOP/s", "of peak");
+    println!("{:>6} {:>6} {:>6} {:>5} {:>10} {:>8} {:>7} {:>7}", "rows", "out", "depth", "type", "ms", "GFLOP/s", "of peak", "by CPU");
     for dtype in [Dtype::F32, Dtype::BF16] {
         for (m, n, k) in [
             (2200, 4096, 1024),
@@ -73,10 +63,17 @@ fn main() {
                 black_box(&out);
             };
             run();
-            let t = median(if m > 1000 { 5 } else { 21 }, run);
+            let clock::Time { wall: t, cpu } = median(if m > 1000 { 5 } else { 21 }, run);
             check(&x, &w, &out, n, k, dtype);
-            let rate = 2.0 * (m * n * k) as f64 / t / 1e9;
-            println!("{m:>6} {n:>6} {k:>6} {:>5} {:>10.3} {rate:>8.1} {:>6.1}%", format!("{dtype:?}"), t * 1e3, 100.0 * rate / peak);
+            let flop = 2.0 * (m * n * k) as f64 / 1e9;
+            println!(
+                "{m:>6} {n:>6} {k:>6} {:>5} {:>10.3} {:>8.1} {:>6.1}% {:>6.1}%",
+                format!("{dtype:?}"),
+                t * 1e3,
+                flop / t,
+                100.0 * flop / t / peak,
+                100.0 * flop / cpu / (peak / threads as f64),
+            );
         }
     }
 }

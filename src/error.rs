@@ -71,8 +71,18 @@ pub struct Error {
     code: Code,
     message: String,
     retry_after: Option<Duration>,
+    limit: Option<Limit>,
     #[source]
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The size limit that a request passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// The most that is accepted.
+    pub limit: usize,
+    /// What was sent.
+    pub value: usize,
 }
 
 /// Shorthand for results with [`Error`].
@@ -81,7 +91,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of any code.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after: None, cause: None }
+        Self { code, message: message.into(), retry_after: None, limit: None, cause: None }
     }
 
     /// A malformed field: the message is prefixed with the field's name.
@@ -91,7 +101,8 @@ impl Error {
 
     /// A field past its limit, naming the limit and the value.
     pub fn too_large(field: &str, unit: &str, limit: usize, value: usize) -> Self {
-        Self::new(Code::TooLarge, format!("{field}: {value} {unit}, over the limit of {limit}"))
+        let message = format!("{field}: {value} {unit}, over the limit of {limit}");
+        Self { limit: Some(Limit { limit, value }), ..Self::new(Code::TooLarge, message) }
     }
 
     /// A fault of ours; `cause` is for the log only.
@@ -126,6 +137,11 @@ impl Error {
     /// When to try again, for `Overloaded` and `Unavailable`.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// The limit that was passed, for `TooLarge`.
+    pub fn limit(&self) -> Option<Limit> {
+        self.limit
     }
 
     /// What the caller may read: an internal error's message stays with us.

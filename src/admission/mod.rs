@@ -85,7 +85,13 @@ impl Admission {
     /// `Overloaded` with when to try again if the queue has no room for all of
     /// it, or if its last pair is predicted to end after `patience`. A request
     /// larger than an idle queue is `TooLarge`, because no retry could succeed.
-    pub fn admit(&self, pairs: usize, tokens: usize, patience: Option<Duration>, load: Load) -> Result<Grant> {
+    pub fn admit(
+        &self,
+        pairs: usize,
+        tokens: usize,
+        patience: Option<Duration>,
+        load: Load,
+    ) -> Result<Grant> {
         let mut ledger = self.shared.ledger();
         let wait = load.wait(tokens);
         match ledger.admit(pairs, tokens, patience, wait) {
@@ -128,11 +134,13 @@ impl Admission {
             }
             Refusal::PairsFull { limit, held } => (
                 Rejection::Pairs,
-                overloaded(format!("the queue holds {held} of at most {limit} pairs")).with_retry_after(retry(0)),
+                overloaded(format!("the queue holds {held} of at most {limit} pairs"))
+                    .with_retry_after(retry(0)),
             ),
             Refusal::TokensFull { limit, held } => (
                 Rejection::Tokens,
-                overloaded(format!("the queue holds {held} of at most {limit} tokens")).with_retry_after(retry(0)),
+                overloaded(format!("the queue holds {held} of at most {limit} tokens"))
+                    .with_retry_after(retry(0)),
             ),
             Refusal::TooSlow { wait, patience } => (
                 Rejection::Deadline,

@@ -12,7 +12,8 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a duration; write a whole number with ms, s or m, such as 30s");
+        let wrong =
+            || format!("{text:?} is not a duration; write a whole number with ms, s or m, such as 30s");
         let unit = text.find(|character: char| !character.is_ascii_digit()).ok_or_else(wrong)?;
         let number: u64 = text[..unit].parse().map_err(|_| wrong())?;
         let milliseconds = match &text[unit..] {

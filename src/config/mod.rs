@@ -47,7 +47,7 @@ pub struct Config {
     pub grace: Duration,
     /// With work and no finished forward pass for so long, the engine counts as stuck.
     pub stall: Duration,
-    /// How long a client may take to send its request's head, and its body.
+    /// How long a client may take to send a request's head, its body, and its next request.
     pub read_timeout: Duration,
     /// How often a quiet event stream gets a comment.
     pub keep_alive: Duration,
@@ -94,7 +94,7 @@ impl Config {
             },
             grace: span(settings.grace, Duration::from_secs(30)),
             stall: span(settings.stall, Duration::from_secs(120)),
-            read_timeout: span(settings.read_timeout, Duration::from_secs(30)),
+            read_timeout: span(settings.read_timeout, Duration::from_secs(75)),
             keep_alive: span(settings.keep_alive, Duration::from_secs(15)),
             log_format: settings.log_format.unwrap_or_default(),
             log: settings.log.clone().unwrap_or_else(|| "info".to_owned()),
@@ -135,8 +135,10 @@ impl Config {
             }
         }
         if self.limits.explain_top_n > self.limits.explain_documents {
-            let message =
-                format!("is {}, over max_explained of {}", self.limits.explain_top_n, self.limits.explain_documents);
+            let message = format!(
+                "is {}, over max_explained of {}",
+                self.limits.explain_top_n, self.limits.explain_documents
+            );
             return Err(Error::invalid("explain_top_n", message));
         }
         if self.limits.documents > self.capacity.pairs {
@@ -170,8 +172,12 @@ fn engine(settings: &Settings) -> EngineConfig {
         batch_sequences: settings.batch_sequences.unwrap_or(default.batch_sequences),
         explain_sequences: settings.explain_sequences.unwrap_or(default.explain_sequences),
         explain_every: settings.explain_every.unwrap_or(default.explain_every),
-        prefix_cache_bytes: settings.prefix_cache_mib.map_or(default.prefix_cache_bytes, |mib| mib << 20),
-        explain_kv_bytes: settings.explain_kv_mib.map_or(default.explain_kv_bytes, |mib| mib << 20),
+        prefix_cache_bytes: settings
+            .prefix_cache_mib
+            .map_or(default.prefix_cache_bytes, |mib| mib.saturating_mul(1 << 20)),
+        explain_kv_bytes: settings
+            .explain_kv_mib
+            .map_or(default.explain_kv_bytes, |mib| mib.saturating_mul(1 << 20)),
     }
 }
 
@@ -278,7 +284,10 @@ mod tests {
     #[test]
     fn every_setting_has_an_environment_variable() {
         let command = Line::command();
-        for argument in command.get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str())) {
+        for argument in command
+            .get_arguments()
+            .filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+        {
             let expected = format!("VERDICT_{}", argument.get_id().as_str().to_uppercase());
             let name = argument.get_env().and_then(|name| name.to_str());
             assert_eq!(name, Some(expected.as_str()), "{}", argument.get_id());

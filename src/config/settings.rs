@@ -72,40 +72,100 @@ pub struct Settings {
     #[arg(long, value_name = "N", env = "VERDICT_THREADS", help_heading = "Model")]
     pub threads: Option<usize>,
     /// Documents or pairs in one request [default: 1024]
-    #[arg(long, value_name = "N", env = "VERDICT_MAX_DOCUMENTS", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VERDICT_MAX_DOCUMENTS",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub max_documents: Option<usize>,
     /// Bytes of a query [default: 16384]
-    #[arg(long, value_name = "BYTES", env = "VERDICT_MAX_QUERY_BYTES", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "VERDICT_MAX_QUERY_BYTES",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub max_query_bytes: Option<usize>,
     /// Bytes of an instruction [default: 16384]
-    #[arg(long, value_name = "BYTES", env = "VERDICT_MAX_INSTRUCTION_BYTES", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "VERDICT_MAX_INSTRUCTION_BYTES",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub max_instruction_bytes: Option<usize>,
     /// Bytes of one document; what passes the model's token limit is truncated [default: 1048576]
-    #[arg(long, value_name = "BYTES", env = "VERDICT_MAX_DOCUMENT_BYTES", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "VERDICT_MAX_DOCUMENT_BYTES",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub max_document_bytes: Option<usize>,
     /// Bytes of a request's body [default: 16777216]
-    #[arg(long, value_name = "BYTES", env = "VERDICT_MAX_BODY_BYTES", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "VERDICT_MAX_BODY_BYTES",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub max_body_bytes: Option<usize>,
     /// Longest deadline, and that of requests without one [default: 60s]
-    #[arg(long, value_name = "TIME", env = "VERDICT_MAX_DEADLINE", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "VERDICT_MAX_DEADLINE",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub max_deadline: Option<Span>,
     /// Documents explained when a request does not say [default: 3]
-    #[arg(long, value_name = "N", env = "VERDICT_EXPLAIN_TOP_N", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VERDICT_EXPLAIN_TOP_N",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub explain_top_n: Option<usize>,
     /// Most documents explained in one request [default: 16]
-    #[arg(long, value_name = "N", env = "VERDICT_MAX_EXPLAINED", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VERDICT_MAX_EXPLAINED",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub max_explained: Option<usize>,
     /// Most tokens of one reason; the model's own limit also holds [default: 256]
-    #[arg(long, value_name = "N", env = "VERDICT_MAX_REASON_TOKENS", help_heading = "Limits on requests (past them: 413)")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VERDICT_MAX_REASON_TOKENS",
+        help_heading = "Limits on requests (past them: 413)"
+    )]
     pub max_reason_tokens: Option<usize>,
     /// Most pairs admitted and not yet answered [default: 8192]
-    #[arg(long, value_name = "N", env = "VERDICT_QUEUE_PAIRS", help_heading = "Admission (past it: 429 with Retry-After)")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VERDICT_QUEUE_PAIRS",
+        help_heading = "Admission (past it: 429 with Retry-After)"
+    )]
     pub queue_pairs: Option<usize>,
     /// Most tokens admitted and not yet answered [default: 4194304]
-    #[arg(long, value_name = "N", env = "VERDICT_QUEUE_TOKENS", help_heading = "Admission (past it: 429 with Retry-After)")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VERDICT_QUEUE_TOKENS",
+        help_heading = "Admission (past it: 429 with Retry-After)"
+    )]
     pub queue_tokens: Option<usize>,
     /// Most sequences being explained or waiting for it; past it reasons are shed, scores are not [default: 64]
-    #[arg(long, value_name = "N", env = "VERDICT_QUEUE_EXPLANATIONS", help_heading = "Admission (past it: 429 with Retry-After)")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VERDICT_QUEUE_EXPLANATIONS",
+        help_heading = "Admission (past it: 429 with Retry-After)"
+    )]
     pub queue_explanations: Option<usize>,
     /// Most distinct tokens in one forward pass [default: 4096]
     #[arg(long, value_name = "N", env = "VERDICT_BATCH_TOKENS", help_heading = "Batching")]
@@ -131,7 +191,7 @@ pub struct Settings {
     /// With work and no finished forward pass for so long, the server is not ready [default: 120s]
     #[arg(long, value_name = "TIME", env = "VERDICT_STALL", help_heading = "Operation")]
     pub stall: Option<Span>,
-    /// How long a client may take to send a request's head, and its body [default: 30s]
+    /// How long a client may take to send a request's head, its body, and its next request [default: 75s]
     #[arg(long, value_name = "TIME", env = "VERDICT_READ_TIMEOUT", help_heading = "Operation")]
     pub read_timeout: Option<Span>,
     /// How often a quiet event stream gets a comment [default: 15s]

@@ -112,7 +112,10 @@ fn value_bytes(value: &serde_json::Value) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{error::Code, request::{Pair, ScoreOptions}};
+    use crate::{
+        error::Code,
+        request::{Pair, ScoreOptions},
+    };
 
     fn limits() -> Limits {
         Limits { documents: 2, query_bytes: 4, instruction_bytes: 4, document_bytes: 8, ..Limits::default() }
@@ -126,7 +129,10 @@ mod tests {
     }
 
     fn documents(query: &str, texts: &[&str]) -> Items {
-        Items::Documents { query: query.into(), documents: texts.iter().copied().map(Document::text).collect() }
+        Items::Documents {
+            query: query.into(),
+            documents: texts.iter().copied().map(Document::text).collect(),
+        }
     }
 
     #[test]
@@ -145,7 +151,10 @@ mod tests {
             Items::Pairs(vec![Pair { query: query.into(), document: Document::text(text) }])
         };
         assert_eq!(refusal(pairs("queries", "a"), plain()), "pairs[0].query: 7 bytes, over the limit of 4");
-        assert_eq!(refusal(pairs("q", "123456789"), plain()), "pairs[0].document: 9 bytes, over the limit of 8");
+        assert_eq!(
+            refusal(pairs("q", "123456789"), plain()),
+            "pairs[0].document: 9 bytes, over the limit of 8"
+        );
         let wordy = ScoreOptions { instruction: Some("judge!".into()), ..plain() };
         assert_eq!(refusal(documents("q", &["a"]), wordy), "instruction: 6 bytes, over the limit of 4");
     }
@@ -160,8 +169,8 @@ mod tests {
 
     #[test]
     fn what_just_fits_passes() {
-        let request =
-            ScoreRequest::new(documents("1234", &["12345678", "b"]), ScoreOptions::default()).expect("well formed");
+        let request = ScoreRequest::new(documents("1234", &["12345678", "b"]), ScoreOptions::default())
+            .expect("well formed");
         limits().check(&request).expect("fits");
     }
 }

@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-pub use limits::Limits;
 pub use crate::prompt::Truncation;
+pub use limits::Limits;
 
 /// What was found: a text, or fields that the profile renders.
 #[derive(Clone, Debug, PartialEq)]
@@ -317,9 +317,13 @@ mod tests {
         assert_eq!(message(new(items("q", &[]))), "documents: is empty; at least one document is needed");
         assert_eq!(message(new(items("q", &["a", "\n"]))), "documents[1]: is empty");
         assert_eq!(message(new(Items::Pairs(Vec::new()))), "pairs: is empty; at least one pair is needed");
-        let pair = |query: &str, document: &str| Pair { query: query.into(), document: Document::text(document) };
+        let pair =
+            |query: &str, document: &str| Pair { query: query.into(), document: Document::text(document) };
         assert_eq!(message(new(Items::Pairs(vec![pair("", "d")]))), "pairs[0].query: is empty");
-        assert_eq!(message(new(Items::Pairs(vec![pair("q", "d"), pair("q", "")]))), "pairs[1].document: is empty");
+        assert_eq!(
+            message(new(Items::Pairs(vec![pair("q", "d"), pair("q", "")]))),
+            "pairs[1].document: is empty"
+        );
         let fields = Items::Documents { query: "q".into(), documents: vec![Document::fields(Map::new())] };
         assert_eq!(message(new(fields)), "documents[0]: is empty");
     }

@@ -1,1 +1,228 @@
-//! server
+//! HTTP and gRPC on one port, health and metrics on another, and the server's
+//! life: bind, load, probe, serve, drain.
+
+mod admin;
+mod call;
+mod front;
+pub mod grpc;
+mod http;
+mod listen;
+mod state;
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+use crate::{
+    backend::Backend,
+    config::Config,
+    engine::{Engine, EngineGuard},
+    error::{Code, Error, Result},
+    metrics::Metrics,
+    model::Model,
+    service::Service,
+};
+
+use front::Front;
+use state::State;
+
+pub use state::Phase;
+
+/// After the last answer, how long connections may take to be closed.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why a server ended; each has its exit code.
+#[derive(Debug)]
+pub enum Failure {
+    /// An address could not be bound.
+    Bind(Error),
+    /// The model was refused, or its probes failed.
+    Model(Error),
+    /// Anything later.
+    Runtime(Error),
+}
+
+impl Failure {
+    /// What went wrong.
+    pub fn error(&self) -> &Error {
+        match self {
+            Failure::Bind(error) | Failure::Model(error) | Failure::Runtime(error) => error,
+        }
+    }
+}
+
+/// A server whose ports are bound.
+pub struct Server {
+    config: Config,
+    metrics: Arc<Metrics>,
+    main: TcpListener,
+    admin: TcpListener,
+    state: Arc<State>,
+}
+
+/// The ports' tasks, and how to end them.
+struct Ports {
+    main: JoinHandle<()>,
+    admin: JoinHandle<()>,
+    stop_main: watch::Sender<bool>,
+    stop_admin: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Binds both ports. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Bind`], naming the address.
+    pub async fn bind(config: Config) -> Result<Self, Failure> {
+        let metrics = Arc::new(Metrics::default());
+        let main = bind(config.address).await?;
+        let admin = bind(config.admin).await?;
+        let state = Arc::new(State::new(&config, Arc::clone(&metrics)));
+        Ok(Self { config, metrics, main, admin, state })
+    }
+
+    /// Where HTTP and gRPC are served.
+    pub fn address(&self) -> SocketAddr {
+        self.main.local_addr().unwrap_or(self.config.address)
+    }
+
+    /// Where health and metrics are served.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.local_addr().unwrap_or(self.config.admin)
+    }
+
+    /// The metrics that it counts.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Tells of every change of phase; starts with [`Phase::Starting`].
+    pub fn phases(&self) -> watch::Receiver<Phase> {
+        self.state.phases()
+    }
+
+    /// Serves until `stop` resolves, then drains. Until the model that `load`
+    /// returns has answered its probes, requests are refused as `Unavailable`.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Model`] if `load` or a probe fails, [`Failure::Runtime`] if the
+    /// engine's thread ends by itself.
+    pub async fn run<L>(self, load: L, stop: impl Future<Output = ()>) -> Result<(), Failure>
+    where
+        L: FnOnce() -> Result<(Arc<Model>, Box<dyn Backend>)> + Send + 'static,
+    {
+        let Self { config, metrics, main, admin, state } = self;
+        let ports = Ports::open(main, admin, &state).map_err(Failure::Runtime)?;
+        tokio::pin!(stop);
+        let started = tokio::select! {
+            biased;
+            () = &mut stop => None,
+            started = start(&state, &config, &metrics, load) => Some(started),
+        };
+        let result = match started {
+            None => Ok(()),
+            Some(Err(error)) => Err(Failure::Model(error)),
+            Some(Ok(guard)) => {
+                let died = tokio::select! {
+                    () = &mut stop => false,
+                    () = guard.ended() => true,
+                };
+                state.drain();
+                finish(&state, config.grace, guard, died).await
+            }
+        };
+        state.drain();
+        ports.close().await;
+        result
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|cause| {
+        let message = format!("{address} cannot be bound: {cause}");
+        Failure::Bind(Error::new(Code::Unavailable, message).with_cause(cause))
+    })
+}
+
+/// Loads the model, starts the engine, probes it, and opens for requests.
+async fn start<L>(state: &State, config: &Config, metrics: &Arc<Metrics>, load: L) -> Result<EngineGuard>
+where
+    L: FnOnce() -> Result<(Arc<Model>, Box<dyn Backend>)> + Send + 'static,
+{
+    let began = Instant::now();
+    let loaded = tokio::task::spawn_blocking(load).await;
+    let (model, backend) =
+        loaded.map_err(|cause| Error::internal("loading the model failed").with_cause(cause))??;
+    let took = began.elapsed();
+    let device = backend.describe().device;
+    metrics.model(&model.name, &model.profile.hash, took);
+    let (engine, guard) = Engine::start(backend, config.engine.clone(), Arc::clone(metrics))?;
+    let service = Service::new(
+        Arc::clone(&model),
+        engine.clone(),
+        config.limits.clone(),
+        config.capacity,
+        Arc::clone(metrics),
+    );
+    service.run_probes().await?;
+    let (probes, ms) = (model.profile.probes.len(), took.as_millis());
+    tracing::info!(model = model.name, device, probes, load_ms = ms, "ready");
+    state.start(service, engine);
+    Ok(guard)
+}
+
+/// Lets admitted requests end, then the engine.
+async fn finish(state: &State, grace: Duration, guard: EngineGuard, died: bool) -> Result<(), Failure> {
+    if died {
+        // Its jobs were answered as they were dropped; there is nothing to wait for.
+        let stopped = tokio::task::spawn_blocking(move || guard.stop()).await;
+        let error = match stopped {
+            Ok(Err(error)) => error,
+            _ => Error::internal("the engine's thread ended by itself"),
+        };
+        return Err(Failure::Runtime(error));
+    }
+    tracing::info!(in_flight = state.in_flight(), grace_ms = grace.as_millis(), "draining");
+    if tokio::time::timeout(grace, state.drained()).await.is_err() {
+        tracing::warn!(in_flight = state.in_flight(), "the grace period ended before all requests did");
+        return Ok(());
+    }
+    match tokio::task::spawn_blocking(move || guard.stop()).await {
+        Ok(Err(error)) => Err(Failure::Runtime(error)),
+        _ => Ok(()),
+    }
+}
+
+impl Ports {
+    fn open(main: TcpListener, admin: TcpListener, state: &Arc<State>) -> Result<Self> {
+        let front = Front::new(http::router(Arc::clone(state)), Some(grpc::router(state)?));
+        let admin_front = Front::new(admin::router(Arc::clone(state)), None);
+        let (stop_main, told_main) = watch::channel(false);
+        let (stop_admin, told_admin) = watch::channel(false);
+        let (timeout, metrics) = (state.read_timeout, &state.metrics);
+        Ok(Self {
+            main: tokio::spawn(listen::serve(main, front, timeout, Arc::clone(metrics), told_main)),
+            admin: tokio::spawn(listen::serve(admin, admin_front, timeout, Arc::clone(metrics), told_admin)),
+            stop_main,
+            stop_admin,
+        })
+    }
+
+    /// Closes the main port, then the admin port, with little patience.
+    async fn close(self) {
+        for (stop, mut port) in [(self.stop_main, self.main), (self.stop_admin, self.admin)] {
+            stop.send_replace(true);
+            if tokio::time::timeout(FAREWELL, &mut port).await.is_err() {
+                // Aborting the task drops its connections.
+                port.abort();
+            }
+        }
+    }
+}

@@ -27,8 +27,8 @@ pub const ROWS: usize = 6;
 /// Depth of one block; partial sums are added in this order.
 pub const DEPTH: usize = 512;
 
-/// Row blocks per task: its packed rows stay in the second-level cache.
-const TASK_ROW_PANELS: usize = 32;
+/// Row groups per task: enough to read each weight panel from memory seldom.
+const TASK_ROW_PANELS: usize = 64;
 /// Weight panels per task: small enough to share work evenly.
 const TASK_COLUMN_PANELS: usize = 16;
 

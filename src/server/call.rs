@@ -1,0 +1,181 @@
+//! One request, from its arrival to the end of its answer, on any transport:
+//! the one place where requests are counted and logged.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::{
+    error::{Code, Error, Result},
+    metrics::Lane,
+    service::Service,
+};
+
+use super::state::{InFlight, State};
+
+/// `x-request-id`, in requests and responses.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest request id that is taken over, in bytes.
+const LONGEST_ID: usize = 128;
+
+/// The client's name for a request, or ours.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(pub(crate) HeaderValue);
+
+impl RequestId {
+    pub(crate) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+/// Makes request ids: unique in the process by a counter, and among processes by chance.
+pub(crate) struct RequestIds {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    pub(crate) fn new() -> Self {
+        Self { process: uuid::Uuid::new_v4().as_u64_pair().0, next: AtomicU64::new(1) }
+    }
+
+    /// The request's own id, if it has a sensible one, else a new one.
+    pub(crate) fn of(&self, headers: &HeaderMap) -> RequestId {
+        let own = headers.get(REQUEST_ID).filter(|id| {
+            !id.is_empty() && id.len() <= LONGEST_ID && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        });
+        RequestId(own.cloned().unwrap_or_else(|| {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let id = format!("{:016x}-{number:x}", self.process);
+            HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
+        }))
+    }
+}
+
+/// A request that is being answered. Say how it ended with [`Call::end`]; one
+/// that is dropped before was cancelled by its client.
+pub(crate) struct Call {
+    state: Arc<State>,
+    route: &'static str,
+    lane: Lane,
+    id: RequestId,
+    arrived: Instant,
+    in_flight: Option<InFlight>,
+    ended: bool,
+}
+
+impl Call {
+    /// A request on `route` has arrived.
+    pub(crate) fn begin(state: &Arc<State>, route: &'static str, lane: Lane, id: RequestId) -> Self {
+        let state = Arc::clone(state);
+        Self { state, route, lane, id, arrived: Instant::now(), in_flight: None, ended: false }
+    }
+
+    /// Lets it in: from here on draining waits for it.
+    pub(crate) fn enter(&mut self) -> Result<()> {
+        self.in_flight = Some(self.state.enter()?);
+        Ok(())
+    }
+
+    /// It turned out to ask for reasons.
+    pub(crate) fn explains(&mut self) {
+        self.lane = Lane::Explain;
+    }
+
+    pub(crate) fn service(&self) -> Result<&Service> {
+        self.state.service()
+    }
+
+    pub(crate) fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    pub(crate) fn id(&self) -> &RequestId {
+        &self.id
+    }
+
+    /// The answer is complete.
+    pub(crate) fn end(mut self, error: Option<&Error>) {
+        self.record(error.map_or("ok", |error| error.code().row().name));
+        self.log(error);
+    }
+
+    fn record(&mut self, code: &str) {
+        self.ended = true;
+        self.state.metrics.request(self.route, self.lane, code, self.arrived.elapsed());
+    }
+
+    fn log(&self, error: Option<&Error>) {
+        let (id, route, ms) = (self.id.as_str(), self.route, self.arrived.elapsed().as_secs_f64() * 1e3);
+        match error {
+            None => tracing::debug!(id, route, ms, "ok"),
+            Some(error) if error.code() == Code::Internal => {
+                tracing::error!(id, route, ms, cause = causes(error), "{error}");
+            }
+            Some(error) => {
+                tracing::info!(id, route, ms, code = error.code().row().name, "{error}");
+            }
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.ended {
+            if std::thread::panicking() {
+                self.record(Code::Internal.row().name);
+            } else {
+                self.record("cancelled");
+                tracing::debug!(id = self.id.as_str(), route = self.route, "cancelled by the client");
+            }
+        }
+    }
+}
+
+/// The chain of private causes, outermost first.
+pub(crate) fn causes(error: &Error) -> String {
+    let mut text = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_taken_over_or_made() {
+        let ids = RequestIds::new();
+        let with = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_bytes(value).expect("a header"));
+            ids.of(&headers).as_str().to_owned()
+        };
+        assert_eq!(with(b"abc-1"), "abc-1");
+        for unfit in [&b""[..], b"two words", &[b'x'; 129], &[0xff]] {
+            let made = with(unfit);
+            assert!(made.len() > 17 && made.as_bytes()[16] == b'-', "{made}");
+        }
+        assert_ne!(ids.of(&HeaderMap::new()).as_str(), ids.of(&HeaderMap::new()).as_str());
+    }
+
+    #[test]
+    fn causes_are_told_outermost_first() {
+        let inner = Error::internal("inner").with_cause(std::io::Error::other("disk"));
+        assert_eq!(causes(&Error::internal("outer").with_cause(inner)), "inner: disk");
+    }
+}

@@ -1,0 +1,61 @@
+//! The first thing a request meets: it gets an id, goes to HTTP or gRPC, and a
+//! panic on its way becomes an answer.
+
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Request, Response, header::CONTENT_TYPE},
+};
+use futures::FutureExt as _;
+use hyper::body::Incoming;
+use tower::Service as _;
+
+use crate::error::Error;
+
+use super::{
+    call::{REQUEST_ID, RequestIds},
+    grpc, http,
+};
+
+/// Serves both protocols on one port.
+pub(crate) struct Front {
+    http: Router,
+    /// Absent on the admin port.
+    grpc: Option<Router>,
+    ids: RequestIds,
+}
+
+impl Front {
+    pub(crate) fn new(http: Router, grpc: Option<Router>) -> Arc<Self> {
+        Arc::new(Self { http, grpc, ids: RequestIds::new() })
+    }
+
+    /// Answers one request.
+    pub(crate) async fn call(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
+        let id = self.ids.of(request.headers());
+        let grpc = is_grpc(request.headers());
+        request.extensions_mut().insert(id.clone());
+        let router = if grpc { self.grpc.as_ref().unwrap_or(&self.http) } else { &self.http };
+        let answer = router.clone().call(request.map(Body::new));
+        let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
+            Ok(Ok(response)) => response,
+            Err(_) => {
+                // The panic's message and place are on standard error already.
+                tracing::error!(id = id.as_str(), "a handler panicked");
+                let error = Error::internal("a handler panicked");
+                if grpc { grpc::status(&error).into_http() } else { http::problem(&error, &id) }
+            }
+        };
+        response.headers_mut().insert(REQUEST_ID, id.0);
+        Ok(response)
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}

@@ -1,0 +1,277 @@
+//! JSON requests as they are written, and as what they mean.
+
+use std::{fmt, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
+use serde_json::{Map, Value};
+
+use crate::{
+    error::{Error, Result},
+    request::{Document, ExplainRequest, Explained, Items, Pair, ScoreOptions, ScoreRequest, Truncation},
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScoreBody {
+    model: Option<String>,
+    query: Option<String>,
+    documents: Option<Vec<DocumentBody>>,
+    pairs: Option<Vec<PairBody>>,
+    instruction: Option<String>,
+    top_n: Option<usize>,
+    sort: Option<bool>,
+    truncation: Option<TruncationBody>,
+    deadline_ms: Option<u64>,
+    return_documents: Option<bool>,
+    raw: Option<bool>,
+    explain_top_n: Option<usize>,
+    max_reason_tokens: Option<usize>,
+    explain_indices: Option<Vec<usize>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PairBody {
+    query: String,
+    document: DocumentBody,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TruncationBody {
+    Document,
+    Error,
+}
+
+/// A string, or an object whose `id` is the document's and whose other members are its fields.
+struct DocumentBody(Document);
+
+impl<'de> Deserialize<'de> for DocumentBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct DocumentVisitor;
+
+        impl<'de> Visitor<'de> for DocumentVisitor {
+            type Value = DocumentBody;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a string or an object")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<DocumentBody, E> {
+                Ok(DocumentBody(Document::text(text)))
+            }
+
+            fn visit_string<E: de::Error>(self, text: String) -> std::result::Result<DocumentBody, E> {
+                Ok(DocumentBody(Document::text(text)))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<DocumentBody, A::Error> {
+                let mut id = None;
+                let mut fields = Map::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "id" {
+                        id = map.next_value::<Option<String>>()?;
+                    } else {
+                        fields.insert(key, map.next_value::<Value>()?);
+                    }
+                }
+                Ok(DocumentBody(Document::fields(fields).with_id(id)))
+            }
+        }
+
+        deserializer.deserialize_any(DocumentVisitor)
+    }
+}
+
+/// Reads a request to score.
+///
+/// # Errors
+///
+/// `Invalid`, naming the field and what was expected.
+pub(super) fn score(body: &[u8]) -> Result<ScoreRequest> {
+    let body = parse(body)?;
+    for (field, given) in [
+        ("explain_top_n", body.explain_top_n.is_some()),
+        ("max_reason_tokens", body.max_reason_tokens.is_some()),
+        ("explain_indices", body.explain_indices.is_some()),
+    ] {
+        if given {
+            return Err(Error::invalid(field, "needs ?explain=true"));
+        }
+    }
+    Ok(request(body)?.0)
+}
+
+/// Reads a request to score and explain.
+///
+/// # Errors
+///
+/// `Invalid`, naming the field and what was expected.
+pub(super) fn explain(body: &[u8]) -> Result<ExplainRequest> {
+    let (score, explained, max_reason_tokens) = request(parse(body)?)?;
+    ExplainRequest::new(score, explained, max_reason_tokens)
+}
+
+fn parse(body: &[u8]) -> Result<ScoreBody> {
+    let text = std::str::from_utf8(body).map_err(|cause| {
+        Error::invalid("body", format!("not valid UTF-8 at byte {}", cause.valid_up_to())).with_cause(cause)
+    })?;
+    // Names of paths cost time: they are only looked for when something is wrong.
+    serde_json::from_str(text).map_err(|_| explanation(text))
+}
+
+/// Parses again to say where in the body the error is.
+fn explanation(text: &str) -> Error {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    match serde_path_to_error::deserialize::<_, ScoreBody>(&mut deserializer) {
+        Err(cause) => {
+            let path = cause.path().to_string();
+            let field = if path == "." || path == "?" { "body" } else { &path };
+            Error::invalid(field, cause.inner())
+        }
+        // The value was fine: then something follows it.
+        Ok(_) => match deserializer.end() {
+            Err(cause) => Error::invalid("body", cause),
+            Ok(()) => Error::invalid("body", "not a request"),
+        },
+    }
+}
+
+fn request(body: ScoreBody) -> Result<(ScoreRequest, Explained, Option<usize>)> {
+    let explained = match (body.explain_top_n, body.explain_indices) {
+        (Some(_), Some(_)) => {
+            return Err(Error::invalid("explain_indices", "cannot be combined with explain_top_n"));
+        }
+        (Some(count), None) => Explained::Best(count),
+        (None, Some(indices)) => Explained::Indices(indices),
+        (None, None) => Explained::Default,
+    };
+    let items = match (body.query, body.documents, body.pairs) {
+        (Some(query), Some(documents), None) => {
+            Items::Documents { query, documents: documents.into_iter().map(|document| document.0).collect() }
+        }
+        (None, None, Some(pairs)) => Items::Pairs(
+            pairs.into_iter().map(|pair| Pair { query: pair.query, document: pair.document.0 }).collect(),
+        ),
+        (_, _, Some(_)) => return Err(Error::invalid("pairs", "cannot be combined with query or documents")),
+        (None, _, None) => return Err(Error::invalid("query", "is missing; or give pairs")),
+        (Some(_), None, None) => return Err(Error::invalid("documents", "is missing")),
+    };
+    let options = ScoreOptions {
+        instruction: body.instruction,
+        top_n: body.top_n,
+        sort: body.sort.unwrap_or(false),
+        truncation: match body.truncation {
+            None | Some(TruncationBody::Document) => Truncation::Document,
+            Some(TruncationBody::Error) => Truncation::Error,
+        },
+        deadline: body.deadline_ms.map(Duration::from_millis),
+        return_documents: body.return_documents.unwrap_or(false),
+        raw: body.raw.unwrap_or(false),
+        model: body.model,
+    };
+    Ok((ScoreRequest::new(items, options)?, explained, body.max_reason_tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Body;
+
+    fn refusal(body: &str) -> String {
+        score(body.as_bytes()).expect_err("refused").message().to_owned()
+    }
+
+    #[test]
+    fn a_full_request_is_read() {
+        let body = r#"{"model": "m", "query": "q", "documents": ["a", {"id": "x", "title": "t", "n": 5}],
+            "instruction": "i", "top_n": 1, "sort": true, "truncation": "error", "deadline_ms": 50,
+            "return_documents": true, "raw": true}"#;
+        let (items, options) = score(body.as_bytes()).expect("valid").into_parts();
+        let Items::Documents { query, documents } = items else { panic!("documents") };
+        assert_eq!(query, "q");
+        assert_eq!(documents[0], Document::text("a"));
+        assert_eq!(documents[1].id(), Some("x"));
+        let Body::Fields(fields) = documents[1].body() else { panic!("fields") };
+        assert_eq!(serde_json::to_string(fields).expect("JSON"), r#"{"n":5,"title":"t"}"#);
+        let expected = ScoreOptions {
+            instruction: Some("i".into()),
+            top_n: Some(1),
+            sort: true,
+            truncation: Truncation::Error,
+            deadline: Some(Duration::from_millis(50)),
+            return_documents: true,
+            raw: true,
+            model: Some("m".into()),
+        };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn wrong_types_name_the_path() {
+        assert_eq!(
+            refusal(r#"{"query": 5, "documents": ["a"]}"#),
+            "query: invalid type: integer `5`, expected a string at line 1 column 11"
+        );
+        assert_eq!(
+            refusal(r#"{"query": "q", "documents": ["a", 7]}"#),
+            "documents[1]: invalid type: integer `7`, expected a string or an object at line 1 column 35"
+        );
+        assert!(
+            refusal(r#"{"query": "q", "documents": "a"}"#).starts_with("documents: invalid type: string")
+        );
+        assert!(
+            refusal(r#"{"query": "q", "documents": [{"id": 5, "t": "x"}]}"#).starts_with("documents[0].id: ")
+        );
+        assert!(refusal(r#"{"pairs": [{"query": "q"}]}"#).starts_with("pairs[0]: missing field `document`"));
+        assert!(
+            refusal(r#"{"query": "q", "documents": ["a"], "top_n": -1}"#).starts_with("top_n: invalid value")
+        );
+        assert!(
+            refusal(r#"{"query": "q", "documents": ["a"], "truncation": "left"}"#)
+                .starts_with("truncation: unknown variant `left`, expected `document` or `error`")
+        );
+        assert!(refusal("[1]").starts_with("[0]: invalid type"), "{}", refusal("[1]"));
+    }
+
+    #[test]
+    fn unknown_fields_are_named() {
+        let message = refusal(r#"{"query": "q", "documents": ["a"], "topn": 3}"#);
+        assert!(message.starts_with("topn: unknown field `topn`, expected one of `model`"), "{message}");
+        let message = refusal(r#"{"pairs": [{"query": "q", "document": "d", "doc": 1}]}"#);
+        assert!(message.starts_with("pairs[0].doc: unknown field `doc`"), "{message}");
+    }
+
+    #[test]
+    fn what_is_no_json_is_told() {
+        assert_eq!(refusal(""), "body: EOF while parsing a value at line 1 column 0");
+        assert!(
+            refusal("{\"query\": ").starts_with("query: EOF while parsing"),
+            "{}",
+            refusal("{\"query\": ")
+        );
+        assert!(refusal(r#"{"query": "q", "documents": ["a"]} x"#).starts_with("body: trailing characters"));
+        let error = score(b"{\"query\": \"\xff\"}").expect_err("refused");
+        assert_eq!(error.message(), "body: not valid UTF-8 at byte 11");
+    }
+
+    #[test]
+    fn parts_that_do_not_go_together_are_named() {
+        assert_eq!(refusal(r#"{"documents": ["a"]}"#), "query: is missing; or give pairs");
+        assert_eq!(refusal(r#"{"query": "q"}"#), "documents: is missing");
+        assert_eq!(
+            refusal(r#"{"query": "q", "pairs": []}"#),
+            "pairs: cannot be combined with query or documents"
+        );
+        let explain_only = r#"{"query": "q", "documents": ["a"], "explain_top_n": 1}"#;
+        assert_eq!(refusal(explain_only), "explain_top_n: needs ?explain=true");
+        let request = explain(explain_only.as_bytes()).expect("valid");
+        assert_eq!(request.explained(), &Explained::Best(1));
+        let both = r#"{"query": "q", "documents": ["a"], "explain_top_n": 1, "explain_indices": [0]}"#;
+        let error = explain(both.as_bytes()).expect_err("refused");
+        assert_eq!(error.message(), "explain_indices: cannot be combined with explain_top_n");
+    }
+}

@@ -1,1 +1,0 @@
-//! Validate, admit, tokenize, submit, collect: the one call every transport makes.

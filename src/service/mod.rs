@@ -1,0 +1,307 @@
+//! Validate, admit, tokenize, submit, collect: the one call every transport makes.
+
+mod explain;
+mod prepare;
+mod response;
+mod sections;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{
+    admission::{Admission, Capacity, Load},
+    engine::{
+        Engine,
+        job::{Scored, Ticket},
+        kv::KeptSequence,
+    },
+    error::{Code, Error, Result},
+    grade::GradeDistribution,
+    metrics::Metrics,
+    model::Model,
+    profile::Profile,
+    prompt::Prompt,
+    request::{Document, ExplainRequest, Items, Limits, Pair, ScoreOptions, ScoreRequest},
+};
+
+pub use explain::{ExplainItem, ExplainStream, ReasonDone};
+pub use response::{Explanation, PairScore, ScoreResponse, ScoreResult, Timing, Usage};
+
+use prepare::{Keep, Work};
+
+/// Texts up to so many bytes are tokenized where the request is: a hop to
+/// another thread costs about as much.
+const INLINE_BYTES: usize = 1024;
+
+/// Scores and explains. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    model: Arc<Model>,
+    engine: Engine,
+    admission: Admission,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    /// Bounds the threads that tokenize long texts.
+    tokenizing: Semaphore,
+}
+
+/// All pairs of a request, scored or failed.
+struct Scores {
+    pairs: Vec<PairOutcome>,
+    options: ScoreOptions,
+    arrived: Instant,
+    deadline: Instant,
+    usage: Usage,
+    timing: Timing,
+}
+
+/// One pair, in input order.
+struct PairOutcome {
+    id: Option<String>,
+    document: Option<String>,
+    score: Result<PairScore>,
+    /// The rendered prompt, for explaining.
+    prompt: Option<Arc<Prompt>>,
+    /// Its KV, if it was asked for and there was room.
+    kept: Option<KeptSequence>,
+}
+
+impl Service {
+    /// A service of `model` over the engine that runs it.
+    pub fn new(
+        model: Arc<Model>,
+        engine: Engine,
+        limits: Limits,
+        capacity: Capacity,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let admission = Admission::new(capacity, Arc::clone(&metrics));
+        let tokenizing = Semaphore::new(threads);
+        Self { inner: Arc::new(Inner { model, engine, admission, limits, metrics, tokenizing }) }
+    }
+
+    /// Scores every pair of a request.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for another model, `TooLarge` past a limit, `Overloaded` if
+    /// the queue does not take it whole, `DeadlineExceeded`; and when every pair
+    /// failed, the first pair's error. Otherwise a pair's error stands in its place.
+    pub async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse> {
+        let scores = self.run(request, Keep::Nothing).await?;
+        Ok(self.respond(scores).0)
+    }
+
+    /// Scores every pair of a request, then explains some of the scores. The
+    /// scores are there when this returns; reasons follow as they are decoded.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Service::score`], and `Unimplemented` if the model does not explain.
+    pub async fn explain(&self, request: ExplainRequest) -> Result<ExplainStream> {
+        explain::explain(self, request).await
+    }
+
+    /// Scores the profile's known pairs.
+    ///
+    /// # Errors
+    ///
+    /// The first probe's that cannot be scored, or whose score is out of its bounds.
+    pub async fn run_probes(&self) -> Result<()> {
+        for probe in &self.profile().probes {
+            let options = ScoreOptions { instruction: probe.instruction.clone(), ..ScoreOptions::default() };
+            let pair = Pair { query: probe.query.clone(), document: Document::text(probe.document.clone()) };
+            let response = self.score(ScoreRequest::new(Items::Pairs(vec![pair]), options)?).await?;
+            let result = response.results.into_iter().next();
+            let scored = result.ok_or_else(|| Error::internal("a probe has no result"))?.score?;
+            probe.check(scored.distribution.score)?;
+        }
+        Ok(())
+    }
+
+    /// The served model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.inner.model
+    }
+
+    /// How the model is prompted and read.
+    pub fn profile(&self) -> &Profile {
+        &self.inner.model.profile
+    }
+
+    /// The largest request.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// Most tokens of one reason; `None` if the model does not explain.
+    pub fn max_reason_tokens(&self) -> Option<usize> {
+        let explain = self.profile().explain.as_ref()?;
+        Some(explain.max_tokens.min(self.inner.limits.reason_tokens))
+    }
+
+    /// What is admitted and not yet answered: pairs, tokens, explanations.
+    pub fn held(&self) -> (usize, usize, usize) {
+        self.inner.admission.held()
+    }
+
+    /// Admits, tokenizes, submits, and waits for every score or the deadline.
+    async fn run(&self, request: ScoreRequest, keep: Keep) -> Result<Scores> {
+        let arrived = Instant::now();
+        let inner = &self.inner;
+        self.check(&request)?;
+        let patience = request.options().deadline.unwrap_or(inner.limits.deadline).min(inner.limits.deadline);
+        let deadline = arrived + patience;
+        let (mut work, answers, options) = Work::new(request, keep, deadline, &inner.model.profile)?;
+        let load = Load {
+            queued_tokens: inner.engine.queued_tokens(),
+            tokens_per_second: inner.engine.tokens_per_second(),
+        };
+        work.admit(inner.admission.admit(answers.len(), work.bound(), Some(patience), load)?);
+        let all = self.compute(work, answers, options, arrived, deadline);
+        match tokio::time::timeout_at(deadline.into(), all).await {
+            Ok(scores) => scores,
+            Err(_) => Err(deadline_exceeded(patience)),
+        }
+    }
+
+    fn check(&self, request: &ScoreRequest) -> Result<()> {
+        if let Some(name) = &request.options().model
+            && !self.profile().answers_to(name)
+        {
+            let message = format!("model: {name:?} is not served here; {:?} is", self.inner.model.name);
+            return Err(Error::new(Code::NotFound, message));
+        }
+        self.inner.limits.check(request)
+    }
+
+    async fn compute(
+        &self,
+        work: Work,
+        answers: Vec<oneshot::Receiver<Result<Scored>>>,
+        options: ScoreOptions,
+        arrived: Instant,
+        deadline: Instant,
+    ) -> Result<Scores> {
+        let inner = &self.inner;
+        let prepared = if work.bytes() <= INLINE_BYTES {
+            prepare::prepare(inner, work)
+        } else {
+            let _turn = inner.tokenizing.acquire().await.map_err(|cause| stopped().with_cause(cause))?;
+            let inner = Arc::clone(inner);
+            let task = tokio::task::spawn_blocking(move || prepare::prepare(&inner, work));
+            task.await.map_err(|cause| Error::internal("tokenizing failed").with_cause(cause))?
+        };
+        inner.metrics.tokenized(prepared.took);
+        let mut span = Span::default();
+        let mut usage = Usage::default();
+        let mut pairs = Vec::with_capacity(answers.len());
+        for (answer, pair) in answers.into_iter().zip(prepared.pairs) {
+            let answer = answer.await.unwrap_or_else(|cause| Err(stopped().with_cause(cause)));
+            let mut kept = None;
+            let score = answer.and_then(|mut scored| {
+                kept = scored.kept.take();
+                span.add(pair.enqueued + scored.queued, scored.compute);
+                usage.add(scored.tokens);
+                read(&inner.model.profile, scored, pair.prompt.as_deref(), options.raw)
+            });
+            if let Ok(score) = &score {
+                inner.metrics.scored(score.distribution.score.get(), score.distribution.label_mass);
+            }
+            pairs.push(PairOutcome {
+                id: pair.id,
+                document: pair.document,
+                score,
+                prompt: pair.prompt,
+                kept,
+            });
+        }
+        let pairs = all_or_some(pairs)?;
+        let total = arrived.elapsed();
+        inner.metrics.time_to_score(total);
+        let queue =
+            span.start.map_or(Duration::ZERO, |start| start.saturating_duration_since(prepared.first));
+        let timing =
+            Timing { total, tokenize: prepared.took, queue, compute: span.length(), explain: Duration::ZERO };
+        Ok(Scores { pairs, options, arrived, deadline, usage, timing })
+    }
+
+    /// Ranks and cuts as asked. Also returns what explaining needs, in input order.
+    fn respond(&self, scores: Scores) -> (ScoreResponse, Vec<(Option<Arc<Prompt>>, Option<KeptSequence>)>) {
+        let Scores { pairs, options, usage, timing, .. } = scores;
+        let mut results = Vec::with_capacity(pairs.len());
+        let mut rest = Vec::with_capacity(pairs.len());
+        for (index, PairOutcome { id, document, score, prompt, kept }) in pairs.into_iter().enumerate() {
+            results.push(ScoreResult { index, id, document, score });
+            rest.push((prompt, kept));
+        }
+        if options.sort || options.top_n.is_some() {
+            response::rank(&mut results);
+            results.truncate(options.top_n.unwrap_or(usize::MAX));
+        }
+        (ScoreResponse { model: Arc::clone(&self.inner.model), results, usage, timing }, rest)
+    }
+}
+
+/// Reads one pair's logits.
+fn read(profile: &Profile, scored: Scored, prompt: Option<&Prompt>, raw: bool) -> Result<PairScore> {
+    let distribution = GradeDistribution::read(&scored.grade_logits, scored.log_sum_exp, profile)?;
+    let (tokens, truncated) = prompt.map_or((0, false), |prompt| (prompt.tokens.len(), prompt.truncated));
+    let logits = raw.then_some(scored.grade_logits);
+    Ok(PairScore { distribution, logits, tokens, truncated })
+}
+
+/// A request fails as a whole when it ran out of time or when nothing of it was scored.
+fn all_or_some(pairs: Vec<PairOutcome>) -> Result<Vec<PairOutcome>> {
+    let late =
+        |pair: &&PairOutcome| matches!(&pair.score, Err(error) if error.code() == Code::DeadlineExceeded);
+    let failed = match pairs.iter().find(late) {
+        Some(late) => Some(late),
+        None if pairs.iter().all(|pair| pair.score.is_err()) => pairs.first(),
+        None => None,
+    };
+    match failed.map(|pair| &pair.score) {
+        Some(Err(error)) => Err(error.clone()),
+        _ => Ok(pairs),
+    }
+}
+
+/// From the first batch's start to the last batch's end.
+#[derive(Default)]
+struct Span {
+    start: Option<Instant>,
+    end: Option<Instant>,
+}
+
+impl Span {
+    fn add(&mut self, start: Instant, took: Duration) {
+        let end = start + took;
+        self.start = Some(self.start.map_or(start, |other| other.min(start)));
+        self.end = Some(self.end.map_or(end, |other| other.max(end)));
+    }
+
+    fn length(&self) -> Duration {
+        match (self.start, self.end) {
+            (Some(start), Some(end)) => end - start,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+fn deadline_exceeded(patience: Duration) -> Error {
+    let message = format!("the deadline of {} ms passed before all scores were there", patience.as_millis());
+    Error::new(Code::DeadlineExceeded, message)
+}
+
+fn stopped() -> Error {
+    Error::new(Code::Unavailable, "the server is stopping").with_retry_after(Duration::from_secs(1))
+}

@@ -1,0 +1,272 @@
+//! Rendering, tokenizing and submitting a request's pairs.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    admission::{Grant, Permit},
+    engine::job::{ScoreJob, Scored},
+    error::{Code, Error, Result},
+    profile::Profile,
+    prompt::{Prompt, QueryPrompt, Truncation},
+    request::{Body, Document, Items, ScoreOptions, ScoreRequest},
+};
+
+use super::{Inner, Ticket};
+
+/// Jobs are submitted together, so that they share a batch; of a long request,
+/// in portions of so many tokens, so that the engine starts while the rest is tokenized.
+const PORTION_TOKENS: usize = 8192;
+
+/// Which pairs' KV may be needed for explaining.
+pub(super) enum Keep {
+    Nothing,
+    Everything,
+    /// Sorted positions.
+    Only(Vec<usize>),
+}
+
+impl Keep {
+    fn contains(&self, index: usize) -> bool {
+        match self {
+            Keep::Nothing => false,
+            Keep::Everything => true,
+            Keep::Only(indices) => indices.binary_search(&index).is_ok(),
+        }
+    }
+}
+
+/// A request on its way to the engine.
+pub(super) struct Work {
+    pairs: Vec<WorkPair>,
+    /// One, or one per pair.
+    queries: Vec<String>,
+    instruction: Option<String>,
+    truncation: Truncation,
+    return_documents: bool,
+    keep: Keep,
+    deadline: Instant,
+    bytes: usize,
+    bound: usize,
+}
+
+struct WorkPair {
+    id: Option<String>,
+    text: String,
+    bound: usize,
+    permit: Option<Permit>,
+    ticket: Ticket<Scored>,
+}
+
+/// A submitted request.
+pub(super) struct Prepared {
+    /// In input order.
+    pub(super) pairs: Vec<PreparedPair>,
+    /// When the first pair entered the queue.
+    pub(super) first: Instant,
+    /// How long rendering and tokenizing took.
+    pub(super) took: Duration,
+}
+
+pub(super) struct PreparedPair {
+    pub(super) id: Option<String>,
+    pub(super) document: Option<String>,
+    pub(super) enqueued: Instant,
+    /// `None` if it could not be rendered; its ticket says why.
+    pub(super) prompt: Option<Arc<Prompt>>,
+}
+
+type Answers = Vec<oneshot::Receiver<Result<Scored>>>;
+
+impl Work {
+    /// Takes a request apart; object documents become text.
+    pub(super) fn new(
+        request: ScoreRequest,
+        keep: Keep,
+        deadline: Instant,
+        profile: &Profile,
+    ) -> Result<(Self, Answers, ScoreOptions)> {
+        let (items, mut options) = request.into_parts();
+        let instruction = options.instruction.take();
+        let (queries, documents) = match items {
+            Items::Documents { query, documents } => (vec![query], documents),
+            Items::Pairs(pairs) => pairs.into_iter().map(|pair| (pair.query, pair.document)).unzip(),
+        };
+        let field =
+            if queries.len() == documents.len() && documents.len() != 1 { "pairs" } else { "documents" };
+        let around = instruction.as_ref().map_or(profile.instruction.len(), String::len);
+        let mut work = Self {
+            pairs: Vec::with_capacity(documents.len()),
+            instruction,
+            truncation: options.truncation,
+            return_documents: options.return_documents,
+            keep,
+            deadline,
+            bytes: around + queries.iter().map(String::len).sum::<usize>(),
+            bound: 0,
+            queries,
+        };
+        let mut answers = Vec::with_capacity(documents.len());
+        for (index, document) in documents.into_iter().enumerate() {
+            let (id, text) = text(document, profile, || format!("{field}[{index}]"))?;
+            // No token is less than a byte; the template around the texts is not counted.
+            let bound = (text.len() + work.query(index).len() + around).min(profile.max_tokens);
+            work.bytes += text.len();
+            work.bound += bound;
+            let (ticket, answer) = Ticket::new();
+            work.pairs.push(WorkPair { id, text, bound, permit: None, ticket });
+            answers.push(answer);
+        }
+        Ok((work, answers, options))
+    }
+
+    /// Bytes to tokenize.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// At most so many tokens.
+    pub(super) fn bound(&self) -> usize {
+        self.bound
+    }
+
+    /// Hands each pair its share of what was admitted.
+    pub(super) fn admit(&mut self, mut grant: Grant) {
+        for pair in &mut self.pairs {
+            pair.permit = Some(grant.split(pair.bound));
+        }
+    }
+
+    fn query(&self, index: usize) -> &str {
+        &self.queries[if self.queries.len() == 1 { 0 } else { index }]
+    }
+}
+
+fn text(
+    document: Document,
+    profile: &Profile,
+    field: impl Fn() -> String,
+) -> Result<(Option<String>, String)> {
+    let (id, body) = document.into_parts();
+    let text = match body {
+        Body::Text(text) => text,
+        Body::Fields(fields) => {
+            let text = profile.render_document(&fields);
+            if text.trim().is_empty() {
+                let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+                let message = format!("no text in its fields {names:?}; see the profile's document template");
+                return Err(Error::invalid(&field(), message));
+            }
+            text
+        }
+    };
+    Ok((id, text))
+}
+
+/// Renders and submits every pair. What fails answers through its ticket.
+pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
+    let started = Instant::now();
+    let profile = &inner.model.profile;
+    let instruction = work.instruction.as_deref().unwrap_or(&profile.instruction);
+    let mut queries = Queries { inner, instruction, last: None };
+    let mut portion: Vec<ScoreJob> = Vec::with_capacity(work.pairs.len().min(64));
+    let mut portion_tokens = 0;
+    let mut first = None;
+    let mut prepared = Vec::with_capacity(work.pairs.len());
+    for (index, mut pair) in work.pairs.into_iter().enumerate() {
+        let query = &work.queries[if work.queries.len() == 1 { 0 } else { index }];
+        let outcome = wanted(&pair.ticket, work.deadline)
+            .and_then(|()| queries.render(query, &pair.text, work.truncation));
+        let document = work.return_documents.then_some(pair.text);
+        let prompt = match outcome {
+            Ok(prompt) => {
+                let prompt = Arc::new(prompt);
+                if let Some(permit) = &mut pair.permit {
+                    permit.correct(prompt.tokens.len());
+                }
+                portion_tokens += prompt.tokens.len();
+                portion.push(ScoreJob {
+                    prompt: Arc::clone(&prompt),
+                    keep_kv: work.keep.contains(index),
+                    deadline: Some(work.deadline),
+                    enqueued: started,
+                    permit: pair.permit,
+                    ticket: pair.ticket,
+                });
+                Some(prompt)
+            }
+            Err(error) => {
+                pair.ticket.fail(error);
+                None
+            }
+        };
+        prepared.push(PreparedPair { id: pair.id, document, enqueued: started, prompt });
+        if portion_tokens >= PORTION_TOKENS {
+            let enqueued = submit(inner, &mut portion);
+            stamp(&mut prepared, enqueued, started);
+            first = first.or(Some(enqueued));
+            portion_tokens = 0;
+        }
+    }
+    let enqueued = submit(inner, &mut portion);
+    stamp(&mut prepared, enqueued, started);
+    Prepared { pairs: prepared, first: first.unwrap_or(enqueued), took: started.elapsed() }
+}
+
+/// Whether there is still any point in rendering a pair.
+fn wanted(ticket: &Ticket<Scored>, deadline: Instant) -> Result<()> {
+    if ticket.is_abandoned() || Instant::now() >= deadline {
+        return Err(Error::new(
+            Code::DeadlineExceeded,
+            "the deadline passed while the request was tokenized",
+        ));
+    }
+    Ok(())
+}
+
+fn submit(inner: &Inner, portion: &mut Vec<ScoreJob>) -> Instant {
+    let now = Instant::now();
+    let mut jobs = std::mem::take(portion);
+    for job in &mut jobs {
+        job.enqueued = now;
+    }
+    if !jobs.is_empty() {
+        inner.engine.score_all(jobs);
+    }
+    now
+}
+
+/// Tells the pairs of the last portion when they were submitted.
+fn stamp(prepared: &mut [PreparedPair], enqueued: Instant, unset: Instant) {
+    for pair in prepared.iter_mut().rev().take_while(|pair| pair.enqueued == unset) {
+        pair.enqueued = enqueued;
+    }
+}
+
+/// Fills the template with each query once, as long as equal queries follow each other.
+struct Queries<'a> {
+    inner: &'a Inner,
+    instruction: &'a str,
+    last: Option<(&'a str, Result<QueryPrompt>)>,
+}
+
+impl<'a> Queries<'a> {
+    fn render(&mut self, query: &'a str, document: &str, truncation: Truncation) -> Result<Prompt> {
+        if self.last.as_ref().is_none_or(|(last, _)| *last != query) {
+            let model = &self.inner.model;
+            let profile = &model.profile;
+            let prompt =
+                profile.template.for_query(&model.tokenizer, self.instruction, query, profile.max_tokens);
+            self.last = Some((query, prompt));
+        }
+        match &self.last {
+            Some((_, Ok(prompt))) => prompt.render(document, truncation),
+            Some((_, Err(error))) => Err(error.clone()),
+            None => Err(Error::internal("a query was not rendered")),
+        }
+    }
+}
