@@ -22,6 +22,12 @@ impl Score {
     }
 }
 
+impl From<Score> for f64 {
+    fn from(score: Score) -> Self {
+        score.0
+    }
+}
+
 impl Eq for Score {}
 
 impl PartialOrd for Score {

@@ -38,12 +38,21 @@ def load(path: Path) -> Qwen3ForCausalLM:
     return net
 
 
+def fold_models(args) -> dict[int, Qwen3ForCausalLM]:
+    """For each fold the model tuned without it: fold12 answers for folds 1 and 2."""
+    nets = {}
+    for held in args.held.split(","):
+        net = load(Path(args.out) / (args.model or f"fold{held}"))
+        nets.update({int(digit): net for digit in held})
+    return nets
+
+
 @torch.no_grad()
 def distributions(net, encoder: Encoder, prompts: list[list[int]], tokens: int = 8000) -> np.ndarray:
     """Grade distributions of prompts, computed in batches alike in length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out, at = np.zeros((len(prompts), 4)), 0
-    head = net.lm_head.weight[encoder.grades]
+    head = net.lm_head.weight[encoder.grades].float()
     while at < len(order):
         size = max(1, tokens // len(prompts[order[at]]))
         while size > 1 and at + size <= len(order) and len(prompts[order[at + size - 1]]) * size > tokens * 1.2:
@@ -55,12 +64,12 @@ def distributions(net, encoder: Encoder, prompts: list[list[int]], tokens: int =
             ids[r, : len(prompts[i])] = torch.tensor(prompts[i])
         hidden = net.model(input_ids=ids, use_cache=False).last_hidden_state
         last = torch.tensor([len(prompts[i]) - 1 for i in rows])
-        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last] @ head.T, -1).numpy()
+        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last].float() @ head.T, -1).numpy()
         at += size
     return out
 
 
-def score(net, encoder, triples, max_words: int = 80) -> np.ndarray:
+def score(net, encoder, triples, max_words: int = 48) -> np.ndarray:
     """Scores in [0, 1] of (instruction, query, document) triples."""
     prompts = [encoder.prompt(i, q, " ".join(d.split()[:max_words])) for i, q, d in triples]
     return distributions(net, encoder, prompts) @ VALUES / 3
@@ -92,10 +101,9 @@ def set_figures(args, encoder, name: str, nets: dict, default: bool = False):
 
 def folds(args, encoder) -> dict:
     """Cross-validated nDCG@10 per set and macro, against BM25, with bootstrap intervals."""
-    wanted = [int(f) for f in args.folds.split(",")]
-    nets = {f: load(Path(args.out) / (args.model or f"fold{f}")) for f in wanted}
+    nets = fold_models(args)
     sets, report = {}, {}
-    for name in data.SETS:
+    for name in args.sets.split(","):
         ours, base = set_figures(args, encoder, name, nets, args.default_instruction)
         sets[name] = (ours, base)
         diff, low, high = metrics.bootstrap_difference(ours, base)
@@ -151,7 +159,7 @@ def tell(net, encoder, prompt: list[int], grade: int, limit: int = 96) -> str:
 def explanations(args, encoder) -> dict:
     """Rates at which explanations of held-out pairs are well formed, true and consistent."""
     rng, report = random.Random(args.seed), {}
-    nets = {int(f): load(Path(args.out) / (args.model or f"fold{f}")) for f in args.folds.split(",")}
+    nets = fold_models(args)
     for name in data.SETS:
         queries = [q for q in data.judged(data.data_dir(args.data), name) if q.fold in nets]
         checks = []
@@ -178,7 +186,7 @@ def rerank(args, encoder, depth: int = 50) -> dict:
     """BM25's top of all products re-ranked; unjudged products count as grade 0."""
     items = data.products(data.data_dir(args.data))
     bm25 = Bm25([bm25_document(p["title"], p["text"]) for p in items])
-    nets = {int(f): load(Path(args.out) / (args.model or f"fold{f}")) for f in args.folds.split(",")}
+    nets = fold_models(args)
     ours, base = [], []
     for query in (q for q in data.judged(data.data_dir(args.data), "esci") if q.fold in nets):
         grade = {d.doc_id: d.grade / 3 for d in query.docs}
@@ -207,16 +215,21 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="run directory")
     parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
     parser.add_argument("--model", help="one model under RUN for everything, instead of each fold's")
-    parser.add_argument("--folds", default="1,2,3,4")
+    parser.add_argument("--held", default="12,34", help="folds held out by each tuned model")
     parser.add_argument("--default-instruction", action="store_true")
     parser.add_argument("--count", type=int, default=100, help="pairs per set for explain")
     parser.add_argument("--key", help="name in metrics.json")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fast", action="store_true", help="compute in bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sets", default="esci,dbpedia,selqa", help="sets that `folds` measures")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     encoder = Encoder.load(Path(args.out))
     work = {"folds": folds, "everyday": everyday, "explain": explanations, "rerank": rerank}
-    result, file = work[args.what](args, encoder), Path(args.out) / "metrics.json"
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.fast):
+        result = work[args.what](args, encoder)
+    file = Path(args.out) / "metrics.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
     kept[args.key or args.what] = result
     file.write_text(json.dumps(kept, indent=1))

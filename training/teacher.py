@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from pathlib import Path
 
@@ -59,7 +60,9 @@ class Teacher:
         for text in todo:
             self.rows[self.key(text)] = len(self.rows)
         self.vectors = np.concatenate([self.vectors, *out])
-        np.savez(self.file, vectors=self.vectors, keys=np.array(list(self.rows)))
+        part = self.cache / f"minilm.{os.getpid()}.npz"
+        np.savez(part, vectors=self.vectors, keys=np.array(list(self.rows)))
+        part.replace(self.file)
 
     def vector(self, text: str) -> np.ndarray:
         """Unit vector of a prepared text."""

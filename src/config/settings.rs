@@ -179,10 +179,10 @@ pub struct Settings {
     /// The explain lane gets a step after at most so many score batches [default: 4]
     #[arg(long, value_name = "N", env = "VERDICT_EXPLAIN_EVERY", help_heading = "Batching")]
     pub explain_every: Option<usize>,
-    /// KV memory of the prefix cache, in MiB; 0 turns it off [default: 128]
+    /// KV memory of the prefix cache, in MiB; 0 turns it off [default: 256]
     #[arg(long, value_name = "N", env = "VERDICT_PREFIX_CACHE_MIB", help_heading = "Batching")]
     pub prefix_cache_mib: Option<usize>,
-    /// KV memory held for explanations, in MiB [default: 256]
+    /// KV memory held for explanations, in MiB [default: 1024]
     #[arg(long, value_name = "N", env = "VERDICT_EXPLAIN_KV_MIB", help_heading = "Batching")]
     pub explain_kv_mib: Option<usize>,
     /// On SIGTERM or SIGINT, how long admitted work may take to end [default: 30s]

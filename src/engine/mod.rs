@@ -53,8 +53,8 @@ impl Default for EngineConfig {
             batch_sequences: 256,
             explain_sequences: 8,
             explain_every: 4,
-            prefix_cache_bytes: 128 << 20,
-            explain_kv_bytes: 256 << 20,
+            prefix_cache_bytes: 256 << 20,
+            explain_kv_bytes: 1 << 30,
         }
     }
 }

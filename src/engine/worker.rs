@@ -36,6 +36,8 @@ pub(super) struct Worker {
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
     max_positions: usize,
+    /// Explain sequences that hold memory.
+    decoding: usize,
 }
 
 impl Schedulable for ScoreJob {
@@ -80,6 +82,7 @@ impl Worker {
             config,
             metrics,
             shared,
+            decoding: 0,
         }
     }
 
@@ -159,24 +162,25 @@ impl Worker {
         job.ticket.fail(Error::new(Code::DeadlineExceeded, "deadline_ms: the deadline passed while the request was queued"));
     }
 
-    /// Gives memory to sequences that take their first step; sheds those that can never have it.
+    /// Gives memory to sequences that take their first step. One that finds none waits for those
+    /// that are decoding; where there are none it is shed.
     fn settle(&mut self, sequences: Vec<ExplainSequence>) -> Vec<ExplainSequence> {
         let mut ready = Vec::new();
         for mut sequence in sequences {
             if sequence.is_cancelled() {
                 self.metrics.dropped(DropReason::Abandoned);
-                continue;
+                self.decoding -= usize::from(sequence.has_room());
+            } else if sequence.has_room() {
+                ready.push(sequence);
+            } else if let Some(room) = self.explain_pool.allocate(sequence.room_needed()) {
+                sequence.settle(room, &mut self.cache);
+                self.decoding += 1;
+                ready.push(sequence);
+            } else if self.decoding > 0 {
+                self.scheduler.requeue(sequence);
+            } else {
+                sequence.finish(FinishReason::Shed);
             }
-            if !sequence.has_room() {
-                match self.explain_pool.allocate(sequence.room_needed()) {
-                    Some(room) => sequence.settle(room, &mut self.cache),
-                    None => {
-                        sequence.finish(FinishReason::Shed);
-                        continue;
-                    }
-                }
-            }
-            ready.push(sequence);
         }
         ready
     }
@@ -232,16 +236,21 @@ impl Worker {
             match readings[batch.tree.answer_of[count + i]] {
                 Reading::Next(token) => {
                     self.metrics.explain_token();
-                    if let Some(sequence) = sequence.advance(token, Instant::now(), self.max_positions) {
-                        self.scheduler.requeue(sequence);
+                    match sequence.advance(token, Instant::now(), self.max_positions) {
+                        Some(sequence) => self.scheduler.requeue(sequence),
+                        None => self.decoding -= 1,
                     }
                 }
-                _ => sequence.fail(not_finite()),
+                _ => {
+                    self.decoding -= 1;
+                    sequence.fail(not_finite());
+                }
             }
         }
     }
 
-    fn fail(&self, score: Vec<ScoreJob>, explain: Vec<ExplainSequence>, error: &Error) {
+    fn fail(&mut self, score: Vec<ScoreJob>, explain: Vec<ExplainSequence>, error: &Error) {
+        self.decoding -= explain.len();
         tracing::error!(error = %error.message(), cause = ?std::error::Error::source(error), "a batch failed");
         score.into_iter().for_each(|job| job.ticket.fail(error.clone()));
         explain.into_iter().for_each(|sequence| sequence.fail(error.clone()));

@@ -41,37 +41,73 @@ impl Model {
         if !dir.is_dir() {
             return Err(Error::invalid(&origin, "no such directory"));
         }
-        let (config_json, config_path) = read(dir, "config.json")?;
-        let config = ModelConfig::from_json(&config_json, &config_path)?;
-        let (tokenizer_json, tokenizer_path) = read(dir, "tokenizer.json")?;
-        let tokenizer = Tokenizer::from_bytes(&tokenizer_json, &tokenizer_path)?;
-        check_vocabulary(&tokenizer, &config, &tokenizer_path)?;
-        let profile = if dir.join(PROFILE).is_file() {
-            let (toml, path) = read(dir, PROFILE)?;
-            let toml = String::from_utf8(toml).map_err(|cause| Error::invalid(&path, cause))?;
-            Profile::from_toml(&toml, &path, &tokenizer, &config)?
-        } else {
-            let names = names(dir, &config_json);
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            Profile::builtin(&names, &origin, &tokenizer, &config)?
-        };
         let checkpoint = Checkpoint::open(dir)?;
+        let config_json = read(dir, CONFIG)?;
+        let tokenizer_json = read(dir, TOKENIZER)?;
+        let profile = if dir.join(PROFILE).is_file() { Some(read(dir, PROFILE)?) } else { None };
+        let names = names(dir, &config_json);
+        Self::from_files(&origin, &config_json, &tokenizer_json, profile.as_deref(), &names, checkpoint)
+    }
+
+    /// The model that is embedded in the program: verdict-mini.
+    pub fn bundled() -> Result<Self> {
+        let checkpoint = Checkpoint::from_static(bundled::WEIGHTS, bundled::ORIGIN)?;
+        let profile = Some(bundled::PROFILE);
+        Self::from_files(bundled::ORIGIN, bundled::CONFIG, bundled::TOKENIZER, profile, &[], checkpoint)
+    }
+
+    fn from_files(
+        origin: &str,
+        config_json: &[u8],
+        tokenizer_json: &[u8],
+        profile_toml: Option<&[u8]>,
+        names: &[String],
+        checkpoint: Checkpoint,
+    ) -> Result<Self> {
+        let path = |name| Path::new(origin).join(name).display().to_string();
+        let config = ModelConfig::from_json(config_json, &path(CONFIG))?;
+        let tokenizer = Tokenizer::from_bytes(tokenizer_json, &path(TOKENIZER))?;
+        check_vocabulary(&tokenizer, &config, &path(TOKENIZER))?;
+        let profile = match profile_toml {
+            Some(toml) => {
+                let origin = path(PROFILE);
+                let toml = str::from_utf8(toml).map_err(|cause| Error::invalid(&origin, cause))?;
+                Profile::from_toml(toml, &origin, &tokenizer, &config)?
+            }
+            None => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                Profile::builtin(&names, origin, &tokenizer, &config)?
+            }
+        };
         checkpoint.check_layout(&config)?;
         let name = profile.name.clone();
         Ok(Self { profile, tokenizer, config, checkpoint, name })
     }
 }
 
+/// The files of the embedded model.
+pub mod bundled {
+    /// Begins the messages about them.
+    pub const ORIGIN: &str = "models/verdict-mini";
+    /// `config.json`.
+    pub const CONFIG: &[u8] = include_bytes!("../../models/verdict-mini/config.json");
+    /// `tokenizer.json`.
+    pub const TOKENIZER: &[u8] = include_bytes!("../../models/verdict-mini/tokenizer.json");
+    /// `relevance.toml`.
+    pub const PROFILE: &[u8] = include_bytes!("../../models/verdict-mini/relevance.toml");
+    /// `model.safetensors`.
+    pub static WEIGHTS: &[u8] = include_bytes!("../../models/verdict-mini/model.safetensors");
+}
+
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
 /// Our own file in a checkpoint's directory.
 const PROFILE: &str = "relevance.toml";
 
-fn read(dir: &Path, name: &str) -> Result<(Vec<u8>, String)> {
+fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
     let path = dir.join(name);
-    let shown = path.display().to_string();
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok((bytes, shown)),
-        Err(cause) => Err(Error::invalid(&shown, format!("cannot be read: {cause}"))),
-    }
+    std::fs::read(&path)
+        .map_err(|cause| Error::invalid(&path.display().to_string(), format!("cannot be read: {cause}")))
 }
 
 /// What a checkpoint is called: its directory (in the Hugging Face cache, which names
@@ -97,4 +133,30 @@ fn check_vocabulary(tokenizer: &Tokenizer, config: &ModelConfig, origin: &str) -
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bundled_model_loads_and_is_whole() {
+        let model = Model::bundled().expect("loads");
+        assert_eq!(model.name, "verdict-mini");
+        assert!(model.profile.explain.is_some() && !model.profile.probes.is_empty());
+        let embedding = model
+            .checkpoint
+            .tensor("model.embed_tokens.weight", &[model.config.vocab_size, model.config.hidden_size])
+            .expect("finite");
+        assert_eq!(embedding.elements(), model.config.vocab_size * model.config.hidden_size);
+    }
+
+    #[test]
+    fn the_hugging_face_cache_names_the_repository() {
+        let root = tempfile::tempdir().expect("made");
+        let dir = root.path().join("models--Qwen--Qwen3-Reranker-0.6B/snapshots/0123abcd");
+        std::fs::create_dir_all(&dir).expect("made");
+        let names = names(&dir, br#"{"_name_or_path": "x/y"}"#);
+        assert_eq!(names, ["models--Qwen--Qwen3-Reranker-0.6B", "x/y"]);
+    }
 }

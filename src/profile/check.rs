@@ -13,7 +13,7 @@ use super::{
 /// What is wrong with a profile, without its path.
 type Checked<T> = Result<T, String>;
 
-/// Prompt tokens when a profile does not say: enough for a long passage.
+/// Prompt tokens when a profile does not say: what the code of the built-in profiles' authors takes.
 const DEFAULT_MAX_TOKENS: usize = 8192;
 
 pub(super) fn profile(file: File, tokenizer: &Tokenizer, config: &ModelConfig) -> Checked<Profile> {
@@ -178,8 +178,9 @@ fn probe(table: ProbeTable) -> Checked<Probe> {
     if min_score.is_none() && max_score.is_none() {
         return Err(format!("the probe with query {query:?} has neither min_score nor max_score"));
     }
-    if [min_score, max_score].into_iter().flatten().any(|bound| !(0.0..=1.0).contains(&bound)) {
-        return Err(format!("the probe with query {query:?} has a bound outside [0, 1]"));
+    let met = min_score.is_none_or(|bound| bound <= 1.0) && max_score.is_none_or(|bound| bound >= 0.0);
+    if !met || min_score.zip(max_score).is_some_and(|(low, high)| low > high) {
+        return Err(format!("the probe with query {query:?} has bounds that no score can meet"));
     }
     Ok(Probe { query, document, instruction, min_score, max_score })
 }

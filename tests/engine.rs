@@ -1,0 +1,246 @@
+//! The engine over the stub backend and over a tiny checkpoint: cancelling,
+//! faults, and the explain lane.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, oneshot};
+use verdict::{
+    backend::{
+        Backend, Options, Reading, open,
+        stub::{Fault, StubBackend, StubControl},
+    },
+    engine::{
+        Engine, EngineConfig, EngineGuard,
+        job::{ExplainEvent, ExplainJob, FinishReason, ScoreJob, Scored, Ticket},
+        kv::KeptSequence,
+        tree::{Read, Sequence, TokenTree},
+    },
+    error::{Code, Error, Result},
+    metrics::Metrics,
+    model::Model,
+    prompt::Prompt,
+};
+
+const STOP: u32 = 99;
+
+fn stub(config: EngineConfig) -> (Engine, EngineGuard, Arc<StubControl>) {
+    let control = Arc::new(StubControl::default());
+    let backend = Box::new(StubBackend::new(4, vec![11, 12, 13, STOP], control.clone()));
+    let (engine, guard) = Engine::start(backend, config, Arc::new(Metrics::default())).expect("starts");
+    (engine, guard, control)
+}
+
+fn prompt(tokens: Vec<u32>) -> Arc<Prompt> {
+    let end = tokens.len();
+    Arc::new(Prompt { tokens, document: end / 2..end, truncated: false })
+}
+
+fn score(engine: &Engine, tokens: &[u32], keep_kv: bool, deadline: Option<Instant>) -> oneshot::Receiver<Result<Scored>> {
+    let (ticket, answer) = Ticket::new();
+    let prompt = prompt(tokens.to_vec());
+    engine.score(ScoreJob { prompt, keep_kv, deadline, enqueued: Instant::now(), permit: None, ticket });
+    answer
+}
+
+fn wait(answer: oneshot::Receiver<Result<Scored>>) -> Result<Scored> {
+    answer.blocking_recv().expect("every ticket is answered")
+}
+
+fn explain(
+    engine: &Engine,
+    tokens: &[u32],
+    kept: Option<KeptSequence>,
+    first_token: u32,
+    max_tokens: usize,
+) -> mpsc::UnboundedReceiver<ExplainEvent> {
+    let (sink, events) = mpsc::unbounded_channel();
+    engine.explain(ExplainJob {
+        prompt: prompt(tokens.to_vec()),
+        kept,
+        first_token,
+        stop_tokens: Arc::from([STOP]),
+        max_tokens,
+        deadline: None,
+        permit: None,
+        sink,
+    });
+    events
+}
+
+fn collect(mut events: mpsc::UnboundedReceiver<ExplainEvent>) -> (Vec<u32>, FinishReason) {
+    let mut tokens = Vec::new();
+    loop {
+        match events.blocking_recv().expect("an explanation ends with an event") {
+            ExplainEvent::Token(token) => tokens.push(token),
+            ExplainEvent::Finished(reason) => return (tokens, reason),
+            ExplainEvent::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Waits until the stub holds a batch, so that what comes next must queue.
+fn hold(engine: &Engine, control: &StubControl) -> oneshot::Receiver<Result<Scored>> {
+    control.hold();
+    let first = score(engine, &[1, 2], false, None);
+    while control.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    first
+}
+
+#[test]
+fn a_dropped_request_runs_none_of_its_pairs() {
+    let (engine, guard, control) = stub(EngineConfig::default());
+    let first = hold(&engine, &control);
+    let gone: Vec<_> = (0..20).map(|i| score(&engine, &[3, 4, i], false, None)).collect();
+    let stays = score(&engine, &[5, 6], false, None);
+    drop(gone);
+    control.release();
+    wait(first).expect("scored");
+    wait(stays).expect("scored");
+    assert_eq!((control.answers(), control.tokens()), (2, 4), "only the two live pairs were computed");
+    assert_eq!(engine.queued_tokens(), 0);
+    guard.stop().expect("stops");
+}
+
+#[test]
+fn an_expired_job_is_dropped_before_compute() {
+    let (engine, guard, control) = stub(EngineConfig::default());
+    let first = hold(&engine, &control);
+    let late = score(&engine, &[3, 4], false, Some(Instant::now()));
+    control.release();
+    wait(first).expect("scored");
+    assert_eq!(wait(late).expect_err("late").code(), Code::DeadlineExceeded);
+    assert_eq!(control.answers(), 1);
+    guard.stop().expect("stops");
+}
+
+#[test]
+fn a_number_that_is_not_finite_fails_its_pair_alone() {
+    let (engine, guard, control) = stub(EngineConfig::default());
+    let first = hold(&engine, &control);
+    control.inject(Fault::NotFinite(66));
+    let (bad, good) = (score(&engine, &[7, 66, 8], false, None), score(&engine, &[7, 9, 8], false, None));
+    control.release();
+    wait(first).expect("scored");
+    assert_eq!(wait(bad).expect_err("poisoned").code(), Code::Internal);
+    assert!(wait(good).expect("its batch mate stands").grade_logits.iter().all(|logit| logit.is_finite()));
+    guard.stop().expect("stops");
+}
+
+#[test]
+fn a_failed_batch_fails_its_own_tickets_only() {
+    let (engine, guard, control) = stub(EngineConfig::default());
+    control.inject(Fault::Fail(Error::internal("the device said no")));
+    assert_eq!(wait(score(&engine, &[1, 2], false, None)).expect_err("failed").code(), Code::Internal);
+    wait(score(&engine, &[1, 2], false, None)).expect("the next batch is fine");
+    guard.stop().expect("stops");
+}
+
+#[test]
+fn a_panic_answers_every_ticket_and_ends_the_engine() {
+    let (engine, guard, control) = stub(EngineConfig::default());
+    control.hold();
+    control.inject(Fault::Panic);
+    let running = score(&engine, &[1, 2], false, None);
+    while control.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    let queued = score(&engine, &[3, 4], false, None);
+    control.release();
+    assert_eq!(wait(running).expect_err("lost").code(), Code::Internal);
+    assert_eq!(wait(queued).expect_err("lost").code(), Code::Internal);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(guard.ended());
+    assert!(!engine.is_alive(Duration::from_secs(3600)));
+    let after = wait(score(&engine, &[1, 2], false, None)).expect_err("gone").code();
+    assert!(matches!(after, Code::Unavailable | Code::Internal));
+    guard.stop().expect_err("a panic is told");
+}
+
+#[test]
+fn stopping_finishes_what_is_queued_and_refuses_the_rest() {
+    let (engine, guard, control) = stub(EngineConfig::default());
+    let first = hold(&engine, &control);
+    let queued = score(&engine, &[3, 4], true, None);
+    let stopper = std::thread::spawn(move || guard.stop());
+    let refused = loop {
+        let answer = score(&engine, &[5, 6], false, None);
+        // Until the flag is seen, jobs are still taken.
+        std::thread::yield_now();
+        if let Err(error) = wait_if_ready(answer) {
+            break error;
+        }
+    };
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.retry_after().is_some());
+    control.release();
+    wait(first).expect("was running");
+    wait(queued).expect("was queued");
+    stopper.join().expect("joins").expect("stops");
+}
+
+/// The answer if it is there; an unanswered job counts as taken.
+fn wait_if_ready(mut answer: oneshot::Receiver<Result<Scored>>) -> Result<()> {
+    answer.try_recv().map_or(Ok(()), |result| result.map(drop))
+}
+
+#[test]
+fn explanations_follow_the_script_and_free_their_memory() {
+    // Room for one explanation of 20 tokens at a time (two blocks of 1 KiB), beside the kept sequence.
+    let config = EngineConfig { explain_kv_bytes: 4 << 10, prefix_cache_bytes: 0, ..EngineConfig::default() };
+    let (engine, guard, _control) = stub(config);
+    for _ in 0..5 {
+        let kept = wait(score(&engine, &[1, 2, 3], true, None)).expect("scored").kept;
+        assert_eq!(kept.as_ref().map(KeptSequence::tokens), Some(3));
+        assert_eq!(collect(explain(&engine, &[1, 2, 3], kept, 10, 20)), (vec![11, 12, 13], FinishReason::Stop));
+        // Again from the prompt alone, and one that nobody reads.
+        assert_eq!(collect(explain(&engine, &[1, 2, 3], None, 10, 20)), (vec![11, 12, 13], FinishReason::Stop));
+        drop(explain(&engine, &[1, 2, 3], None, 10, 20));
+    }
+    assert_eq!(collect(explain(&engine, &[1, 2, 3], None, 10, 2)), (vec![11, 12], FinishReason::Length));
+    assert_eq!(collect(explain(&engine, &[1; 10], None, 10, 1000)), (vec![], FinishReason::Shed));
+    guard.stop().expect("stops");
+}
+
+#[test]
+fn a_reason_is_the_greedy_continuation_however_it_was_reached() {
+    let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3")).expect("loads");
+    let mut alone = open(&model, Options { threads: 1, ..Options::default() }).expect("opens");
+    let tokens: Vec<u32> = (20..75).collect();
+    let first_token = model.profile.grades[1].token;
+    let mut sequence = [&tokens[..], &[first_token]].concat();
+    let expected: Vec<u32> = (0..30)
+        .map(|_| {
+            let next = next(alone.as_mut(), &sequence);
+            sequence.push(next);
+            next
+        })
+        .take_while(|token| *token != STOP)
+        .collect();
+
+    let backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
+    let (engine, guard) = Engine::start(backend, EngineConfig::default(), Arc::new(Metrics::default())).expect("starts");
+    for keep in [true, false] {
+        let scored = wait(score(&engine, &tokens, keep, None)).expect("scored");
+        assert_eq!(scored.kept.is_some(), keep);
+        let events = explain(&engine, &tokens, scored.kept, first_token, 30);
+        // Scores go on meanwhile and change nothing.
+        let busy: Vec<_> = (0..40).map(|i| score(&engine, &[20, 21, 22, i], false, None)).collect();
+        assert_eq!(collect(events).0, expected);
+        busy.into_iter().for_each(|answer| drop(wait(answer).expect("scored")));
+    }
+    guard.stop().expect("stops");
+}
+
+fn next(backend: &mut dyn Backend, tokens: &[u32]) -> u32 {
+    let sequence = Sequence { past: &[], key: (0, 0), position: 0, tokens, cut: 0, read: Read::Next };
+    match backend.run(&TokenTree::build(&[sequence])).expect("runs")[0] {
+        Reading::Next(token) => token,
+        ref other => panic!("not a token: {other:?}"),
+    }
+}
