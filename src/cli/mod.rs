@@ -124,7 +124,7 @@ pub fn load_model(dir: Option<&Path>) -> Result<Model, Failure> {
 fn open_model(dir: Option<&Path>) -> Result<Model> {
     match dir {
         Some(dir) => Model::load(dir),
-        None => Err(Error::invalid("model", "no model is embedded yet; name a directory")),
+        None => Model::bundled(),
     }
 }
 

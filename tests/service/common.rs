@@ -123,6 +123,24 @@ impl TestServer {
         self.metrics.admitted_now().1
     }
 
+    /// Explanations that admission holds now.
+    pub fn held_explanations(&self) -> usize {
+        self.metrics.admitted_now().2
+    }
+
+    /// Scores one pair after another until so many KV blocks are held: the
+    /// engine counts them when it runs.
+    pub async fn until_kv_blocks(&self, blocks: usize) {
+        let body = serde_json::json!({"query": "q", "documents": ["d"]});
+        within(async {
+            self.score(&body).await.ok();
+            while self.metrics.kv_blocks_held() != blocks {
+                self.score(&body).await.ok();
+            }
+        })
+        .await;
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }

@@ -212,6 +212,7 @@ async fn metrics_tell_what_happened() {
     server.score(&json!({"query": "", "documents": ["d"]})).await;
     assert_eq!(server.metrics.requests_ended("/score", Lane::Score, "ok"), 1);
     assert_eq!(server.metrics.requests_ended("/score", Lane::Score, "invalid"), 1);
+    until(|| server.held_pairs() == 0).await;
     let text = server.get("/metrics").await.text();
     for line in [
         "verdict_requests_total{code=\"ok\",lane=\"score\",route=\"/score\"} 1",

@@ -52,6 +52,7 @@ async fn a_full_queue_refuses_whole_requests_with_a_retry() {
     assert_eq!(within(first).await.expect("sent").ok()["results"].as_array().expect("results").len(), 3);
     assert_eq!(within(fits).await.expect("sent").status, StatusCode::OK);
     assert_eq!(server.metrics.pairs_computed(), 4, "nothing of a refused request was computed");
+    until(|| server.held_pairs() == 0).await;
     server.score(&json!({"query": "q", "documents": ["d", "e", "f", "g"]})).await.ok();
 }
 
