@@ -52,7 +52,7 @@ def distributions(net, encoder: Encoder, prompts: list[list[int]], tokens: int =
     """Grade distributions of prompts, computed in batches alike in length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out, at = np.zeros((len(prompts), 4)), 0
-    head = net.lm_head.weight[encoder.grades]
+    head = net.lm_head.weight[encoder.grades].float()
     while at < len(order):
         size = max(1, tokens // len(prompts[order[at]]))
         while size > 1 and at + size <= len(order) and len(prompts[order[at + size - 1]]) * size > tokens * 1.2:
@@ -64,12 +64,12 @@ def distributions(net, encoder: Encoder, prompts: list[list[int]], tokens: int =
             ids[r, : len(prompts[i])] = torch.tensor(prompts[i])
         hidden = net.model(input_ids=ids, use_cache=False).last_hidden_state
         last = torch.tensor([len(prompts[i]) - 1 for i in rows])
-        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last] @ head.T, -1).numpy()
+        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last].float() @ head.T, -1).numpy()
         at += size
     return out
 
 
-def score(net, encoder, triples, max_words: int = 80) -> np.ndarray:
+def score(net, encoder, triples, max_words: int = 48) -> np.ndarray:
     """Scores in [0, 1] of (instruction, query, document) triples."""
     prompts = [encoder.prompt(i, q, " ".join(d.split()[:max_words])) for i, q, d in triples]
     return distributions(net, encoder, prompts) @ VALUES / 3
@@ -220,13 +220,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="pairs per set for explain")
     parser.add_argument("--key", help="name in metrics.json")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fast", action="store_true", help="compute in bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sets", default="esci,dbpedia,selqa", help="sets that `folds` measures")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     encoder = Encoder.load(Path(args.out))
     work = {"folds": folds, "everyday": everyday, "explain": explanations, "rerank": rerank}
-    result, file = work[args.what](args, encoder), Path(args.out) / "metrics.json"
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.fast):
+        result = work[args.what](args, encoder)
+    file = Path(args.out) / "metrics.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
     kept[args.key or args.what] = result
     file.write_text(json.dumps(kept, indent=1))

@@ -86,6 +86,19 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Lets the system take back the mapped pages of a tensor that was copied to another layout;
+    /// should they be read again after all, they come from the file.
+    #[expect(unsafe_code, reason = "advice on a memory map")]
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = &*self.storage {
+            use memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is read-only and backed by its file, so dropped pages read the same.
+            // A refusal only means that the pages stay.
+            let _ = unsafe { map.unchecked_advise_range(DontNeed, self.range.start, self.range.len()) };
+        }
+    }
+
     /// The raw bytes; not necessarily aligned.
     pub fn bytes(&self) -> &[u8] {
         &self.storage.bytes()[self.range.clone()]

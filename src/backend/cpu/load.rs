@@ -95,7 +95,9 @@ fn pack(tensors: &[Tensor], depth: usize, bias: Option<Vec<f32>>) -> Result<Pack
     let dtype = tensors[0].dtype;
     if tensors.iter().all(|tensor| tensor.dtype == dtype) {
         let parts: Vec<&[u8]> = tensors.iter().map(Tensor::bytes).collect();
-        return Ok(PackedMatrix::pack(dtype, depth, &parts, bias));
+        let packed = PackedMatrix::pack(dtype, depth, &parts, bias);
+        tensors.iter().for_each(Tensor::release);
+        return Ok(packed);
     }
     let wide: Vec<Vec<u8>> =
         tensors.iter().map(|t| floats(t).iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
