@@ -4,9 +4,11 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use verdict::{
-    backend::reference::Reference,
+    backend::{Options, Reading, open, reference::Reference},
+    engine::tree::{Read, Sequence, TokenTree},
     error::Code,
     model::{Model, config::ModelConfig},
+    profile::Grade,
 };
 
 /// Largest difference of a logit that is still agreement; their deviation is about 2.
@@ -53,6 +55,57 @@ fn the_reference_agrees_with_transformers() {
         }
     }
     assert_eq!(compared, 4 * 6);
+}
+
+/// The checkpoint with every token of the vocabulary as a grade, so that all logits are read.
+fn reading_every_token(name: &str) -> Model {
+    let mut model = Model::load(&directory(name)).expect("loads");
+    let grade = |token: usize| Grade {
+        name: token.to_string(),
+        label: String::new(),
+        value: token as f64,
+        token: token as u32,
+        text: String::new(),
+    };
+    model.profile.grades = (0..model.config.vocab_size).map(grade).collect();
+    model
+}
+
+fn sequence(tokens: &[u32], cut: usize) -> Sequence<'_> {
+    Sequence { past: &[], key: (0, 0), position: 0, tokens, cut, read: Read::Grades }
+}
+
+fn check(name: &str, reading: &Reading, prompt: &Prompt) {
+    let Reading::Grades { logits, log_sum_exp } = reading else { panic!("{name}: {reading:?}") };
+    let difference = largest_difference(logits, &prompt.logits);
+    assert!(difference < TOLERANCE, "{name}, {} tokens: {difference}", prompt.tokens.len());
+    if let Some(ours) = log_sum_exp {
+        let theirs = prompt.logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+        assert!((f64::from(*ours) - theirs).abs() < 1e-4, "{name}: {ours} against {theirs}");
+    }
+}
+
+#[test]
+fn the_cpu_engine_agrees_with_transformers() {
+    for (name, prompts) in golden() {
+        let model = reading_every_token(&name);
+        let mut backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
+        backend.reserve_kv(0).expect("reserves");
+        for prompt in &prompts {
+            let cut = prompt.tokens.len() / 2;
+            for cut in [0, cut] {
+                let tree = TokenTree::build(&[sequence(&prompt.tokens, cut)]);
+                let readings = backend.run(&tree).expect("runs");
+                check(&name, &readings[0], prompt);
+            }
+        }
+        let sequences: Vec<_> = prompts.iter().map(|prompt| sequence(&prompt.tokens, 0)).collect();
+        let tree = TokenTree::build(&sequences);
+        let readings = backend.run(&tree).expect("runs");
+        for (prompt, answer) in prompts.iter().zip(&tree.answer_of) {
+            check(&name, &readings[*answer], prompt);
+        }
+    }
 }
 
 #[test]

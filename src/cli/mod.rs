@@ -1,6 +1,12 @@
 //! The commands, and what their exit codes mean.
 
+pub mod calibrate;
+pub mod eval;
+pub mod local;
+mod progress;
+pub mod score;
 pub mod serve;
+pub mod verify;
 
 use std::{fmt, path::Path, process::ExitCode};
 
@@ -34,6 +40,15 @@ enum Command {
     /// Serve HTTP and gRPC
     #[command(after_long_help = EXIT_CODES)]
     Serve(Box<ServeArgs>),
+    /// Score JSON lines
+    #[command(after_long_help = EXIT_CODES)]
+    Score(score::ScoreArgs),
+    /// Measure ranking and grading on judged documents
+    Eval(eval::EvalArgs),
+    /// Fit the temperature on judged documents
+    Calibrate(calibrate::CalibrateArgs),
+    /// Compare the engine with candle-transformers on the same checkpoint
+    Verify(verify::VerifyArgs),
 }
 
 /// The process's exit codes.
@@ -109,6 +124,10 @@ impl fmt::Display for Failure {
 pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(*args),
+        Command::Score(args) => score::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
+        Command::Verify(args) => verify::run(args),
     }
 }
 

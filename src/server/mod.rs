@@ -5,7 +5,7 @@ mod admin;
 mod call;
 mod front;
 pub mod grpc;
-mod http;
+pub(crate) mod http;
 mod listen;
 mod state;
 

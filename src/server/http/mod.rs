@@ -3,8 +3,8 @@
 mod body;
 mod explain;
 mod problem;
-mod wire;
-pub(super) mod write;
+pub(crate) mod wire;
+pub(crate) mod write;
 
 use std::sync::Arc;
 

@@ -91,7 +91,7 @@ impl<'de> Deserialize<'de> for DocumentBody {
 /// # Errors
 ///
 /// `Invalid`, naming the field and what was expected.
-pub(super) fn score(body: &[u8]) -> Result<ScoreRequest> {
+pub(crate) fn score(body: &[u8]) -> Result<ScoreRequest> {
     let body = parse(body)?;
     for (field, given) in [
         ("explain_top_n", body.explain_top_n.is_some()),
@@ -110,7 +110,7 @@ pub(super) fn score(body: &[u8]) -> Result<ScoreRequest> {
 /// # Errors
 ///
 /// `Invalid`, naming the field and what was expected.
-pub(super) fn explain(body: &[u8]) -> Result<ExplainRequest> {
+pub(crate) fn explain(body: &[u8]) -> Result<ExplainRequest> {
     let (score, explained, max_reason_tokens) = request(parse(body)?)?;
     ExplainRequest::new(score, explained, max_reason_tokens)
 }

@@ -1,0 +1,172 @@
+//! Figures of merit of scored judgments. Pure.
+
+use serde_json::{Value, json};
+
+/// A scored judgment.
+#[derive(Clone, Debug)]
+pub(in crate::cli) struct Scored {
+    /// The document's id.
+    pub(in crate::cli) id: String,
+    /// The model's score, in \[0, 1\].
+    pub(in crate::cli) score: f64,
+    /// The judged grade as a part of the best, in \[0, 1\].
+    pub(in crate::cli) target: f64,
+    /// The best grade.
+    pub(in crate::cli) max_grade: f64,
+    /// The grades' logits, if they were asked for.
+    pub(in crate::cli) logits: Option<Vec<f32>>,
+}
+
+/// How well scores agree with judgments.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(in crate::cli) struct Figures {
+    pub(in crate::cli) queries: usize,
+    pub(in crate::cli) pairs: usize,
+    /// nDCG at 10 with gains grade/max_grade; over queries with a relevant document.
+    pub(in crate::cli) ndcg: f64,
+    /// How often the score, rounded on the judgments' scale, is the judged grade.
+    pub(in crate::cli) accuracy: f64,
+    /// Reciprocal rank of the first document with the best grade; over queries that have one.
+    pub(in crate::cli) mrr: f64,
+    /// Expected calibration error: mean distance of score and grade/max_grade over ten bins of the score.
+    pub(in crate::cli) calibration_error: f64,
+}
+
+/// Ranks that count.
+const DEPTH: usize = 10;
+/// Bins of the calibration error.
+const BINS: usize = 10;
+
+impl Figures {
+    /// The figures of queries with their scored documents.
+    pub(in crate::cli) fn new(queries: &[Vec<Scored>]) -> Self {
+        let pairs: Vec<&Scored> = queries.iter().flatten().collect();
+        let right = pairs.iter().filter(|pair| pair.is_right()).count();
+        let ranked: Vec<Vec<&Scored>> = queries.iter().map(|query| rank(query)).collect();
+        Self {
+            queries: queries.len(),
+            pairs: pairs.len(),
+            ndcg: mean(ranked.iter().filter_map(|query| ndcg(query))),
+            accuracy: right as f64 / pairs.len().max(1) as f64,
+            mrr: mean(ranked.iter().filter_map(|query| reciprocal_rank(query))),
+            calibration_error: calibration_error(&pairs),
+        }
+    }
+
+    /// The mean over sets, whatever their sizes.
+    pub(in crate::cli) fn mean(sets: &[Figures]) -> Self {
+        let of = |figure: fn(&Figures) -> f64| mean(sets.iter().map(figure));
+        Self {
+            queries: sets.iter().map(|set| set.queries).sum(),
+            pairs: sets.iter().map(|set| set.pairs).sum(),
+            ndcg: of(|set| set.ndcg),
+            accuracy: of(|set| set.accuracy),
+            mrr: of(|set| set.mrr),
+            calibration_error: of(|set| set.calibration_error),
+        }
+    }
+
+    /// As a JSON object.
+    pub(in crate::cli) fn json(&self) -> Value {
+        json!({
+            "queries": self.queries,
+            "pairs": self.pairs,
+            "ndcg_10": self.ndcg,
+            "accuracy": self.accuracy,
+            "mrr": self.mrr,
+            "calibration_error": self.calibration_error,
+        })
+    }
+}
+
+impl Scored {
+    fn is_right(&self) -> bool {
+        (self.score * self.max_grade).round() == (self.target * self.max_grade).round()
+    }
+
+    /// A fixed order of equal scores that has nothing to do with the file's: FNV-1a of the id.
+    fn tie_key(&self) -> u64 {
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        self.id.bytes().fold(0xcbf2_9ce4_8422_2325, step)
+    }
+}
+
+fn rank(query: &[Scored]) -> Vec<&Scored> {
+    let mut ranked: Vec<&Scored> = query.iter().collect();
+    ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.tie_key().cmp(&b.tie_key())));
+    ranked
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0_usize), |(sum, count), value| (sum + value, count + 1));
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}
+
+fn discounted(gains: impl Iterator<Item = f64>) -> f64 {
+    gains.take(DEPTH).enumerate().map(|(rank, gain)| gain / ((rank + 2) as f64).log2()).sum()
+}
+
+/// `None` where nothing is relevant.
+fn ndcg(ranked: &[&Scored]) -> Option<f64> {
+    let mut ideal: Vec<f64> = ranked.iter().map(|pair| pair.target).collect();
+    ideal.sort_by(|a, b| b.total_cmp(a));
+    let best = discounted(ideal.into_iter());
+    (best > 0.0).then(|| discounted(ranked.iter().map(|pair| pair.target)) / best)
+}
+
+/// `None` where nothing has the best grade.
+fn reciprocal_rank(ranked: &[&Scored]) -> Option<f64> {
+    let first = ranked.iter().position(|pair| pair.target >= 1.0)?;
+    Some(1.0 / (first + 1) as f64)
+}
+
+fn calibration_error(pairs: &[&Scored]) -> f64 {
+    let mut bins = [(0.0, 0.0); BINS];
+    for pair in pairs {
+        let bin = &mut bins[((pair.score * BINS as f64) as usize).min(BINS - 1)];
+        bin.0 += pair.score;
+        bin.1 += pair.target;
+    }
+    bins.iter().map(|(score, target)| f64::abs(score - target)).sum::<f64>() / pairs.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(id: &str, score: f64, target: f64) -> Scored {
+        Scored { id: id.to_owned(), score, target, max_grade: 2.0, logits: None }
+    }
+
+    #[test]
+    fn figures_are_those_worked_out_by_hand() {
+        // Ranked: b (1), c (0), a (1/2).
+        let query = vec![pair("a", 0.2, 0.5), pair("b", 0.9, 1.0), pair("c", 0.45, 0.0)];
+        let figures = Figures::new(&[query, vec![pair("d", 0.1, 0.0)]]);
+        let log3 = 3_f64.log2();
+        let expected = (1.0 + 0.5 / 2.0) / (1.0 + 0.5 / log3);
+        assert!((figures.ndcg - expected).abs() < 1e-12);
+        assert!((figures.mrr - 1.0).abs() < 1e-12);
+        // Rounded on 0 to 2: a 0 (judged 1), b 2 (2), c 1 (0), d 0 (0).
+        assert!((figures.accuracy - 0.5).abs() < 1e-12);
+        // Bins: d 0.1, a 0.3, c 0.45, b 0.1.
+        assert!((figures.calibration_error - (0.1 + 0.3 + 0.45 + 0.1) / 4.0).abs() < 1e-12);
+        assert_eq!((figures.queries, figures.pairs), (2, 4));
+    }
+
+    #[test]
+    fn the_order_of_the_file_does_not_break_ties() {
+        let pairs = [pair("a", 0.5, 1.0), pair("b", 0.5, 0.0), pair("c", 0.5, 0.5)];
+        let forward = Figures::new(&[pairs.to_vec()]);
+        let backward = Figures::new(&[pairs.iter().rev().cloned().collect()]);
+        assert_eq!(forward, backward);
+    }
+
+    #[test]
+    fn the_macro_average_weighs_sets_alike() {
+        let one = Figures { queries: 1, pairs: 1, ndcg: 1.0, ..Figures::default() };
+        let many = Figures { queries: 99, pairs: 99, ndcg: 0.5, ..Figures::default() };
+        let mean = Figures::mean(&[one, many]);
+        assert_eq!((mean.queries, mean.ndcg), (100, 0.75));
+    }
+}

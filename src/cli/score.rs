@@ -1,0 +1,175 @@
+//! `verdict score`: JSON lines in, JSON lines out, through the same service as the server.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    error::{Error, Result},
+    server::http::{wire, write},
+    service::Service,
+};
+
+use super::{
+    Exit, Failure,
+    local::{Local, ModelArgs},
+    progress::Progress,
+};
+
+/// Arguments of `verdict score`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ScoreArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Requests, one JSON object a line: a body of POST /score, or {"query": …, "document": …}; - is stdin
+    #[arg(long, short, value_name = "FILE", default_value = "-")]
+    input: PathBuf,
+    /// Where to write the responses, one a line, in the order of the requests; - is stdout
+    #[arg(long, short, value_name = "FILE", default_value = "-")]
+    output: PathBuf,
+    /// Add reasons, as POST /score?explain=true does
+    #[arg(long)]
+    explain: bool,
+}
+
+/// Requests that are being worked on at once: enough to fill the engine's batches.
+const CONCURRENT: usize = 64;
+
+/// Scores every line.
+///
+/// A line that fails leaves `{"line": …, "error": …}` in its place and the others stand.
+///
+/// # Errors
+///
+/// [`Exit::Model`] if the model is refused or its probes fail, [`Exit::Usage`] if a file cannot
+/// be opened, [`Exit::Runtime`] if reading or writing fails or, at the end, if any line failed.
+pub fn run(args: ScoreArgs) -> Result<(), Failure> {
+    let usage = |error| Failure { exit: Exit::Usage, error };
+    let input = open(&args.input).map_err(usage)?;
+    let output = create(&args.output).map_err(usage)?;
+    let local = Local::start(&args.model)?;
+    local.runtime.block_on(local.service.run_probes()).map_err(|error| Failure::new(Exit::Model, error))?;
+    let lines = local.runtime.block_on(score(&local.service, input, output, args.explain));
+    local.stop()?;
+    match lines? {
+        0 => Ok(()),
+        failed => {
+            Err(Failure::from(anyhow::anyhow!("{failed} of the lines failed; see their error objects")))
+        }
+    }
+}
+
+fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(BufReader::new(io::stdin())));
+    }
+    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    Ok(Box::new(BufReader::new(file)))
+}
+
+fn create(path: &Path) -> anyhow::Result<Box<dyn Write>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdout().lock()));
+    }
+    let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
+    Ok(Box::new(BufWriter::new(file)))
+}
+
+/// A line's number, from 1, and its bytes.
+type Line = (usize, io::Result<Vec<u8>>);
+
+/// Scores all lines; returns how many failed, wholly or for a pair.
+async fn score(
+    service: &Service,
+    input: Box<dyn BufRead + Send>,
+    mut output: Box<dyn Write>,
+    explain: bool,
+) -> anyhow::Result<u64> {
+    let mut progress = Progress::new("requests", None);
+    let mut answers = ReceiverStream::new(lines(input))
+        .map(|(number, line)| async move {
+            let line = line.with_context(|| format!("line {number} cannot be read"))?;
+            anyhow::Ok(answer(service, number, &line, explain).await)
+        })
+        .buffered(CONCURRENT);
+    while let Some(answer) = answers.next().await {
+        let Answer { body, ok } = answer?;
+        output
+            .write_all(&body)
+            .and_then(|()| output.write_all(b"\n"))
+            .context("the output cannot be written")?;
+        progress.step(ok);
+    }
+    output.flush().context("the output cannot be written")?;
+    progress.finish();
+    Ok(progress.failed())
+}
+
+/// Reads on a thread of its own, so that waiting for input holds up no answer.
+fn lines(mut input: Box<dyn BufRead + Send>) -> tokio::sync::mpsc::Receiver<Line> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(CONCURRENT);
+    std::thread::spawn(move || {
+        for number in 1.. {
+            let mut line = Vec::new();
+            let read = match input.read_until(b'\n', &mut line) {
+                Ok(0) => return,
+                Ok(_) if line.trim_ascii().is_empty() => continue,
+                Ok(_) => Ok(line),
+                Err(cause) => Err(cause),
+            };
+            let failed = read.is_err();
+            // Nobody receives any more once writing has failed.
+            if sender.blocking_send((number, read)).is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+struct Answer {
+    body: Vec<u8>,
+    /// The line and all of its pairs were scored.
+    ok: bool,
+}
+
+async fn answer(service: &Service, number: usize, line: &[u8], explain: bool) -> Answer {
+    let scored = async {
+        let body = request(line);
+        let body = body.as_deref().unwrap_or(line);
+        if explain {
+            service.explain(wire::explain(body)?).await?.collect().await
+        } else {
+            Ok((service.score(wire::score(body)?).await?, Vec::new()))
+        }
+    };
+    match scored.await {
+        Ok((response, reasons)) => Answer {
+            body: write::scores(&response, &reasons),
+            ok: response.results.iter().all(|result| result.score.is_ok()),
+        },
+        Err(error) => Answer { body: failure(number, &error), ok: false },
+    }
+}
+
+/// A request of one pair as a body of `POST /score`; `None` if the line is not of that form.
+fn request(line: &[u8]) -> Option<Vec<u8>> {
+    let Ok(Value::Object(mut fields)) = serde_json::from_slice(line) else { return None };
+    let document = fields.remove("document")?;
+    let query = fields.remove("query")?;
+    fields.insert("pairs".to_owned(), json!([{"query": query, "document": document}]));
+    serde_json::to_vec(&fields).ok()
+}
+
+fn failure(number: usize, error: &Error) -> Vec<u8> {
+    let code = error.code().row().name;
+    // Here the caller and the operator are one: nothing is held back.
+    json!({"line": number, "error": {"code": code, "message": error.message()}}).to_string().into_bytes()
+}
