@@ -68,7 +68,7 @@ impl Shared {
     }
 
     fn report(&self, ledger: &Ledger) {
-        self.metrics.admitted(ledger.pairs(), ledger.tokens());
+        self.metrics.admitted(ledger.pairs(), ledger.tokens(), ledger.explanations());
     }
 }
 
@@ -109,7 +109,9 @@ impl Admission {
 
     /// Takes one sequence to explain, or `None` if the explain lane is full.
     pub fn explain(&self) -> Option<Permit> {
-        if self.shared.ledger().admit_explanation() {
+        let mut ledger = self.shared.ledger();
+        if ledger.admit_explanation() {
+            self.shared.report(&ledger);
             return Some(Permit { shared: Arc::clone(&self.shared), held: Held::Explanation });
         }
         self.shared.metrics.rejected(Rejection::Explain);
@@ -224,12 +226,10 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut ledger = self.shared.ledger();
         match self.held {
-            Held::Pair { pairs, tokens } => {
-                ledger.give_back(pairs, tokens);
-                self.shared.report(&ledger);
-            }
+            Held::Pair { pairs, tokens } => ledger.give_back(pairs, tokens),
             Held::Explanation => ledger.give_back_explanation(),
         }
+        self.shared.report(&ledger);
     }
 }
 

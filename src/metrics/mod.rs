@@ -117,6 +117,7 @@ struct RequestMetrics {
     rejections: IntCounterVec,
     admitted_pairs: IntGauge,
     admitted_tokens: IntGauge,
+    admitted_explanations: IntGauge,
     relevance_score: Histogram,
     label_mass: Histogram,
 }
@@ -180,9 +181,10 @@ impl Metrics {
     }
 
     /// What admission holds now.
-    pub fn admitted(&self, pairs: usize, tokens: usize) {
+    pub fn admitted(&self, pairs: usize, tokens: usize, explanations: usize) {
         self.requests.admitted_pairs.set(signed(pairs));
         self.requests.admitted_tokens.set(signed(tokens));
+        self.requests.admitted_explanations.set(signed(explanations));
     }
 
     /// A pair was scored; `label_mass` if the whole vocabulary was read.
@@ -290,6 +292,12 @@ impl Metrics {
     /// Pairs that went through a forward pass so far (for tests).
     pub fn pairs_computed(&self) -> u64 {
         self.engine.batch_pairs.get()
+    }
+
+    /// Pairs, tokens and explanations that admission holds now (for tests).
+    pub fn admitted_now(&self) -> (usize, usize, usize) {
+        let count = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
+        (count(&self.requests.admitted_pairs), count(&self.requests.admitted_tokens), count(&self.requests.admitted_explanations))
     }
 
     /// KV blocks held now (for tests).

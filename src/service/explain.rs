@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     future::poll_fn,
+    mem::take,
     sync::Arc,
     task::{Context, Poll},
     time::Instant,
@@ -11,6 +12,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use crate::{
+    admission::Permit,
     engine::{
         job::{ExplainEvent, ExplainJob, FinishReason},
         kv::KeptSequence,
@@ -110,16 +112,21 @@ pub(super) async fn explain(service: &Service, request: ExplainRequest) -> Resul
     };
     let chosen = choose(&explained, service.limits(), &response);
     stream.ready.push_back(ExplainItem::Scores(response));
+    // The lane's room is taken before any of them runs, so that what is shed depends on others alone.
     let chosen: Vec<_> = chosen
         .into_iter()
-        .map(|(index, best)| (index, best, std::mem::take(&mut sequences[index])))
+        .map(|(index, best)| (index, best, service.inner.admission.explain(), take(&mut sequences[index])))
         .collect();
     // The KV of what is not explained goes back before anything is decoded.
     drop(sequences);
-    for (index, best, (prompt, kept)) in chosen {
+    for (index, best, permit, (prompt, kept)) in chosen {
         let first_token = model.profile.grades[best].token;
-        let Some(prompt) = prompt else { continue };
-        stream.start(service, profile, Start { index, first_token, prompt, kept, max_tokens, deadline });
+        match (permit, prompt) {
+            (Some(permit), Some(prompt)) => {
+                stream.start(service, profile, Start { index, first_token, permit, prompt, kept, max_tokens, deadline });
+            }
+            _ => stream.shed(index),
+        }
     }
     Ok(stream)
 }
@@ -170,6 +177,7 @@ fn choose(explained: &Explained, limits: &Limits, response: &ScoreResponse) -> V
 struct Start {
     index: usize,
     first_token: u32,
+    permit: Permit,
     prompt: Arc<Prompt>,
     kept: Option<KeptSequence>,
     max_tokens: usize,
@@ -178,18 +186,7 @@ struct Start {
 
 impl ExplainStream {
     fn start(&mut self, service: &Service, profile: &ExplainProfile, start: Start) {
-        let Start { index, first_token, prompt, kept, max_tokens, deadline } = start;
-        let Some(permit) = service.inner.admission.explain() else {
-            self.ready.push_back(ExplainItem::ReasonDone(Explanation {
-                index,
-                text: String::new(),
-                sections: None,
-                finish: FinishReason::Shed,
-                tokens: 0,
-                error: None,
-            }));
-            return;
-        };
+        let Start { index, first_token, permit, prompt, kept, max_tokens, deadline } = start;
         let (sink, events) = mpsc::unbounded_channel();
         let decoder = Some(service.model().tokenizer.decode_stream());
         self.reasons.push(Reason { index, events, decoder, text: String::new(), tokens: 0, ended: false });
@@ -203,6 +200,18 @@ impl ExplainStream {
             permit: Some(permit),
             sink,
         });
+    }
+
+    /// The lane is full: the reason ends before it began.
+    fn shed(&mut self, index: usize) {
+        self.ready.push_back(ExplainItem::ReasonDone(Explanation {
+            index,
+            text: String::new(),
+            sections: None,
+            finish: FinishReason::Shed,
+            tokens: 0,
+            error: None,
+        }));
     }
 
     /// The next item; `None` after [`ExplainItem::Done`]. Nothing is lost when

@@ -32,6 +32,7 @@ use super::{
 };
 
 pub(crate) use problem::problem;
+use problem::problem_with;
 
 const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -153,8 +154,9 @@ pub(crate) async fn method_not_allowed(
 ) -> Response<Body> {
     let call = Call::begin(&state, "other", Lane::Score, id(&request));
     let message = format!("{} does not take {}", request.uri().path(), request.method());
-    let mut response = failed(call, &Error::new(Code::NotFound, message));
-    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    let error = Error::new(Code::NotFound, message);
+    let response = problem_with(StatusCode::METHOD_NOT_ALLOWED, &error, call.id());
+    call.end(Some(&error));
     response
 }
 

@@ -147,7 +147,9 @@ impl Serialize for Result_<'_> {
                 map.serialize_entry("tokens", &score.tokens)?;
                 map.serialize_entry("truncated", &score.truncated)?;
                 if let Some(logits) = &score.logits {
-                    map.serialize_entry("logits", &ByGrade(self.grades, logits))?;
+                    // As f64 they are written with all their digits: the same numbers as in protobuf.
+                    let logits: Vec<f64> = logits.iter().copied().map(f64::from).collect();
+                    map.serialize_entry("logits", &ByGrade(self.grades, &logits))?;
                 }
             }
             Err(error) => map.serialize_entry("error", &ErrorView::from(error))?,

@@ -1,0 +1,11 @@
+//! The service end to end: a real server on free ports, asked over HTTP and
+//! gRPC, with a stub in place of the model's arithmetic.
+
+mod bad_input;
+mod common;
+mod explain;
+mod grpc;
+mod http;
+mod overload;
+mod process;
+mod shutdown;

@@ -1,0 +1,78 @@
+//! The binary: exit codes and signals.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, Command, Output, Stdio},
+};
+
+fn verdict(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verdict"));
+    command.args(arguments).env_clear().stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = verdict(arguments).output().expect("runs");
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let (code, said) = run(&["serve", "--prot", "80"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--prot"), "{said}");
+    let (code, said) = run(&["serve", "--config", "/nonexistent.toml"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("/nonexistent.toml: cannot be read"), "{said}");
+    let (code, said) = run(&["serve", "--batch-tokens", "0"]);
+    assert_eq!((code, said.trim()), (Some(2), "verdict: batch_tokens: is 0; at least 1 is needed"));
+    let (code, said) = run(&["serve", "--log", "a=b=c"]);
+    assert_eq!(code, Some(2), "{said}");
+}
+
+#[test]
+fn a_refused_model_exits_with_3() {
+    let (code, said) = run(&["serve", "--port", "0", "--admin-port", "0", "--model", "/nonexistent"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.ends_with("verdict: /nonexistent: no such directory\n"), "{said}");
+}
+
+#[test]
+fn a_taken_port_exits_with_4() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let (code, said) = run(&["serve", "--port", &port, "--admin-port", "0"]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains(&format!("127.0.0.1:{port} cannot be bound")), "{said}");
+}
+
+/// Ends a process that a failed test left.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_signal_drains_and_exits_with_0() {
+    let mut command = verdict(&["serve", "--port", "0", "--admin-port", "0", "--log-format", "json"]);
+    let mut server = Running(command.spawn().expect("runs"));
+    let mut log = BufReader::new(server.0.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("\"ready\"") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).expect("a line"), 0, "it ended before it was ready");
+        serde_json::from_str::<serde_json::Value>(&line).expect("every line is JSON");
+    }
+    let id = server.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().expect("runs").success());
+    let status = server.0.wait().expect("ended");
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).expect("text");
+    assert_eq!(status.code(), Some(0), "{rest}");
+    assert!(rest.contains("\"draining\""), "{rest}");
+}
