@@ -11,7 +11,10 @@ use std::{hint::black_box, path::Path};
 mod clock;
 
 use verdict::{
-    backend::{Backend, Reading, cpu::{CpuBackend, isa::Isa, peak}},
+    backend::{
+        Backend, Reading,
+        cpu::{CpuBackend, isa::Isa, peak},
+    },
     engine::tree::{Read, Sequence, TokenTree},
     model::{Model, config::ModelConfig},
 };
@@ -28,7 +31,13 @@ fn main() {
     let start = std::time::Instant::now();
     let mut backend = CpuBackend::open(&model, 0).unwrap_or_else(|error| panic!("{error}"));
     let about = backend.describe();
-    println!("{} on {}; weights {:.0} MB, loaded in {:.2} s", model.name, about.device, about.weight_bytes as f64 / 1e6, start.elapsed().as_secs_f64());
+    println!(
+        "{} on {}; weights {:.0} MB, loaded in {:.2} s",
+        model.name,
+        about.device,
+        about.weight_bytes as f64 / 1e6,
+        start.elapsed().as_secs_f64()
+    );
     let peak = peak::gflops(Isa::detect(), rayon::current_num_threads());
     println!("multiply-add peak {peak:.0} GFLOP/s");
 
@@ -44,7 +53,14 @@ fn main() {
     println!("sharing and packing make B {:.2} times as fast as one pair at a time", plain / shared);
     let distinct = prompts(&model.config, 1, 0, PREFIX + 20 * DOCUMENT);
     let pieces: Vec<Vec<u32>> = distinct[0].chunks(137).map(<[u32]>::to_vec).collect();
-    let left = report("as many distinct tokens, nothing to share", &mut backend, &model.config, &[&pieces], peak, runs);
+    let left = report(
+        "as many distinct tokens, nothing to share",
+        &mut backend,
+        &model.config,
+        &[&pieces],
+        peak,
+        runs,
+    );
     println!("B takes {:.3} times the time of the tokens left after sharing", shared / left);
 }
 
@@ -60,12 +76,20 @@ fn prompts(config: &ModelConfig, count: usize, prefix: usize, document: usize) -
 }
 
 fn tree(prompts: &[Vec<u32>]) -> TokenTree {
-    let sequence = |tokens| Sequence { past: &[], key: (0, 0), position: 0, tokens, cut: 0, read: Read::Grades };
+    let sequence =
+        |tokens| Sequence { past: &[], key: (0, 0), position: 0, tokens, cut: 0, read: Read::Grades };
     TokenTree::build(&prompts.iter().map(|tokens| sequence(tokens)).collect::<Vec<_>>())
 }
 
 /// Times the batches in turn; returns the wall seconds of all of them together.
-fn report(name: &str, backend: &mut CpuBackend, config: &ModelConfig, batches: &[&Vec<Vec<u32>>], peak: f64, runs: usize) -> f64 {
+fn report(
+    name: &str,
+    backend: &mut CpuBackend,
+    config: &ModelConfig,
+    batches: &[&Vec<Vec<u32>>],
+    peak: f64,
+    runs: usize,
+) -> f64 {
     let trees: Vec<TokenTree> = batches.iter().map(|prompts| tree(prompts)).collect();
     let time = clock::median(runs, || {
         for tree in &trees {

@@ -33,7 +33,10 @@ fn main() {
     let threads = rayon::current_num_threads();
     let peak = peak::gflops(isa, threads);
     println!("{} threads, {}, multiply-add peak {peak:.0} GFLOP/s", threads, isa.name());
-    println!("{:>6} {:>6} {:>6} {:>5} {:>10} {:>8} {:>7} {:>7}", "rows", "out", "depth", "type", "ms", "GFLOP/s", "of peak", "by CPU");
+    println!(
+        "{:>6} {:>6} {:>6} {:>5} {:>10} {:>8} {:>7} {:>7}",
+        "rows", "out", "depth", "type", "ms", "GFLOP/s", "of peak", "by CPU"
+    );
     for dtype in [Dtype::F32, Dtype::BF16] {
         for (m, n, k) in [
             (2200, 4096, 1024),
@@ -59,7 +62,13 @@ fn main() {
             let mut out = vec![0.0; m * n];
             let mut run = || {
                 packed.pack(isa, &x, m, k);
-                product(isa, &packed, &weights, 0..n, Target { buffer: &mut out, stride: n, column: 0, add: false });
+                product(
+                    isa,
+                    &packed,
+                    &weights,
+                    0..n,
+                    Target { buffer: &mut out, stride: n, column: 0, add: false },
+                );
                 black_box(&out);
             };
             run();
@@ -87,6 +96,10 @@ fn check(x: &[f32], w: &[f32], out: &[f32], n: usize, k: usize, dtype: Dtype) {
                 f64::from(x[r * k + i]) * f64::from(w)
             })
             .sum();
-        assert!((sum - f64::from(out[r * n + c])).abs() < 1e-3, "row {r} column {c}: {sum} against {}", out[r * n + c]);
+        assert!(
+            (sum - f64::from(out[r * n + c])).abs() < 1e-3,
+            "row {r} column {c}: {sum} against {}",
+            out[r * n + c]
+        );
     }
 }

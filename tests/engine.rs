@@ -39,7 +39,12 @@ fn prompt(tokens: Vec<u32>) -> Arc<Prompt> {
     Arc::new(Prompt { tokens, document: end / 2..end, truncated: false })
 }
 
-fn score(engine: &Engine, tokens: &[u32], keep_kv: bool, deadline: Option<Instant>) -> oneshot::Receiver<Result<Scored>> {
+fn score(
+    engine: &Engine,
+    tokens: &[u32],
+    keep_kv: bool,
+    deadline: Option<Instant>,
+) -> oneshot::Receiver<Result<Scored>> {
     let (ticket, answer) = Ticket::new();
     let prompt = prompt(tokens.to_vec());
     engine.score(ScoreJob { prompt, keep_kv, deadline, enqueued: Instant::now(), permit: None, ticket });
@@ -197,9 +202,15 @@ fn explanations_follow_the_script_and_free_their_memory() {
     for _ in 0..5 {
         let kept = wait(score(&engine, &[1, 2, 3], true, None)).expect("scored").kept;
         assert_eq!(kept.as_ref().map(KeptSequence::tokens), Some(3));
-        assert_eq!(collect(explain(&engine, &[1, 2, 3], kept, 10, 20)), (vec![11, 12, 13], FinishReason::Stop));
+        assert_eq!(
+            collect(explain(&engine, &[1, 2, 3], kept, 10, 20)),
+            (vec![11, 12, 13], FinishReason::Stop)
+        );
         // Again from the prompt alone, and one that nobody reads.
-        assert_eq!(collect(explain(&engine, &[1, 2, 3], None, 10, 20)), (vec![11, 12, 13], FinishReason::Stop));
+        assert_eq!(
+            collect(explain(&engine, &[1, 2, 3], None, 10, 20)),
+            (vec![11, 12, 13], FinishReason::Stop)
+        );
         drop(explain(&engine, &[1, 2, 3], None, 10, 20));
     }
     assert_eq!(collect(explain(&engine, &[1, 2, 3], None, 10, 2)), (vec![11, 12], FinishReason::Length));
@@ -209,7 +220,8 @@ fn explanations_follow_the_script_and_free_their_memory() {
 
 #[test]
 fn a_reason_is_the_greedy_continuation_however_it_was_reached() {
-    let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3")).expect("loads");
+    let model =
+        Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3")).expect("loads");
     let mut alone = open(&model, Options { threads: 1, ..Options::default() }).expect("opens");
     let tokens: Vec<u32> = (20..75).collect();
     let first_token = model.profile.grades[1].token;
@@ -224,7 +236,8 @@ fn a_reason_is_the_greedy_continuation_however_it_was_reached() {
         .collect();
 
     let backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
-    let (engine, guard) = Engine::start(backend, EngineConfig::default(), Arc::new(Metrics::default())).expect("starts");
+    let (engine, guard) =
+        Engine::start(backend, EngineConfig::default(), Arc::new(Metrics::default())).expect("starts");
     for keep in [true, false] {
         let scored = wait(score(&engine, &tokens, keep, None)).expect("scored");
         assert_eq!(scored.kept.is_some(), keep);

@@ -57,7 +57,10 @@ fn prompts() -> impl Strategy<Value = Vec<(Vec<u32>, usize)>> {
     })
 }
 
-fn job(tokens: &[u32], prefix: usize) -> (ScoreJob, tokio::sync::oneshot::Receiver<verdict::error::Result<Scored>>) {
+fn job(
+    tokens: &[u32],
+    prefix: usize,
+) -> (ScoreJob, tokio::sync::oneshot::Receiver<verdict::error::Result<Scored>>) {
     let (ticket, answer) = Ticket::new();
     let prompt = Prompt { tokens: tokens.to_vec(), document: prefix..tokens.len(), truncated: false };
     let job = ScoreJob {

@@ -76,7 +76,9 @@ pub struct Options {
 pub fn open(model: &Model, options: Options) -> Result<Box<dyn Backend>> {
     match options.device {
         Device::Auto | Device::Cpu => Ok(Box::new(cpu::CpuBackend::open(model, options.threads)?)),
-        Device::Cuda => Err(Error::invalid("device", "cuda: this build has no CUDA backend; use cpu or auto")),
+        Device::Cuda => {
+            Err(Error::invalid("device", "cuda: this build has no CUDA backend; use cpu or auto"))
+        }
     }
 }
 

@@ -143,7 +143,8 @@ impl StubBackend {
     fn path(&self, batch: &TokenTree, segment: usize) -> Vec<u32> {
         let path = batch.path(segment);
         let root = &batch.segments[path[0]];
-        let past: Vec<u32> = root.past.iter().flat_map(|part| self.cached(part).collect::<Vec<_>>()).collect();
+        let past: Vec<u32> =
+            root.past.iter().flat_map(|part| self.cached(part).collect::<Vec<_>>()).collect();
         assert_eq!(past.len(), root.position, "the past ends where the segment starts");
         let rows = path.iter().flat_map(|&segment| batch.segments[segment].rows.clone());
         past.into_iter().chain(rows.map(|row| batch.tokens[row])).collect()
@@ -164,7 +165,8 @@ impl StubBackend {
                 let hash = path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, token| {
                     (hash ^ u64::from(*token)).wrapping_mul(0x100_0000_01b3)
                 });
-                let logits = (0..self.grades).map(|i| ((hash >> (i * 12)) & 0xfff) as f32 / 512.0 - 4.0).collect();
+                let logits =
+                    (0..self.grades).map(|i| ((hash >> (i * 12)) & 0xfff) as f32 / 512.0 - 4.0).collect();
                 Reading::Grades { logits, log_sum_exp: Some(6.0) }
             }
         }
@@ -173,7 +175,12 @@ impl StubBackend {
 
 impl Backend for StubBackend {
     fn describe(&self) -> Description {
-        Description { device: "stub".into(), weight_bytes: 0, kv_block_bytes: BLOCK_BYTES, max_positions: 1 << 20 }
+        Description {
+            device: "stub".into(),
+            weight_bytes: 0,
+            kv_block_bytes: BLOCK_BYTES,
+            max_positions: 1 << 20,
+        }
     }
 
     fn reserve_kv(&mut self, blocks: usize) -> Result<()> {
@@ -192,8 +199,11 @@ impl Backend for StubBackend {
         }
         self.control.tokens.fetch_add(batch.tokens.len(), Ordering::SeqCst);
         self.control.answers.fetch_add(batch.answers.len(), Ordering::SeqCst);
-        let readings =
-            batch.answers.iter().map(|answer| self.read(&self.path(batch, answer.segment), answer.read)).collect();
+        let readings = batch
+            .answers
+            .iter()
+            .map(|answer| self.read(&self.path(batch, answer.segment), answer.read))
+            .collect();
         self.write(batch);
         Ok(readings)
     }

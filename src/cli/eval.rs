@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     error::{Error, Result},
     request::{Document, Items, ScoreOptions, ScoreRequest},
-    service::{PairScore, Service},
+    service::Service,
 };
 
 use super::{
@@ -116,27 +116,36 @@ pub(super) async fn score(
     Ok(scored)
 }
 
+/// A document without text is not sent: it has the lowest score and no logits.
 async fn score_query(
     service: &Service,
     query: &Query,
     instruction: Option<String>,
     raw: bool,
 ) -> Result<Vec<Scored>> {
-    let documents = query.judged.iter().map(|judged| Document::fields(judged.fields())).collect();
+    let sent = || query.judged.iter().enumerate().filter(|(_, judged)| !judged.is_blank());
+    let documents: Vec<_> = sent().map(|(_, judged)| Document::fields(judged.fields())).collect();
+    let mut scored: Vec<Scored> = query.judged.iter().map(unscored).collect();
+    if documents.is_empty() {
+        return Ok(scored);
+    }
     let items = Items::Documents { query: query.text.clone(), documents };
     let request = ScoreRequest::new(items, ScoreOptions { instruction, raw, ..ScoreOptions::default() })?;
     let response = service.score(request).await?;
-    let pair = |(judged, score): (&Judged, Result<PairScore>)| {
-        let score = score.map_err(|error| {
+    for ((index, judged), result) in sent().zip(response.results) {
+        let score = result.score.map_err(|error| {
             let message = format!("query {}, document {}: {error}", query.id, judged.id);
             Error::new(error.code(), message).with_cause(error)
         })?;
-        let (target, max_grade) = (judged.target(), judged.max_grade);
-        let score_value = score.distribution.score.get();
-        Ok(Scored { id: judged.id.clone(), score: score_value, target, max_grade, logits: score.logits })
-    };
-    let scores = response.results.into_iter().map(|result| result.score);
-    query.judged.iter().zip(scores).map(pair).collect()
+        scored[index].score = score.distribution.score.get();
+        scored[index].logits = score.logits;
+    }
+    Ok(scored)
+}
+
+fn unscored(judged: &Judged) -> Scored {
+    let (target, max_grade) = (judged.target(), judged.max_grade);
+    Scored { id: judged.id.clone(), score: 0.0, target, max_grade, logits: None }
 }
 
 fn print_table(rows: &[(String, Figures)]) {

@@ -142,12 +142,13 @@ struct Answer {
 
 async fn answer(service: &Service, number: usize, line: &[u8], explain: bool) -> Answer {
     let scored = async {
-        let body = request(line);
-        let body = body.as_deref().unwrap_or(line);
+        let pair = request(line);
+        let body = pair.as_deref().unwrap_or(line);
+        let as_written = |error| if pair.is_some() { unwrapped(error) } else { error };
         if explain {
-            service.explain(wire::explain(body)?).await?.collect().await
+            service.explain(wire::explain(body).map_err(as_written)?).await?.collect().await
         } else {
-            Ok((service.score(wire::score(body)?).await?, Vec::new()))
+            Ok((service.score(wire::score(body).map_err(as_written)?).await?, Vec::new()))
         }
     };
     match scored.await {
@@ -166,6 +167,14 @@ fn request(line: &[u8]) -> Option<Vec<u8>> {
     let query = fields.remove("query")?;
     fields.insert("pairs".to_owned(), json!([{"query": query, "document": document}]));
     serde_json::to_vec(&fields).ok()
+}
+
+/// An error of a body that [`request`] made, in terms of the line it was made from.
+fn unwrapped(error: Error) -> Error {
+    let message = error.message().replacen("pairs[0].", "", 1);
+    // A column of the made body means nothing to the line's author.
+    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(before, _)| before);
+    Error::new(error.code(), message)
 }
 
 fn failure(number: usize, error: &Error) -> Vec<u8> {

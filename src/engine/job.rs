@@ -1,6 +1,9 @@
 //! The unit of queueing, and the ticket that answers exactly once.
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{mpsc, oneshot};
 

@@ -129,7 +129,8 @@ impl PrefixCache {
             return id;
         }
         let back_tokens = node.tokens.split_off(len);
-        let back_kv = KvRef { start: node.kv.start + len, len: node.kv.len - len, span: node.kv.span.clone() };
+        let back_kv =
+            KvRef { start: node.kv.start + len, len: node.kv.len - len, span: node.kv.span.clone() };
         node.kv.len = len;
         let grandchildren = std::mem::take(&mut node.children);
         let used = node.used;

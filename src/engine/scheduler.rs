@@ -99,7 +99,8 @@ impl<S: Schedulable, E> Scheduler<S, E> {
             let count = self.budget.explain_sequences.min(self.explain.len());
             plan.explain = self.explain.drain(..count).collect();
         }
-        self.score_batches = if plan.explain.is_empty() && !self.explain.is_empty() { self.score_batches + 1 } else { 0 };
+        self.score_batches =
+            if plan.explain.is_empty() && !self.explain.is_empty() { self.score_batches + 1 } else { 0 };
         plan
     }
 

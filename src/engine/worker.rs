@@ -159,7 +159,10 @@ impl Worker {
         self.shared.queued_tokens.fetch_sub(job.prompt.tokens.len(), Ordering::Relaxed);
         let reason = if fate == Fate::Expired { DropReason::Expired } else { DropReason::Abandoned };
         self.metrics.dropped(reason);
-        job.ticket.fail(Error::new(Code::DeadlineExceeded, "deadline_ms: the deadline passed while the request was queued"));
+        job.ticket.fail(Error::new(
+            Code::DeadlineExceeded,
+            "deadline_ms: the deadline passed while the request was queued",
+        ));
     }
 
     /// Gives memory to sequences that take their first step. One that finds none waits for those
@@ -302,8 +305,12 @@ impl Batch {
         }));
         let tree = TokenTree::build(&sequences);
         let segments = tree.segments.len();
-        let mut batch =
-            Self { tree, hits, counts: vec![TokenCounts::default(); score.len()], prefix_of: vec![None; segments] };
+        let mut batch = Self {
+            tree,
+            hits,
+            counts: vec![TokenCounts::default(); score.len()],
+            prefix_of: vec![None; segments],
+        };
         batch.keep_scored(score, cache, explain_pool);
         for (i, sequence) in explain.iter().enumerate() {
             let segment = batch.tree.answers[batch.tree.answer_of[score.len() + i]].segment;

@@ -92,7 +92,11 @@ impl<P: Past> Inputs<'_, P> {
         for (segment, queries) in self.segment_queries.iter().enumerate() {
             for from in queries.clone().step_by(TASK_ROWS) {
                 let queries = from..(from + TASK_ROWS).min(queries.end);
-                tasks.extend((0..self.shape.kv_heads).map(|head| Task { segment, queries: queries.clone(), head }));
+                tasks.extend((0..self.shape.kv_heads).map(|head| Task {
+                    segment,
+                    queries: queries.clone(),
+                    head,
+                }));
             }
         }
         tasks.par_iter().for_each(|task| SCRATCH.with_borrow_mut(|scratch| self.attend(task, scratch, &out)));
@@ -141,7 +145,8 @@ impl<P: Past> Inputs<'_, P> {
         scratch.queries.resize(ROWS * dim, 0.0);
         for i in 0..R {
             let (row, head) = self.pair(task, from + i);
-            scratch.queries[i * dim..(i + 1) * dim].copy_from_slice(&self.q[row * width + head * dim..][..dim]);
+            scratch.queries[i * dim..(i + 1) * dim]
+                .copy_from_slice(&self.q[row * width + head * dim..][..dim]);
         }
         scratch.packed.resize(ROWS * dim, 0.0);
         pack_group(self.isa, &scratch.queries, R, dim, &mut scratch.packed);
@@ -197,10 +202,7 @@ impl<P: Past> Inputs<'_, P> {
         let path = self.batch.path(task.segment);
         for part in &self.batch.segments[path[0]].past {
             for i in 0..part.len {
-                put(
-                    self.past.vector(part, i, false, task.head),
-                    self.past.vector(part, i, true, task.head),
-                );
+                put(self.past.vector(part, i, false, task.head), self.past.vector(part, i, true, task.head));
             }
         }
         let stride = 2 * kv_heads * dim;

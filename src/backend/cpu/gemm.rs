@@ -50,7 +50,8 @@ impl PackedMatrix {
     /// Packs row-major weights `[rows, depth]` given as parts that follow each other by rows
     /// (q, k, v, say), all of one `dtype`, as little-endian bytes.
     pub fn pack(dtype: Dtype, depth: usize, parts: &[&[u8]], bias: Option<Vec<f32>>) -> Self {
-        let rows: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks_exact(depth * dtype.size())).collect();
+        let rows: Vec<&[u8]> =
+            parts.iter().flat_map(|part| part.chunks_exact(depth * dtype.size())).collect();
         let panels = match dtype {
             Dtype::F32 => Panels::F32(interleave(&rows, depth, f32::from_le_bytes)),
             Dtype::F16 => Panels::F16(interleave(&rows, depth, f16::from_le_bytes)),
@@ -215,47 +216,82 @@ struct Strip<'a> {
     add: bool,
 }
 
+/// Panels that are run side by side when there are so few rows that a panel alone would wait for
+/// each multiply-add.
+const WIDE: usize = 4;
+/// Rows up to which that pays.
+const WIDE_ROWS: usize = 2;
+
 thread_local! {
-    /// Where a panel stored in 16 bits is expanded.
-    static EXPANDED: std::cell::RefCell<Vec<f32>> = std::cell::RefCell::new(vec![0.0; DEPTH * PANEL]);
+    /// Where panels stored in 16 bits are expanded.
+    static EXPANDED: std::cell::RefCell<Vec<f32>> = std::cell::RefCell::new(vec![0.0; WIDE * DEPTH * PANEL]);
 }
 
 impl Strip<'_> {
     fn run(&self, groups: Range<usize>, panels: Range<usize>) {
+        let wide = self.x.rows <= WIDE_ROWS;
         EXPANDED.with_borrow_mut(|scratch| {
             for from in (0..self.w.depth).step_by(DEPTH) {
                 let len = DEPTH.min(self.w.depth - from);
-                for panel in panels.clone() {
+                let mut panel = panels.start;
+                while wide && panel + WIDE <= panels.end {
+                    let mut pieces = scratch.chunks_exact_mut(DEPTH * PANEL).enumerate();
+                    let blocks: [&[f32]; WIDE] = std::array::from_fn(|_| {
+                        let (i, piece) = pieces.next().expect("the scratch holds WIDE pieces");
+                        self.w.block(self.isa, panel + i, from, len, piece)
+                    });
+                    self.tiles(groups.clone(), panel, from, len, blocks);
+                    panel += WIDE;
+                }
+                for panel in panel..panels.end {
                     let block = self.w.block(self.isa, panel, from, len, scratch);
-                    self.column_of_tiles(groups.clone(), panel, from, len, block);
+                    self.tiles(groups.clone(), panel, from, len, [block]);
                 }
             }
         });
     }
 
-    /// One weight block against every row group of the task.
-    fn column_of_tiles(&self, groups: Range<usize>, panel: usize, from: usize, len: usize, block: &[f32]) {
+    /// `P` weight blocks side by side against every row group of the task.
+    fn tiles<const P: usize>(
+        &self,
+        mut groups: Range<usize>,
+        panel: usize,
+        from: usize,
+        len: usize,
+        b: [&[f32]; P],
+    ) {
         let depth = self.w.depth;
         let first = panel * PANEL;
-        let width = PANEL.min(self.columns.end - first);
-        let bias = (from + len == depth).then_some(self.w.bias.as_deref()).flatten().map(|b| &b[first..first + width]);
+        let width = (P * PANEL).min(self.columns.end - first);
+        let bias = (from + len == depth)
+            .then_some(self.w.bias.as_deref())
+            .flatten()
+            .map(|b| &b[first..first + width]);
+        let part =
+            |group: usize, rows: usize| &self.x.values[group * ROWS * depth + from * rows..][..len * rows];
+        let place = |group: usize| Place {
+            at: group * ROWS * self.stride + self.column + first - self.columns.start,
+            stride: self.stride,
+            width,
+            add: self.add || from > 0,
+        };
+        // Two groups at once where there are registers for them: half the reads of the weights.
+        let full = self.x.rows / ROWS;
+        while self.isa == Isa::Avx512 && groups.start + 2 <= groups.end.min(full) {
+            let a = [part(groups.start, ROWS), part(groups.start + 1, ROWS)];
+            write::<ROWS, 2, P>(self.isa, a, b, self.out, place(groups.start), bias);
+            groups.start += 2;
+        }
         for group in groups {
-            let start = group * ROWS;
-            let rows = ROWS.min(self.x.rows - start);
-            let a = &self.x.values[start * depth + from * rows..][..len * rows];
-            let place = Place {
-                at: start * self.stride + self.column + first - self.columns.start,
-                stride: self.stride,
-                width,
-                add: self.add || from > 0,
-            };
+            let rows = ROWS.min(self.x.rows - group * ROWS);
+            let (a, place) = ([part(group, rows)], place(group));
             match rows {
-                1 => write::<1>(self.isa, a, block, self.out, place, bias),
-                2 => write::<2>(self.isa, a, block, self.out, place, bias),
-                3 => write::<3>(self.isa, a, block, self.out, place, bias),
-                4 => write::<4>(self.isa, a, block, self.out, place, bias),
-                5 => write::<5>(self.isa, a, block, self.out, place, bias),
-                _ => write::<6>(self.isa, a, block, self.out, place, bias),
+                1 => write::<1, 1, P>(self.isa, a, b, self.out, place, bias),
+                2 => write::<2, 1, P>(self.isa, a, b, self.out, place, bias),
+                3 => write::<3, 1, P>(self.isa, a, b, self.out, place, bias),
+                4 => write::<4, 1, P>(self.isa, a, b, self.out, place, bias),
+                5 => write::<5, 1, P>(self.isa, a, b, self.out, place, bias),
+                _ => write::<6, 1, P>(self.isa, a, b, self.out, place, bias),
             }
         }
     }
@@ -272,16 +308,21 @@ struct Place {
 }
 
 kernel! {
-    fn write<const R: usize>(a: &[f32], b: &[f32], out: &SharedRows<'_>, place: Place, bias: Option<&[f32]>) {
-        let tile = tile::<R>(a, b);
-        for (row, sums) in tile.iter().enumerate() {
+    /// Writes the tiles of `G` row groups by `P` panels.
+    fn write<const R: usize, const G: usize, const P: usize>(
+        a: [&[f32]; G], b: [&[f32]; P], out: &SharedRows<'_>, place: Place, bias: Option<&[f32]>,
+    ) {
+        let tiles = tiles::<R, G, P>(a, b);
+        for (row, sums) in tiles.as_flattened().iter().enumerate() {
             // SAFETY: a tile's columns of a row belong to one task, which writes them one at a time.
             let to = unsafe { out.slice(place.at + row * place.stride, place.width) };
-            match (place.add, <&mut [f32; PANEL]>::try_from(&mut *to)) {
-                (true, Ok(to)) => (0..PANEL).for_each(|j| to[j] += sums[j]),
-                (false, Ok(to)) => *to = *sums,
-                (true, Err(_)) => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
-                (false, Err(_)) => to.copy_from_slice(&sums[..place.width]),
+            for (to, sums) in to.chunks_mut(PANEL).zip(sums) {
+                match (place.add, <&mut [f32; PANEL]>::try_from(&mut *to)) {
+                    (true, Ok(to)) => (0..PANEL).for_each(|j| to[j] += sums[j]),
+                    (false, Ok(to)) => *to = *sums,
+                    (true, Err(_)) => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
+                    (false, Err(_)) => to.iter_mut().zip(sums).for_each(|(to, sum)| *to = *sum),
+                }
             }
             if let Some(bias) = bias {
                 to.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
@@ -290,17 +331,35 @@ kernel! {
     }
 }
 
-/// The register block: `R` packed rows against one panel block, in order of depth.
-/// `a` is `[len][R]`, `b` is `[len][PANEL]`.
+/// The register block: `G` groups of `R` packed rows against `P` panel blocks, in order of depth.
+/// `a` are `[len][R]`, `b` are `[len][PANEL]`; the result is by group, row, panel.
 #[inline(always)]
-pub(super) fn tile<const R: usize>(a: &[f32], b: &[f32]) -> [[f32; PANEL]; R] {
-    let mut sums = [[0.0; PANEL]; R];
-    for (a, b) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<PANEL>().0) {
-        for i in 0..R {
-            for j in 0..PANEL {
-                sums[i][j] = a[i].mul_add(b[j], sums[i][j]);
+fn tiles<const R: usize, const G: usize, const P: usize>(
+    a: [&[f32]; G],
+    b: [&[f32]; P],
+) -> [[[[f32; PANEL]; P]; R]; G] {
+    let mut sums = [[[[0.0; PANEL]; P]; R]; G];
+    let a = a.map(|a| a.as_chunks::<R>().0);
+    let b = b.map(|b| b.as_chunks::<PANEL>().0);
+    let len = b.iter().map(|b| b.len()).chain(a.iter().map(|a| a.len())).min().unwrap_or(0);
+    let (a, b) = (a.map(|a| &a[..len]), b.map(|b| &b[..len]));
+    for k in 0..len {
+        for g in 0..G {
+            for i in 0..R {
+                for p in 0..P {
+                    for j in 0..PANEL {
+                        sums[g][i][p][j] = a[g][k][i].mul_add(b[p][k][j], sums[g][i][p][j]);
+                    }
+                }
             }
         }
     }
     sums
+}
+
+/// One register block: `R` packed rows against one panel block.
+#[inline(always)]
+pub(super) fn tile<const R: usize>(a: &[f32], b: &[f32]) -> [[f32; PANEL]; R] {
+    let [tile] = tiles::<R, 1, 1>([a], [b]);
+    tile.map(|[row]| row)
 }

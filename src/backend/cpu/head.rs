@@ -54,7 +54,9 @@ impl RowMatrix {
         let bytes = &self.tensor.bytes()[id * self.width * size..(id + 1) * self.width * size];
         match self.tensor.dtype {
             Dtype::F32 => bytes.as_chunks().0.iter().zip(to).for_each(|(b, to)| *to = f32::from_le_bytes(*b)),
-            Dtype::BF16 => bytes.as_chunks().0.iter().zip(to).for_each(|(b, to)| *to = bf16::from_le_bytes(*b).to_f32()),
+            Dtype::BF16 => {
+                bytes.as_chunks().0.iter().zip(to).for_each(|(b, to)| *to = bf16::from_le_bytes(*b).to_f32())
+            }
             Dtype::F16 => {
                 let row: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
                 row.convert_to_f32_slice(to);

@@ -3,7 +3,9 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{CpuBackend, Head, Layer, Rotary, gemm::PackedMatrix, head::RowMatrix, isa::Isa, pass::Workspace};
+use super::{
+    CpuBackend, Head, Layer, Rotary, gemm::PackedMatrix, head::RowMatrix, isa::Isa, pass::Workspace,
+};
 use crate::{
     error::{Error, Result},
     model::{
@@ -29,9 +31,8 @@ pub(super) fn open(model: &Model, threads: usize) -> Result<CpuBackend> {
     } else {
         Some(RowMatrix::new(checkpoint.tensor("lm_head.weight", &[vocabulary, hidden])?))
     };
-    let layers = threads.install(|| {
-        (0..config.layers).map(|i| layer(checkpoint, &config, i)).collect::<Result<Vec<_>>>()
-    })?;
+    let layers = threads
+        .install(|| (0..config.layers).map(|i| layer(checkpoint, &config, i)).collect::<Result<Vec<_>>>())?;
     let head = Head {
         grades: model.profile.grades.iter().map(|grade| grade.token).collect(),
         log_sum_exp: true,

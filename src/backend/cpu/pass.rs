@@ -136,7 +136,9 @@ impl<'a> Pass<'a> {
         for segment in &self.batch.segments {
             let Some(keep) = &segment.keep else { continue };
             for (i, row) in segment.rows.clone().enumerate().take(keep.len) {
-                for (head, vector) in self.work.kv[row * stride..(row + 1) * stride].chunks_exact(dim).enumerate() {
+                for (head, vector) in
+                    self.work.kv[row * stride..(row + 1) * stride].chunks_exact(dim).enumerate()
+                {
                     let at = cache_at(self.config, layer, keep, i, head);
                     self.cache[at..at + dim].copy_from_slice(vector);
                 }

@@ -49,6 +49,11 @@ impl Judged {
         self.grade / self.max_grade
     }
 
+    /// Whether there is nothing to score.
+    pub(in crate::cli) fn is_blank(&self) -> bool {
+        self.title.trim().is_empty() && self.text.trim().is_empty()
+    }
+
     /// What the profile renders.
     pub(in crate::cli) fn fields(&self) -> Map<String, Value> {
         [("title", &self.title), ("text", &self.text)]
@@ -90,9 +95,6 @@ fn parse(line: &str) -> Result<Line, String> {
     let line: Line = serde_json::from_str(line).map_err(|cause| cause.to_string())?;
     if !(line.max_grade > 0.0 && (0.0..=line.max_grade).contains(&line.grade)) {
         return Err(format!("grade {} is not in 0 to max_grade {}", line.grade, line.max_grade));
-    }
-    if line.title.trim().is_empty() && line.text.trim().is_empty() {
-        return Err("title and text are empty".to_owned());
     }
     Ok(line)
 }

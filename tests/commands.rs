@@ -1,0 +1,128 @@
+//! The commands that need no server, as a user runs them.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// Runs `verdict` on a golden checkpoint with an input.
+fn verdict(arguments: &[&str], checkpoint: &str, input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_verdict"))
+        .args(arguments)
+        .args(["--threads", "1", "--model"])
+        .arg(golden(checkpoint))
+        .env_remove("VERDICT_MODEL")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("written");
+    child.wait_with_output().expect("ends")
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).expect("text");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn score_keeps_the_order_and_puts_errors_in_their_place() {
+    let many: String = (0..200)
+        .map(|i| format!("{{\"query\": \"q\", \"document\": \"{}\"}}\n", "word ".repeat(1 + i * 7 % 40)))
+        .collect();
+    let bad = "{\"query\": \"q\", \"document\": 7}\n\n{\"query\": \"q\"}\nnot json\n";
+    let last = "{\"query\": \"q\", \"documents\": [\"a\", {\"id\": \"x\", \"title\": \"b\"}]}";
+    let output = verdict(&["score"], "qwen3", &format!("{many}{bad}{last}"));
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    assert!(errors(&output).ends_with("verdict: 3 of the lines failed; see their error objects\n"));
+    let lines = lines(&output);
+    assert_eq!(lines.len(), 204);
+    let tokens = |line: &Value| line["results"][0]["tokens"].as_u64().expect("counted");
+    let alone = |i: usize| {
+        let line = many.lines().nth(i).expect("there");
+        tokens(&self::lines(&verdict(&["score"], "qwen3", line))[0])
+    };
+    assert_eq!((tokens(&lines[0]), tokens(&lines[17])), (alone(0), alone(17)));
+    let error = |index: usize| (lines[index]["line"].clone(), lines[index]["error"]["message"].clone());
+    assert_eq!(
+        error(200),
+        (201.into(), "document: invalid type: integer `7`, expected a string or an object".into())
+    );
+    assert_eq!(error(201), (203.into(), "documents: is missing".into()));
+    assert_eq!(error(202).0, 204);
+    assert_eq!(lines[202]["error"]["code"], "invalid");
+    assert_eq!(lines[203]["results"][1]["id"], "x");
+}
+
+#[test]
+fn score_answers_a_line_with_the_same_numbers_wherever_it_stands() {
+    let line = "{\"query\": \"q\", \"document\": \"some words\"}\n";
+    let output = verdict(&["score"], "llama3", &line.repeat(30));
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let scores: Vec<_> =
+        lines(&output).iter().map(|line| line["results"][0]["relevance_score"].clone()).collect();
+    assert_eq!(scores.len(), 30);
+    assert!(scores.iter().all(|score| score.is_number() && *score == scores[0]));
+}
+
+#[test]
+fn score_explains_when_asked() {
+    let output = verdict(&["score", "--explain"], "qwen3", "{\"query\": \"q\", \"document\": \"words\"}");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let reason = &lines(&output)[0]["results"][0]["reason"];
+    assert!(reason["text"].is_string() && reason["finish_reason"].is_string(), "{reason}");
+}
+
+#[test]
+fn verify_passes_on_supported_checkpoints_and_fails_past_the_tolerance() {
+    for name in ["qwen3", "qwen3-sharded", "qwen2", "llama3"] {
+        let output = verdict(&["verify", "--prompts", "8", "--tolerance", "1e-4"], name, "");
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", errors(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("pass: 8 prompts"));
+    }
+    let output = verdict(&["verify", "--tolerance", "1e-12"], "qwen3", "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("over the tolerance of 1e-12"), "{}", errors(&output));
+    let output = verdict(&["verify"], "yarn", "");
+    assert_eq!(output.status.code(), Some(3));
+    assert!(errors(&output).contains("has no RoPE scaling \"yarn\""), "{}", errors(&output));
+}
+
+#[test]
+fn eval_and_calibrate_read_judgments() {
+    let mut file = tempfile::NamedTempFile::new().expect("made");
+    for (document, grade) in [("blank", 0), ("one two", 2), ("three", 1), ("four five six", 0)] {
+        let text = if document == "blank" { "" } else { document };
+        let line = serde_json::json!({"query_id": "q", "query": "x", "doc_id": document, "title": "", "text": text,
+                                      "grade": grade, "max_grade": 2, "fold": 1});
+        writeln!(file, "{line}").expect("written");
+    }
+    let path = file.path().to_str().expect("text").to_owned();
+    let output = verdict(&["eval", "--json", "--judgments", &path], "qwen3", "");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let stem = file.path().file_stem().expect("named").to_str().expect("text");
+    let figures = &lines(&output)[0]["sets"][stem];
+    assert_eq!((&figures["queries"], &figures["pairs"]), (&1.into(), &4.into()));
+    for figure in ["ndcg_10", "accuracy", "mrr", "calibration_error"] {
+        assert!((0.0..=1.0).contains(&figures[figure].as_f64().expect("a number")), "{figures}");
+    }
+    let output = verdict(&["calibrate", "--judgments", &path], "qwen3", "");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(printed.contains("[calibration]\ntemperature = "), "{printed}");
+    let output = verdict(&["eval", "--fold", "9", "--judgments", &path], "qwen3", "");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(errors(&output).contains("has no judgments of the folds asked for"), "{}", errors(&output));
+}
