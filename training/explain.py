@@ -1,33 +1,33 @@
 """The explanation after the grade: how it is made for training and how it is checked.
 
-Four lines follow the grade token. Each claims something a rule can verify in the texts:
-`intent` repeats the query's content words, `match` and `gaps` split them into those whose
-stem is in the document and those whose stem is not, and `verdict` names the grade.
+Four lines follow the grade token, and each claims something that a rule can verify:
+`intent` repeats the query; `match` says whether all, some or none of its content words (by their
+stems) are in the document; `gaps` says whether none, some or all are missing; `verdict` names the
+grade. Words are those of `text.content_words`.
 """
 
 from __future__ import annotations
 
-from text import content_words, stem, stems
+from text import content_words, stem, stems, words
 
 VERDICTS = ("irrelevant", "related only", "partial match", "exact match")
 SECTIONS = ("intent", "match", "gaps", "verdict")
-MAX_TERMS = 8
+MAX_WORDS = 24
+MISSING = {"all": "none", "some": "some", "none": "all"}
+
+
+def coverage(query: str, document: str) -> str:
+    """Whether all, some or none of the query's content words are in the document."""
+    found = set(stems(document))
+    hits = [stem(w) in found for w in content_words(query)]
+    return "all" if all(hits) else "some" if any(hits) else "none"
 
 
 def write(query: str, document: str, grade: int) -> str:
     """The explanation that the rules give for a pair and a grade."""
-    terms = content_words(query)[:MAX_TERMS]
-    found = set(stems(document))
-    match = [t for t in terms if stem(t) in found]
-    gaps = [t for t in terms if stem(t) not in found]
-    return "\n".join(
-        (
-            "intent: " + " ".join(terms),
-            "match: " + (", ".join(match) or "none"),
-            "gaps: " + (", ".join(gaps) or "none"),
-            "verdict: " + VERDICTS[grade],
-        )
-    )
+    match = coverage(query, document)
+    lines = (" ".join(query.lower().split()[:MAX_WORDS]), match, MISSING[match], VERDICTS[grade])
+    return "\n".join(f"{name}: {line}" for name, line in zip(SECTIONS, lines))
 
 
 def parse(text: str) -> dict[str, str] | None:
@@ -44,27 +44,14 @@ def parse(text: str) -> dict[str, str] | None:
     return sections
 
 
-def _terms(cell: str) -> list[str]:
-    return [] if cell == "none" else [t.strip() for t in cell.split(",")]
-
-
 def check(query: str, document: str, grade: int, text: str) -> dict:
-    """Counts of claims made and claims true, and whether form, verdict and cover hold."""
+    """Counts of claims made and claims true, and whether form, verdict and intent hold."""
     sections = parse(text)
     if sections is None:
-        return {"well_formed": False, "claims": 1, "true": 0, "verdict": False, "complete": False}
-    wanted = content_words(query)[:MAX_TERMS]
-    asked, found = {stem(t) for t in wanted}, set(stems(document))
-    match, gaps = _terms(sections["match"]), _terms(sections["gaps"])
-    claims = [stem(t) in asked for t in sections["intent"].split()]
-    claims += [stem(t) in asked and stem(t) in found for t in match]
-    claims += [stem(t) in asked and stem(t) not in found for t in gaps]
-    if not match:
-        claims.append(not asked & found)
-    if not gaps:
-        claims.append(asked <= found)
+        return {"well_formed": False, "claims": 4, "true": 0, "verdict": False, "intent": False}
+    match = coverage(query, document)
+    asked = words(" ".join(query.split()[:MAX_WORDS]))
+    intent = words(sections["intent"]) == asked
     verdict = sections["verdict"] == VERDICTS[grade]
-    claims.append(verdict)
-    complete = {stem(t) for t in match + gaps} == asked and set(sections["intent"].split()) == set(wanted)
-    return {"well_formed": True, "claims": len(claims), "true": sum(claims), "verdict": verdict,
-            "complete": complete}
+    true = [intent, sections["match"] == match, sections["gaps"] == MISSING[match], verdict]
+    return {"well_formed": True, "claims": 4, "true": sum(true), "verdict": verdict, "intent": intent}

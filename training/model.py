@@ -22,6 +22,7 @@ SEEN_DOC, SEEN_QUERY = 180, 181  # written by layer 0
 MATCH, READ = 182, 183  # written by layer 1 and by the last layer
 UNIT = 5.92  # one control token's value as layer 0 writes it
 READ_GAIN, READ_MIDDLE = 2.0, 4.5  # spread of the grades along READ, and its middle
+PREVIOUS = 184  # 63 dimensions of the previous token's meaning, and one: it was a query's start
 SLOW = list(range(12, 32)) + list(range(44, 64))  # head dimensions that RoPE hardly turns
 
 
@@ -82,6 +83,7 @@ def start(encoder, vectors, rare, seed: int = 0, layers: int = 4) -> Qwen3ForCau
     for layer in model.model.layers[1:3]:
         _word_matching(layer.self_attn)
     _reading(model, encoder.grades)
+    copying(model, table[encoder.plain.token_to_id("intent")])
     return model
 
 
@@ -172,3 +174,57 @@ def _reading(model, grades) -> None:
     for place, token in enumerate(grades):
         model.model.embed_tokens.weight[token, READ] = (place - 1.5) * READ_GAIN
         model.model.embed_tokens.weight[token, CONST] = -(place - 1.5) * READ_GAIN * READ_MIDDLE
+
+
+@torch.no_grad()
+def copying(model, intent) -> None:
+    """Let explanations repeat the query: layer 0's head 2 tells a token which one came before it,
+    and the last layer's heads 2 and 3 look for "came after my word" in the first query and bring
+    what stands there. `intent` is that token's vector: after it the copy begins."""
+    axes = torch.linalg.qr(torch.randn(CONTENT, 63))[0].T
+    first, last = model.model.layers[0].self_attn, model.model.layers[-1].self_attn
+    _clear(first, 2)
+    base = 2 * HEAD
+    for i in range(4):
+        angle = torch.tensor(1e7 ** (-i / 32))
+        first.q_proj.weight[base + i, CONST] = 1.0
+        first.k_proj.weight[base + i, CONST] = torch.cos(angle)
+        first.k_proj.weight[base + 32 + i, CONST] = torch.sin(angle)
+    for gain in (first.q_norm.weight, first.k_norm.weight):
+        gain[0:4], gain[32:36] = 3.0, 3.0
+    first.v_proj.weight[base : base + 63, :CONTENT] = axes
+    first.v_proj.weight[base + 63, FLAGS + 1] = 1.0
+    for i in range(HEAD):
+        first.o_proj.weight[PREVIOUS + i] = 0.0
+        first.o_proj.weight[PREVIOUS + i, base + i] = 0.35
+    begin = axes @ (intent[:CONTENT] / intent[:CONTENT].norm())
+    for head in (2, 3):
+        _clear(last, head)
+        _follow(last, head * HEAD, axes, begin)
+    for gain in (last.q_norm.weight, last.k_norm.weight):
+        gain[12:32], gain[44:61] = 2.5, 2.5
+
+
+def _clear(attention, head: int) -> None:
+    rows = slice(head * HEAD, (head + 1) * HEAD)
+    for matrix in (attention.q_proj, attention.k_proj, attention.v_proj):
+        matrix.weight[rows] = 0.0
+    attention.o_proj.weight[:, rows] = 0.0
+
+
+def _follow(attention, base: int, axes, begin) -> None:
+    q, k, v, o = (getattr(attention, f"{n}_proj").weight for n in "qkvo")
+    for i, d in enumerate(list(range(12, 29)) + list(range(44, 61))):
+        q[base + d, :CONTENT] = 1.5 * axes[i]
+        k[base + d, PREVIOUS + i] = 0.75
+    inside, rest, start = base + 31, base + 30, base + 29
+    q[inside, CONST] = 0.9  # only the first query, and the <|document|> token that ends it
+    k[inside, CONST], k[inside, SEEN_DOC], k[inside, FLAGS + 2] = 1.0, -0.7, 1.0
+    q[rest, CONST] = 0.6  # the <|rubric|> token: nothing to repeat
+    k[rest, FLAGS] = 1.0
+    q[start, PREVIOUS : PREVIOUS + 63] = 0.8 * begin
+    k[start, PREVIOUS + 63] = 0.3
+    part = 0 if base == 2 * HEAD else HEAD
+    for i in range(HEAD):
+        v[base + i, part + i] = 1.0
+        o[part + i, base + i] = 3.5

@@ -17,7 +17,7 @@ from text import Bm25, content_words, stem, stems, words
 GROUP = 8
 THRESHOLDS, WIDTH = np.array([0.25, 0.43, 0.62]), 0.05
 GRADE_VALUE = {"esci": (0, 1, 2, 3), "dbpedia": (0, 2, 3), "selqa": (0, 3)}
-COSINE_SHARE = {"esci": 0.75, "dbpedia": 0.85, "selqa": 0.55}  # the rest is lexical coverage
+COSINE_SHARE = {"esci": 0.75, "dbpedia": 0.85, "selqa": 0.55, "default": 0.85}  # rest: coverage
 LABEL_TARGET = (0.08, 0.34, 0.54, 0.82)  # a grade's place on the target scale
 STYLES = ("what is {}", "how to {}", "best {}", "{} meaning", "what are {}", "why {}", "{} explained",
           "find {}", "i need {}", "how do i {}", "which {}", "{} guide")
@@ -179,7 +179,7 @@ def set_targets(groups: list[Group], teacher, idf: Bm25, label_weight: float) ->
     for g in groups:
         cosine = np.clip(teacher.cosine(g.query, g.teacher_docs), 0, 1)
         cover = np.array([idf.coverage(g.query, set(stems(f"{d} {t}"))) for d, t in zip(g.docs, g.teacher_docs)])
-        share = COSINE_SHARE.get(g.domain, 0.65)
+        share = COSINE_SHARE[g.domain]
         u = share * cosine + (1 - share) * cover + np.array(g.bonus)
         if g.grades is not None:
             place = np.array([LABEL_TARGET[x] for x in g.grades])

@@ -94,13 +94,15 @@ def tune_groups(args, idf, generated):
             made = list(pairs.sentence_groups(queries, 700, args.seed))
             pairs.set_targets(made, teacher, idf, 0.0)
             groups += made
-    return groups + rng.sample(generated, min(1600, len(generated)))
+    made = rng.sample(generated, min(1600, len(generated)))
+    pairs.set_targets(made, teacher, idf, 0.0)
+    return groups + made
 
 
 class Batches:
     """An endless stream of batches of about `tokens` tokens, alike in length."""
 
-    def __init__(self, groups, encoder: Encoder, tokens: int, seed: int, explain_share: float = 0.3):
+    def __init__(self, groups, encoder: Encoder, tokens: int, seed: int, explain_share: float = 0.5):
         self.groups, self.encoder, self.tokens = groups, encoder, tokens
         self.rng, self.explain_share = random.Random(seed), explain_share
         self.noise = np.random.default_rng(seed)
@@ -176,6 +178,9 @@ def loss_parts(net, batch, grades):
     expected = (F.softmax(logits, -1) @ VALUES).view(place.shape)
     wanted = F.log_softmax(place * 8, -1)
     ranked = F.kl_div(F.log_softmax(expected * 2.0, -1), wanted, log_target=True, reduction="batchmean")
+    some = at[torch.randperm(len(at))[:32]]  # the first token is to be a grade, not just any word
+    every = flat[some].float() @ net.lm_head.weight.T
+    grade = grade + 0.3 * (every.logsumexp(-1) - every[:, grades].logsumexp(-1)).mean()
     told = torch.zeros(())
     if len(where) > 320:  # a sample is enough, and the vocabulary is wide
         kept = torch.randperm(len(where))[:320]
@@ -210,12 +215,12 @@ def fit(net, encoder, groups, minutes: float, rate: float, seed: int, log, floor
         done = (time.process_time() - cpu) / 60 / minutes
         if done >= 1:
             break
-        scale = min(1.0, (step + 1) / 100) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+        scale = min(1.0, (step + 1) / 30) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
         for group, lr in zip(tuner.param_groups, base):
             group["lr"] = lr * scale
         batch = next(stream)
         parts = loss_parts(net, batch, encoder.grades)
-        loss = parts[0] + 0.5 * parts[1] + 0.4 * parts[2]
+        loss = parts[0] + 0.5 * parts[1] + 0.6 * parts[2]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         tuner.step()

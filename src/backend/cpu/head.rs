@@ -1,7 +1,7 @@
 //! The head: logits at answer rows, read from the checkpoint's own row-major
 //! matrix, so that a tied or mapped embedding is held once.
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::isa::{Isa, kernel};
@@ -49,14 +49,12 @@ impl RowMatrix {
     }
 
     /// Row `id` in f32.
-    pub(super) fn read(&self, id: usize, to: &mut [f32]) {
+    pub(super) fn read(&self, isa: Isa, id: usize, to: &mut [f32]) {
         let size = self.tensor.dtype.size();
         let bytes = &self.tensor.bytes()[id * self.width * size..(id + 1) * self.width * size];
         match self.tensor.dtype {
             Dtype::F32 => bytes.as_chunks().0.iter().zip(to).for_each(|(b, to)| *to = f32::from_le_bytes(*b)),
-            Dtype::BF16 => {
-                bytes.as_chunks().0.iter().zip(to).for_each(|(b, to)| *to = bf16::from_le_bytes(*b).to_f32())
-            }
+            Dtype::BF16 => expand_bf16(isa, bytes.as_chunks().0, to),
             Dtype::F16 => {
                 let row: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
                 row.convert_to_f32_slice(to);
@@ -67,7 +65,7 @@ impl RowMatrix {
     /// The logit of token `id` for activation row `x`.
     pub(super) fn logit(&self, isa: Isa, id: u32, x: &[f32]) -> f32 {
         let mut row = vec![0.0; self.width];
-        self.read(id as usize, &mut row);
+        self.read(isa, id as usize, &mut row);
         dot(isa, &row, x)
     }
 
@@ -88,7 +86,7 @@ impl RowMatrix {
         let mut weights = vec![0.0; self.width];
         let mut logits = vec![0.0; ids.len() * rows];
         for (i, id) in ids.clone().enumerate() {
-            self.read(id, &mut weights);
+            self.read(isa, id, &mut weights);
             for (row, x) in x.chunks_exact(self.width).enumerate() {
                 logits[row * ids.len() + i] = dot(isa, &weights, x);
             }
@@ -119,6 +117,14 @@ fn combine(partials: impl Iterator<Item = Partial> + Clone) -> Vocabulary {
     }
     let sum: f64 = partials.map(|p| f64::from(p.sum) * f64::from(p.max - best.max).exp()).sum();
     Vocabulary { log_sum_exp: (f64::from(best.max) + sum.ln()) as f32, best: best.best }
+}
+
+kernel! {
+    fn expand_bf16(from: &[[u8; 2]], to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(u16::from_le_bytes(*from)) << 16);
+        }
+    }
 }
 
 kernel! {

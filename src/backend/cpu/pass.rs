@@ -185,7 +185,7 @@ impl Ops for Pass<'_> {
         let hidden = self.config.hidden_size;
         let residual = sized(&mut self.work.residual, self.batch.tokens.len() * hidden);
         let rows = residual.par_chunks_exact_mut(hidden).with_min_len(TASK_ROWS).zip(&self.batch.tokens);
-        rows.for_each(|(row, &token)| self.embedding.read(token as usize, row));
+        rows.for_each(|(row, &token)| self.embedding.read(self.isa, token as usize, row));
         Ok(())
     }
 
