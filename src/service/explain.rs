@@ -25,7 +25,7 @@ use crate::{
     tokenize::DecodeStream,
 };
 
-use super::{Explanation, Keep, ScoreResponse, Service, Timing, Usage, response, sections};
+use super::{Explanation, Keep, ScoreResponse, Sequence, Service, Timing, Usage, response, sections};
 
 /// One thing that happens in an explanation.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ pub(super) async fn explain(service: &Service, request: ExplainRequest) -> Resul
         .collect();
     // The KV of what is not explained goes back before anything is decoded.
     drop(sequences);
-    for (index, best, permit, (prompt, kept)) in chosen {
+    for (index, best, permit, Sequence { prompt, kept }) in chosen {
         let first_token = model.profile.grades[best].token;
         match (permit, prompt) {
             (Some(permit), Some(prompt)) => {

@@ -74,6 +74,13 @@ struct PairOutcome {
     kept: Option<KeptSequence>,
 }
 
+/// What explaining a scored pair starts from.
+#[derive(Default)]
+struct Sequence {
+    prompt: Option<Arc<Prompt>>,
+    kept: Option<KeptSequence>,
+}
+
 impl Service {
     /// A service of `model` over the engine that runs it.
     pub fn new(
@@ -236,19 +243,19 @@ impl Service {
     }
 
     /// Ranks and cuts as asked. Also returns what explaining needs, in input order.
-    fn respond(&self, scores: Scores) -> (ScoreResponse, Vec<(Option<Arc<Prompt>>, Option<KeptSequence>)>) {
+    fn respond(&self, scores: Scores) -> (ScoreResponse, Vec<Sequence>) {
         let Scores { pairs, options, usage, timing, .. } = scores;
         let mut results = Vec::with_capacity(pairs.len());
-        let mut rest = Vec::with_capacity(pairs.len());
+        let mut sequences = Vec::with_capacity(pairs.len());
         for (index, PairOutcome { id, document, score, prompt, kept }) in pairs.into_iter().enumerate() {
             results.push(ScoreResult { index, id, document, score });
-            rest.push((prompt, kept));
+            sequences.push(Sequence { prompt, kept });
         }
         if options.sort || options.top_n.is_some() {
             response::rank(&mut results);
             results.truncate(options.top_n.unwrap_or(usize::MAX));
         }
-        (ScoreResponse { model: Arc::clone(&self.inner.model), results, usage, timing }, rest)
+        (ScoreResponse { model: Arc::clone(&self.inner.model), results, usage, timing }, sequences)
     }
 }
 

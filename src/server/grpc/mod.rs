@@ -31,6 +31,7 @@ use super::{
 };
 
 /// The generated messages, server and client of `relevance.v1`.
+#[expect(clippy::allow_attributes, reason = "generated code has its own")]
 pub mod pb {
     tonic::include_proto!("relevance.v1");
 }
