@@ -25,7 +25,7 @@ const DOCUMENT: usize = 106;
 fn main() {
     let model = match std::env::var_os("VERDICT_BENCH_MODEL") {
         Some(dir) => Model::load(Path::new(&dir)),
-        None => Model::load(Path::new("models/verdict-mini")),
+        None => Model::bundled(),
     };
     let model = model.unwrap_or_else(|error| panic!("{error}"));
     let start = std::time::Instant::now();

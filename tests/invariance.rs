@@ -127,3 +127,19 @@ proptest! {
         guard.stop().expect("the engine stops");
     }
 }
+
+/// Long enough that keys, and the bundled model's own widths, cross the kernels' depth blocks.
+#[test]
+fn long_prompts_keep_their_bits() {
+    let model = Model::bundled().expect("the bundled model loads");
+    let mut backend = CpuBackend::open(&model, 2).expect("opens");
+    let long: Vec<u32> = (0..700).map(|i| 300 + i * 7 % 5000).collect();
+    let expected = alone(&mut backend, &long);
+    for cut in [1, 15, 16, 17, 511, 512, 513, 699] {
+        let mate = [&long[..cut], &[42, 43, 44]].concat();
+        let of = |tokens| Sequence { past: &[], key: (0, 0), position: 0, tokens, cut, read: Read::Grades };
+        let tree = TokenTree::build(&[of(&mate), of(&long)]);
+        let readings = backend.run(&tree).expect("runs");
+        assert_eq!(reading_bits(&readings[tree.answer_of[1]]), expected, "cut at {cut}");
+    }
+}

@@ -24,7 +24,8 @@ const EMPTY: u32 = u32::MAX;
 /// Steers a [`StubBackend`] from a test.
 #[derive(Debug, Default)]
 pub struct StubControl {
-    held: Mutex<bool>,
+    /// Passes that may still begin; `None` for any number.
+    allowed: Mutex<Option<usize>>,
     changed: Condvar,
     fault: Mutex<Option<Fault>>,
     passes: AtomicUsize,
@@ -47,12 +48,21 @@ pub enum Fault {
 impl StubControl {
     /// Passes wait until [`Self::release`].
     pub fn hold(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.allow(Some(0));
+    }
+
+    /// So many passes go on, then they wait as after [`Self::hold`].
+    pub fn hold_after(&self, passes: usize) {
+        self.allow(Some(passes));
     }
 
     /// Lets waiting passes go on.
     pub fn release(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.allow(None);
+    }
+
+    fn allow(&self, passes: Option<usize>) {
+        *self.allowed.lock().unwrap_or_else(PoisonError::into_inner) = passes;
         self.changed.notify_all();
     }
 
@@ -82,11 +92,12 @@ impl StubControl {
     }
 
     fn wait(&self) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        while *held {
-            held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+        while *allowed == Some(0) {
+            allowed = self.changed.wait(allowed).unwrap_or_else(PoisonError::into_inner);
         }
+        *allowed = allowed.map(|passes| passes - 1);
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }

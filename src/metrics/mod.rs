@@ -297,7 +297,11 @@ impl Metrics {
     /// Pairs, tokens and explanations that admission holds now (for tests).
     pub fn admitted_now(&self) -> (usize, usize, usize) {
         let count = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
-        (count(&self.requests.admitted_pairs), count(&self.requests.admitted_tokens), count(&self.requests.admitted_explanations))
+        (
+            count(&self.requests.admitted_pairs),
+            count(&self.requests.admitted_tokens),
+            count(&self.requests.admitted_explanations),
+        )
     }
 
     /// KV blocks held now (for tests).

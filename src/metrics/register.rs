@@ -109,10 +109,8 @@ impl RequestMetrics {
                 &["reason"],
             ),
             admitted_pairs: of.gauge("verdict_admitted_pairs", "Pairs admitted and not yet answered."),
-            admitted_explanations: of.gauge(
-                "verdict_admitted_explanations",
-                "Explanations admitted and not yet ended.",
-            ),
+            admitted_explanations: of
+                .gauge("verdict_admitted_explanations", "Explanations admitted and not yet ended."),
             admitted_tokens: of.gauge("verdict_admitted_tokens", "Tokens admitted and not yet answered."),
             relevance_score: of.histogram(
                 "verdict_relevance_score",

@@ -123,7 +123,11 @@ pub(super) async fn explain(service: &Service, request: ExplainRequest) -> Resul
         let first_token = model.profile.grades[best].token;
         match (permit, prompt) {
             (Some(permit), Some(prompt)) => {
-                stream.start(service, profile, Start { index, first_token, permit, prompt, kept, max_tokens, deadline });
+                stream.start(
+                    service,
+                    profile,
+                    Start { index, first_token, permit, prompt, kept, max_tokens, deadline },
+                );
             }
             _ => stream.shed(index),
         }

@@ -25,9 +25,8 @@ use verdict::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The embedded model, fit for a stub: without probes, and with reasons of one section.
-pub fn model() -> Model {
-    let mut model =
-        Model::bundled().expect("loads");
+pub(crate) fn model() -> Model {
+    let mut model = Model::bundled().expect("loads");
     model.profile.probes.clear();
     if let Some(explain) = &mut model.profile.explain {
         explain.sections = vec!["intent".into()];
@@ -36,36 +35,36 @@ pub fn model() -> Model {
 }
 
 /// Settings for free ports.
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings { port: Some(0), admin_port: Some(0), ..Settings::default() }
 }
 
 /// A running server.
-pub struct TestServer {
-    pub address: SocketAddr,
-    pub admin: SocketAddr,
-    pub metrics: Arc<Metrics>,
-    pub stub: Arc<StubControl>,
-    pub client: Client<HttpConnector, Full<Bytes>>,
+pub(crate) struct TestServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stub: Arc<StubControl>,
+    pub(crate) client: Client<HttpConnector, Full<Bytes>>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), Failure>>,
 }
 
 impl TestServer {
     /// A ready server with default settings.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(settings(), model()).await
     }
 
     /// A ready server.
-    pub async fn with(settings: Settings, model: Model) -> Self {
+    pub(crate) async fn with(settings: Settings, model: Model) -> Self {
         let server = Self::unready(settings, model).await;
         server.ready().await;
         server
     }
 
     /// A server that may still be starting.
-    pub async fn unready(settings: Settings, model: Model) -> Self {
+    pub(crate) async fn unready(settings: Settings, model: Model) -> Self {
         let server = Server::bind(Config::new(settings).expect("valid settings")).await.expect("bound");
         let (address, admin, metrics) = (server.address(), server.admin_address(), server.metrics());
         let stub = Arc::new(StubControl::default());
@@ -87,7 +86,7 @@ impl TestServer {
     }
 
     /// Waits until the server is ready.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         let url = format!("http://{}/readyz", self.admin);
         within(async {
             while self.send(get(&url)).await.status != StatusCode::OK {
@@ -98,39 +97,39 @@ impl TestServer {
     }
 
     /// Tells it to stop, without waiting.
-    pub fn tell_to_stop(self) -> JoinHandle<Result<(), Failure>> {
+    pub(crate) fn tell_to_stop(self) -> JoinHandle<Result<(), Failure>> {
         let _ = self.stop.send(());
         self.task
     }
 
     /// Stops it and returns how it ended.
-    pub async fn stop(self) -> Result<(), Failure> {
+    pub(crate) async fn stop(self) -> Result<(), Failure> {
         within(self.tell_to_stop()).await.expect("the server did not panic")
     }
 
     /// Waits for it to end by itself.
-    pub async fn ended(self) -> Result<(), Failure> {
+    pub(crate) async fn ended(self) -> Result<(), Failure> {
         within(self.task).await.expect("the server did not panic")
     }
 
     /// Pairs that admission holds now.
-    pub fn held_pairs(&self) -> usize {
+    pub(crate) fn held_pairs(&self) -> usize {
         self.metrics.admitted_now().0
     }
 
     /// Tokens that admission holds now.
-    pub fn held_tokens(&self) -> usize {
+    pub(crate) fn held_tokens(&self) -> usize {
         self.metrics.admitted_now().1
     }
 
     /// Explanations that admission holds now.
-    pub fn held_explanations(&self) -> usize {
+    pub(crate) fn held_explanations(&self) -> usize {
         self.metrics.admitted_now().2
     }
 
     /// Scores one pair after another until so many KV blocks are held: the
     /// engine counts them when it runs.
-    pub async fn until_kv_blocks(&self, blocks: usize) {
+    pub(crate) async fn until_kv_blocks(&self, blocks: usize) {
         let body = serde_json::json!({"query": "q", "documents": ["d"]});
         within(async {
             self.score(&body).await.ok();
@@ -141,47 +140,47 @@ impl TestServer {
         .await;
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// `POST /score` with a JSON body.
-    pub async fn score(&self, body: &Value) -> Answer {
+    pub(crate) async fn score(&self, body: &Value) -> Answer {
         self.send(post(&self.url("/score"), body)).await
     }
 
     /// `POST /score?explain=true`, one JSON body.
-    pub async fn explain(&self, body: &Value) -> Answer {
+    pub(crate) async fn explain(&self, body: &Value) -> Answer {
         let mut request = post(&self.url("/score?explain=true"), body);
         request.headers_mut().insert("accept", "application/json".parse().expect("a header"));
         self.send(request).await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(get(&self.url(path))).await
     }
 
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         Answer::read(self.open(request).await).await
     }
 
     /// The response's head; its body is still to be read.
-    pub async fn open(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    pub(crate) async fn open(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
         within(self.client.request(request)).await.expect("answered")
     }
 
-    pub async fn grpc(&self) -> RelevanceServiceClient<Channel> {
+    pub(crate) async fn grpc(&self) -> RelevanceServiceClient<Channel> {
         RelevanceServiceClient::new(self.channel().await)
     }
 
-    pub async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         let endpoint = Channel::from_shared(format!("http://{}", self.address)).expect("an address");
         within(endpoint.connect()).await.expect("connected")
     }
 }
 
 /// What the stub decodes as a reason.
-pub const REASON: &str = "intent: warm light";
+pub(crate) const REASON: &str = "intent: warm light";
 
 /// Its tokens, which the stub needs to be distinct, then a stop token.
 fn script(model: &Model) -> Vec<u32> {
@@ -193,40 +192,40 @@ fn script(model: &Model) -> Vec<u32> {
 }
 
 /// A whole response.
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
-    pub async fn read(response: Response<Incoming>) -> Self {
+    pub(crate) async fn read(response: Response<Incoming>) -> Self {
         let (head, body) = response.into_parts();
         let body = within(body.collect()).await.expect("a whole body").to_bytes();
         Self { status: head.status, headers: head.headers, body }
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.body)))
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.to_vec()).expect("text")
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("text"))
     }
 
     /// The body of a 200.
-    pub fn ok(&self) -> Value {
+    pub(crate) fn ok(&self) -> Value {
         assert_eq!(self.status, StatusCode::OK, "{}", String::from_utf8_lossy(&self.body));
         self.json()
     }
 
     /// Code and message of an error.
-    pub fn problem(&self) -> (String, String) {
+    pub(crate) fn problem(&self) -> (String, String) {
         assert_eq!(self.header("content-type"), Some("application/problem+json"));
         let body = self.json();
         assert_eq!(body["status"], self.status.as_u16(), "{body}");
@@ -235,26 +234,26 @@ impl Answer {
     }
 }
 
-pub fn get(url: &str) -> Request<Full<Bytes>> {
+pub(crate) fn get(url: &str) -> Request<Full<Bytes>> {
     Request::get(url).body(Full::default()).expect("a request")
 }
 
-pub fn post(url: &str, body: &Value) -> Request<Full<Bytes>> {
+pub(crate) fn post(url: &str, body: &Value) -> Request<Full<Bytes>> {
     raw(url, "application/json", body.to_string())
 }
 
-pub fn raw(url: &str, kind: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+pub(crate) fn raw(url: &str, kind: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     let request = Request::builder().method(Method::POST).uri(url).header("content-type", kind);
     request.body(Full::new(body.into())).expect("a request")
 }
 
 /// Fails a test that waits for ever.
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("something that should happen did not")
 }
 
 /// Waits until `condition` holds.
-pub async fn until(condition: impl Fn() -> bool) {
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     within(async {
         while !condition() {
             tokio::task::yield_now().await;
@@ -264,20 +263,20 @@ pub async fn until(condition: impl Fn() -> bool) {
 }
 
 /// Server-sent events, read one at a time.
-pub struct Events {
+pub(crate) struct Events {
     body: Incoming,
     text: String,
 }
 
 impl Events {
-    pub fn new(response: Response<Incoming>) -> Self {
+    pub(crate) fn new(response: Response<Incoming>) -> Self {
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         Self { body: response.into_body(), text: String::new() }
     }
 
     /// Name and data of the next event; comments are skipped.
-    pub async fn next(&mut self) -> Option<(String, Value)> {
+    pub(crate) async fn next(&mut self) -> Option<(String, Value)> {
         loop {
             while let Some(end) = self.text.find("\n\n") {
                 let event: String = self.text.drain(..end + 2).collect();
@@ -295,7 +294,7 @@ impl Events {
     }
 
     /// All events until the stream's end.
-    pub async fn rest(mut self) -> Vec<(String, Value)> {
+    pub(crate) async fn rest(mut self) -> Vec<(String, Value)> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
             events.push(event);
