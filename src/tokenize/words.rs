@@ -27,6 +27,9 @@ struct Piece {
     end: u8,
 }
 
+/// Tokens of a text, each with the bytes it stands for.
+type Tokens = Vec<(u32, Range<usize>)>;
+
 /// Words and their tokens.
 #[derive(Debug, Default)]
 pub(super) struct Words {
@@ -40,7 +43,7 @@ impl Words {
         &self,
         text: &str,
         mut each: impl FnMut(u32, Range<usize>),
-        encode: impl Fn(&str) -> Result<Vec<(u32, Range<usize>)>, E>,
+        encode: impl Fn(&str) -> Result<Tokens, E>,
     ) -> Result<(), E> {
         let mut learned = Vec::new();
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +64,7 @@ impl Words {
         Ok(())
     }
 
-    fn learn(&self, learned: Vec<(&str, Vec<(u32, Range<usize>)>)>) {
+    fn learn(&self, learned: Vec<(&str, Tokens)>) {
         if learned.is_empty() {
             return;
         }
