@@ -6,11 +6,15 @@
 //! runs a copy of the tokenizer without added tokens, and [`Tokenizer::control`]
 //! is the only way to such a token's id.
 
+mod words;
+
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use tokenizers::{AddedVocabulary, PostProcessorWrapper};
 
 use crate::error::{Error, Result};
+
+use words::Words;
 
 /// A checkpoint's tokenizer. Cheap to clone.
 #[derive(Clone)]
@@ -21,6 +25,8 @@ pub struct Tokenizer {
 struct Inner {
     /// The tokenizer without added tokens, post-processing, truncation and padding.
     plain: tokenizers::Tokenizer,
+    /// Words seen before, if this tokenizer can be used word by word.
+    words: Option<Words>,
     /// Text of every added token, and its id.
     controls: BTreeMap<String, Control>,
     /// Ids of the added tokens, sorted.
@@ -84,7 +90,12 @@ impl Tokenizer {
         let mut control_ids: Vec<u32> = controls.values().map(|control: &Control| control.id).collect();
         control_ids.sort_unstable();
         let vocab_size = largest_id as usize + 1;
-        let inner = Inner { plain, controls, control_ids, vocab_size, longest_token_bytes };
+        let part =
+            |part: serde_json::Result<serde_json::Value>| part.unwrap_or(serde_json::Value::Bool(false));
+        let normalizer = part(serde_json::to_value(plain.get_normalizer()));
+        let pre_tokenizer = part(serde_json::to_value(plain.get_pre_tokenizer()));
+        let words = words::splits_at_spaces(&normalizer, &pre_tokenizer).then(Words::default);
+        let inner = Inner { plain, words, controls, control_ids, vocab_size, longest_token_bytes };
         let tokenizer = Self { inner: Arc::new(inner) };
         tokenizer.check_controls(origin)?;
         Ok(tokenizer)
@@ -115,17 +126,29 @@ impl Tokenizer {
 
     /// Appends the token ids of a plain text to `ids`.
     pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        if !text.is_empty() {
-            let encoding = self.inner.plain.encode_fast(text, false).map_err(cannot_encode)?;
-            ids.extend_from_slice(encoding.get_ids());
+        match &self.inner.words {
+            _ if text.is_empty() => Ok(()),
+            Some(words) => words.tokens(text, |id, _| ids.push(id), |word| self.encode_whole(word)),
+            None => {
+                let encoding = self.inner.plain.encode_fast(text, false).map_err(cannot_encode)?;
+                ids.extend_from_slice(encoding.get_ids());
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Token ids of a plain text, each with the bytes of `text` it stands for.
     ///
     /// Tokens that are parts of one character all have that character's range.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let Some(words) = &self.inner.words else { return self.encode_whole(text) };
+        let mut tokens = Vec::new();
+        words.tokens(text, |id, range| tokens.push((id, range)), |word| self.encode_whole(word))?;
+        Ok(tokens)
+    }
+
+    /// Ids and offsets by the tokenizer itself, without memory.
+    fn encode_whole(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
         if text.is_empty() {
             return Ok(Vec::new());
         }

@@ -29,6 +29,11 @@ pub struct Template {
 enum Block {
     Control(u32),
     Run(Vec<Part>),
+    /// A run of literals alone, and its tokens.
+    Literal {
+        text: String,
+        tokens: Vec<u32>,
+    },
 }
 
 /// A piece of a run.
@@ -118,6 +123,9 @@ impl Template {
         }
         let instruction_affixes = Default::default();
         let mut template = Self { head, prefix, suffix, tail, instruction_affixes, fixed_run: None };
+        for block in template.head.iter_mut().chain(&mut template.tail) {
+            block.settle(tokenizer)?;
+        }
         let literal = |part: &Part| matches!(part, Part::Literal(_));
         if template.prefix.iter().chain(&template.suffix).all(literal) {
             template.fixed_run = Some(template.run("", "", tokenizer)?);
@@ -182,6 +190,7 @@ impl Template {
     pub fn appended(&self, tokenizer: &Tokenizer, answer: &str) -> Result<Option<Vec<u32>>> {
         let last = match self.tail.last() {
             Some(Block::Control(_)) => String::new(),
+            Some(Block::Literal { text, .. }) => text.clone(),
             Some(Block::Run(parts)) => self.text(parts, "word", "word"),
             None => {
                 let text = |parts| self.text(parts, "word", "word");
@@ -221,6 +230,7 @@ impl Template {
         for block in blocks {
             match block {
                 Block::Control(id) => tokens.push(*id),
+                Block::Literal { tokens: literal, .. } => tokens.extend_from_slice(literal),
                 Block::Run(parts) => {
                     tokenizer.encode_into(&self.text(parts, instruction, query), &mut tokens)?
                 }
@@ -249,9 +259,22 @@ impl Template {
 }
 
 impl Block {
+    /// Tokenizes a run of literals once and for all.
+    fn settle(&mut self, tokenizer: &Tokenizer) -> Result<()> {
+        if let Block::Run(parts) = self {
+            let mut text = String::new();
+            for part in parts {
+                let Part::Literal(literal) = part else { return Ok(()) };
+                text.push_str(literal);
+            }
+            *self = Block::Literal { tokens: tokenizer.encode(&text)?, text };
+        }
+        Ok(())
+    }
+
     fn parts(&self) -> &[Part] {
         match self {
-            Block::Control(_) => &[],
+            Block::Control(_) | Block::Literal { .. } => &[],
             Block::Run(parts) => parts,
         }
     }

@@ -43,6 +43,27 @@ fn hostile() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    /// What makes the memory of words sound, on texts full of edges between words.
+    #[test]
+    fn word_by_word_is_the_same_as_whole(
+        pieces in prop::collection::vec(prop_oneof![
+            "[ -~]{0,5}",
+            "[ \\t\n\r\u{b}\u{c}\u{1c}\u{85}\u{a0}\u{3000}]{0,3}",
+            prop::sample::select(vec!["'s", "'LL", " 12", "3.5", "e\u{301}", "\u{301}", "Σ", "ς", "İ", "北京 a", "…", " .\n"])
+                .prop_map(str::to_owned),
+            "\\PC{0,3}",
+        ], 0..12),
+    ) {
+        let text = pieces.concat();
+        for tokenizer in [tiny(), mini()] {
+            prop_assert!(tokenizer.inner.words.is_some());
+            let whole: Vec<u32> = tokenizer.encode_whole(&text).expect("encodes").into_iter().map(|t| t.0).collect();
+            for _ in 0..2 {
+                prop_assert_eq!(&tokenizer.encode(&text).expect("encodes"), &whole, "{:?}", text);
+            }
+        }
+    }
+
     #[test]
     fn no_text_becomes_a_control_token(text in hostile()) {
         for tokenizer in [tiny(), mini()] {
