@@ -22,6 +22,7 @@ SEEN_DOC, SEEN_QUERY = 180, 181  # written by layer 0
 MATCH, READ = 182, 183  # written by layer 1 and by the last layer
 UNIT = 5.92  # one control token's value as layer 0 writes it
 READ_GAIN, READ_MIDDLE = 2.0, 4.5  # spread of the grades along READ, and its middle
+GRADE, SPACE = 248, 252  # which grade was given; whether a space stands before the token
 PREVIOUS = 184  # 63 dimensions of the previous token's meaning, and one: it was a query's start
 SLOW = list(range(12, 32)) + list(range(44, 64))  # head dimensions that RoPE hardly turns
 
@@ -84,6 +85,7 @@ def start(encoder, vectors, rare, seed: int = 0, layers: int = 4) -> Qwen3ForCau
         _word_matching(layer.self_attn)
     _reading(model, encoder.grades)
     copying(model, table[encoder.plain.token_to_id("intent")])
+    telling(model, encoder)
     return model
 
 
@@ -228,3 +230,31 @@ def _follow(attention, base: int, axes, begin) -> None:
     for i in range(HEAD):
         v[base + i, part + i] = 1.0
         o[part + i, base + i] = 3.5
+
+
+@torch.no_grad()
+def telling(model, encoder) -> None:
+    """Let explanations know the grade and the spaces: layer 0's head 3 tells every token after
+    the grade which one it was; tokens carry whether a space stands before them."""
+    table, attention = model.model.embed_tokens.weight, model.model.layers[0].self_attn
+    base, first, second = 3 * HEAD, SLOW[-1], SLOW[-2]
+    _clear(attention, 3)
+    attention.q_proj.weight[base + first, CONST] = 4.0
+    attention.k_proj.weight[base + first, FLAGS] = 2.0
+    attention.k_proj.weight[base + second, CONST] = 1.0
+    for place, token in enumerate(encoder.grades):
+        table[:, GRADE + place] = 0.0
+        table[token, GRADE + place] = 12.0 if place in (0, 3) else 4.0  # among their other parts
+        attention.k_proj.weight[base + first, GRADE + place] = 12.0
+        attention.v_proj.weight[base + place, GRADE + place] = 1.0
+        attention.o_proj.weight[GRADE + place] = 0.0
+        attention.o_proj.weight[GRADE + place, base + place] = 0.4
+    for token in range(len(table)):
+        spaced = (encoder.plain.id_to_token(token) or "").startswith("\u0120")
+        table[token, SPACE] = 0.7 if spaced else -0.7
+    table[: encoder.grades[-1] + 1, SPACE] = 0.0
+    last, row = model.model.layers[-1].self_attn, 3 * HEAD + 63
+    last.v_proj.weight[row] = 0.0
+    last.v_proj.weight[row, SPACE] = 1.0
+    last.o_proj.weight[:, row] = 0.0
+    last.o_proj.weight[SPACE, row] = 3.5
