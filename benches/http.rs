@@ -30,8 +30,8 @@ use verdict::{
 };
 
 const CLIENTS: usize = 64;
-const BODY: &str =
-    r#"{"query":"wireless earbuds for running","documents":["sport earbuds, sweatproof","garden hose"]}"#;
+/// Distinct requests, taken in turn, so that nothing lives on one text's being known.
+const REQUESTS: usize = 1024;
 
 fn main() {
     let seconds =
@@ -42,7 +42,11 @@ fn main() {
     let answer = ask(server);
     let scores = check(&answer);
     let baseline = bare(&runtime, answer.len());
-    println!("request {} bytes, answer {} bytes, {} documents", BODY.len(), answer.len(), scores.len());
+    println!(
+        "{REQUESTS} distinct requests, answers of about {} bytes, {} documents each",
+        answer.len(),
+        scores.len()
+    );
     for (name, address) in [("bare handler", baseline), ("verdict", server)] {
         let alone = one_client(address, span);
         let (rate, crowd) = many_clients(address, span);
@@ -96,9 +100,16 @@ fn bare(runtime: &Runtime, size: usize) -> SocketAddr {
     })
 }
 
-fn request() -> Vec<u8> {
-    let length = BODY.len();
-    format!("POST /score HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{BODY}")
+fn requests() -> Vec<Vec<u8>> {
+    (0..REQUESTS).map(request).collect()
+}
+
+fn request(number: usize) -> Vec<u8> {
+    let body = format!(
+        r#"{{"query":"wireless earbuds {number} for running","documents":["sport earbuds, sweatproof {number}","garden hose"]}}"#
+    );
+    let length = body.len();
+    format!("POST /score HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
         .into_bytes()
 }
 
@@ -115,7 +126,7 @@ fn response_length(bytes: &[u8]) -> Option<usize> {
 fn ask(address: SocketAddr) -> String {
     let mut stream = TcpStream::connect(address).expect("connected");
     let mut buffer = vec![0; 1 << 16];
-    let length = exchange(&mut stream, &request(), &mut buffer);
+    let length = exchange(&mut stream, &request(0), &mut buffer);
     let text = std::str::from_utf8(&buffer[..length]).expect("text");
     text.split_once("\r\n\r\n").expect("a body").1.to_owned()
 }
@@ -149,15 +160,17 @@ fn check(answer: &str) -> Vec<f64> {
 fn one_client(address: SocketAddr, span: Duration) -> Vec<f64> {
     let mut stream = TcpStream::connect(address).expect("connected");
     stream.set_nodelay(true).expect("set");
-    let (request, mut buffer) = (request(), vec![0; 1 << 16]);
-    for _ in 0..500 {
-        exchange(&mut stream, &request, &mut buffer);
+    let (requests, mut buffer) = (requests(), vec![0; 1 << 16]);
+    for request in &requests {
+        exchange(&mut stream, request, &mut buffer);
     }
+    let mut next = requests.iter().cycle();
     let mut latencies = Vec::new();
     let end = Instant::now() + span;
     while Instant::now() < end {
+        let request = next.next().expect("a cycle has no end");
         let start = Instant::now();
-        exchange(&mut stream, &request, &mut buffer);
+        exchange(&mut stream, request, &mut buffer);
         latencies.push(start.elapsed().as_secs_f64() * 1e6);
     }
     latencies
@@ -168,8 +181,13 @@ fn many_clients(address: SocketAddr, span: Duration) -> (f64, Vec<f64>) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let stop = Arc::new(AtomicBool::new(false));
     runtime.block_on(async {
-        let clients: Vec<_> =
-            (0..CLIENTS).map(|_| tokio::spawn(client(address, Arc::clone(&stop)))).collect();
+        let requests = Arc::new(requests());
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let first = number * REQUESTS / CLIENTS;
+                tokio::spawn(client(address, Arc::clone(&requests), first, Arc::clone(&stop)))
+            })
+            .collect();
         let start = Instant::now();
         tokio::time::sleep(span).await;
         stop.store(true, Ordering::Relaxed);
@@ -181,14 +199,21 @@ fn many_clients(address: SocketAddr, span: Duration) -> (f64, Vec<f64>) {
     })
 }
 
-async fn client(address: SocketAddr, stop: Arc<AtomicBool>) -> Vec<f64> {
+async fn client(
+    address: SocketAddr,
+    requests: Arc<Vec<Vec<u8>>>,
+    first: usize,
+    stop: Arc<AtomicBool>,
+) -> Vec<f64> {
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
     stream.set_nodelay(true).expect("set");
-    let (request, mut buffer) = (request(), vec![0; 1 << 14]);
+    let mut buffer = vec![0; 1 << 14];
+    let mut next = requests.iter().cycle().skip(first);
     let mut latencies = Vec::new();
     while !stop.load(Ordering::Relaxed) {
+        let request = next.next().expect("a cycle has no end");
         let start = Instant::now();
-        stream.write_all(&request).await.expect("sent");
+        stream.write_all(request).await.expect("sent");
         let mut filled = 0;
         loop {
             let read = stream.read(&mut buffer[filled..]).await.expect("received");
