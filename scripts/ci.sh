@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Every check of this repository, in one place: `just ci`, `.ci/run` and a person
+# without just all run this file.
+#
+#   scripts/ci.sh            all steps
+#   scripts/ci.sh lint doc   some of them
+#
+# Everything is built in release, in one target directory, so that dependencies are
+# compiled once (candle and tokenizers are slow without optimization, and slow to build).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+step() { printf '\n== %s (%s)\n' "$1" "$(date -u +%H:%M:%S)"; }
+skip() { printf 'SKIPPED: %s\n' "$1"; }
+
+fmt() {
+    step "format"
+    cargo fmt --check
+}
+
+lint() {
+    step "lint: clippy, warnings are errors"
+    cargo clippy --release --locked --all-targets -- -D warnings
+}
+
+doc() {
+    step "documentation, warnings are errors"
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps
+}
+
+# The README's second command. Dependencies' licences are checked here too (tests/tidy.rs).
+tests() {
+    step "tests"
+    cargo test --release
+}
+
+# One HTTP/1.0 request without curl: http PORT METHOD PATH [JSON]
+http() {
+    exec 3<>"/dev/tcp/127.0.0.1/$1"
+    printf '%s %s HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s' \
+        "$2" "$3" "${#4}" "${4:-}" >&3
+    cat <&3
+    exec 3>&-
+}
+
+# The README's first command, on free ports: it becomes ready, scores, and stops when told.
+serve() {
+    step "serve the bundled model"
+    local log port admin answer
+    log=$(mktemp)
+    VERDICT_PORT=0 VERDICT_ADMIN_PORT=0 VERDICT_THREADS=0 \
+        cargo run --release -- serve 2>"$log" &
+    server=$!
+    trap 'kill "$server" 2>/dev/null || true' EXIT
+    for _ in $(seq 1200); do
+        grep -q ' ready ' "$log" && break
+        kill -0 "$server" 2>/dev/null || { cat "$log"; echo "the server ended by itself" >&2; exit 1; }
+        sleep 0.5
+    done
+    port=$(sed -nE 's/.*address=[^ ]*:([0-9]+).*/\1/p' "$log" | head -1)
+    admin=$(sed -nE 's/.*admin=[^ ]*:([0-9]+).*/\1/p' "$log" | head -1)
+    http "$admin" GET /readyz "" | grep -q ' 200 ' || { cat "$log"; echo "not ready" >&2; exit 1; }
+    answer=$(http "$port" POST /score '{"query": "how long to boil eggs", "documents":
+        ["Boil eggs for six minutes for a soft yolk.", "Penguins cannot fly."], "top_n": 1}')
+    case "$answer" in
+        *'"index":0'*) echo "ready, and the relevant document is first" ;;
+        *) printf '%s\n' "$answer"; echo "the wrong document is first" >&2; exit 1 ;;
+    esac
+    kill -TERM "$server"
+    wait "$server" || { cat "$log"; echo "the server did not stop cleanly" >&2; exit 1; }
+    trap - EXIT
+    rm -f "$log"
+}
+
+deny() {
+    step "dependencies: advisories, bans, sources (cargo-deny)"
+    if ! command -v cargo-deny >/dev/null; then
+        skip "cargo-deny is not installed; the tests above did check the licences"
+    elif [ -n "${CARGO_NET_OFFLINE:-}" ] || [ "${CI:-}" = true ]; then
+        # No advisory database can be fetched: everything that needs none.
+        cargo deny --locked check bans licenses sources
+    else
+        cargo deny --locked check
+    fi
+}
+
+training() {
+    step "training: Python tests"
+    if ! command -v python3 >/dev/null; then
+        skip "there is no python3"
+    elif ! python3 -c 'import pytest, torch, transformers' 2>/dev/null; then
+        skip "python3 has no pytest, torch and transformers (training/requirements.txt)"
+    else
+        python3 -m pytest -q training/tests
+    fi
+}
+
+for name in "${@:-all}"; do
+    case "$name" in
+        all) fmt; tests; serve; lint; doc; deny; training ;;
+        fmt | tests | serve | lint | doc | deny | training) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, lint, doc, deny, training" >&2; exit 2 ;;
+    esac
+done
+printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"
