@@ -33,7 +33,7 @@ const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 38] = [
+const TABLE: [(&str, Place); 35] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -59,19 +59,16 @@ const TABLE: [(&str, Place); 38] = [
     ("thiserror", Only(&["src/error.rs"])),
     ("tokenizers", Only(&["src/tokenize.rs", "src/tokenize/"])),
     ("tokio", Only(&["src/server/", "src/service/", "src/engine/job.rs", "src/engine/mod.rs", "src/cli/"])),
-    ("tokio-stream", Only(SERVER)),
-    ("tokio-util", Only(SERVER)),
+    ("tokio-stream", Only(&["src/server/", "src/cli/"])),
     ("toml", Only(&["src/profile.rs", "src/profile/", "src/config/"])),
     ("tonic", Only(GRPC)),
     ("tonic-health", Only(GRPC)),
     ("tonic-prost", Only(GRPC)),
     ("tonic-reflection", Only(GRPC)),
     ("tower", Only(SERVER)),
-    ("tower-http", Only(SERVER)),
     ("tracing", But(PURE)),
     ("tracing-subscriber", Only(&["src/cli/"])),
     ("uuid", Only(SERVER)),
-    ("tempfile", Only(&[])),
 ];
 
 /// Dependencies that only code made from the protobuf files names.
