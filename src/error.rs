@@ -165,6 +165,10 @@ mod tests {
     fn internal_messages_are_not_public() {
         let error = Error::internal("secret path").with_cause(std::io::Error::other("disk"));
         assert!(!error.public_message().contains("secret"));
-        assert!(Error::too_large("documents", "documents", 10, 11).message().contains("11 documents, over the limit of 10"));
+        assert!(
+            Error::too_large("documents", "documents", 10, 11)
+                .message()
+                .contains("11 documents, over the limit of 10")
+        );
     }
 }

@@ -176,7 +176,7 @@ def explanations(args, encoder) -> dict:
         report[name] = {
             "pairs": len(checks), "claims": claims,
             "claims_true": round(sum(c["true"] for c in checks) / claims, 4),
-            **{k: round(float(np.mean([c[k] for c in checks])), 4) for k in ("well_formed", "verdict", "complete")},
+            **{k: round(float(np.mean([c[k] for c in checks])), 4) for k in ("well_formed", "intent", "verdict")},
             "all_true": round(float(np.mean([c["true"] == c["claims"] for c in checks])), 4)}
         print(name, report[name], flush=True)
     return report

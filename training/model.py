@@ -84,7 +84,7 @@ def start(encoder, vectors, rare, seed: int = 0, layers: int = 4) -> Qwen3ForCau
     for layer in model.model.layers[1:3]:
         _word_matching(layer.self_attn)
     _reading(model, encoder.grades)
-    copying(model, table[encoder.plain.token_to_id("intent")])
+    copying(model, table[encoder.explanation("intent")[0]])
     telling(model, encoder)
     return model
 

@@ -4,16 +4,16 @@ use std::time::Instant;
 
 /// Seconds of one run.
 #[derive(Clone, Copy)]
-pub struct Time {
+pub(crate) struct Time {
     /// By the clock.
-    pub wall: f64,
+    pub(crate) wall: f64,
     /// Of all the process's threads, by the scheduler's account (Linux); says what a run costs
     /// where other work shares the machine. The wall time elsewhere.
-    pub cpu: f64,
+    pub(crate) cpu: f64,
 }
 
 /// Medians of `runs` calls after one warm-up.
-pub fn median(runs: usize, mut f: impl FnMut()) -> Time {
+pub(crate) fn median(runs: usize, mut f: impl FnMut()) -> Time {
     f();
     let mut times: Vec<Time> = (0..runs)
         .map(|_| {

@@ -32,6 +32,7 @@ pub struct PrefixCache {
     roots: HashMap<u32, usize>,
     next_id: usize,
     clock: u64,
+    evicted: usize,
     pool: Arc<KvPool>,
 }
 
@@ -40,7 +41,7 @@ const ROOT: usize = 0;
 impl PrefixCache {
     /// An empty cache over `pool`.
     pub fn new(pool: Arc<KvPool>) -> Self {
-        Self { nodes: HashMap::new(), roots: HashMap::new(), next_id: 1, clock: 0, pool }
+        Self { nodes: HashMap::new(), roots: HashMap::new(), next_id: 1, clock: 0, evicted: 0, pool }
     }
 
     /// The longest held prefix of `tokens`, marked as used now.
@@ -94,6 +95,11 @@ impl PrefixCache {
                 return None;
             }
         }
+    }
+
+    /// Tokens evicted since this was asked last.
+    pub fn take_evicted(&mut self) -> usize {
+        std::mem::take(&mut self.evicted)
     }
 
     /// Tokens held.
@@ -154,6 +160,7 @@ impl PrefixCache {
         let leaves = self.nodes.iter().filter(|(_, node)| node.children.is_empty());
         let Some((&id, _)) = leaves.min_by_key(|(id, node)| (node.used, **id)) else { return false };
         if let Some(node) = self.nodes.remove(&id) {
+            self.evicted += node.tokens.len();
             self.children_mut(node.parent).remove(&node.tokens[0]);
         }
         true
@@ -204,6 +211,7 @@ mod tests {
         insert(&mut cache, &[3; 10]);
         assert_eq!(cache.lookup(&[1; 10]).len, 10);
         assert_eq!(cache.lookup(&[2; 10]).len, 0);
+        assert_eq!((cache.take_evicted(), cache.take_evicted()), (10, 0));
     }
 
     proptest! {

@@ -98,6 +98,7 @@ impl Worker {
 
     /// Takes all that has arrived; blocks only when idle. False once told to stop.
     fn receive(&mut self, inbox: &mpsc::Receiver<Message>, mut open: bool) -> bool {
+        self.gauge();
         if open && self.scheduler.is_idle() {
             self.shared.idle.store(true, Ordering::Relaxed);
             let first = inbox.recv();
@@ -108,9 +109,16 @@ impl Worker {
         while let Ok(message) = inbox.try_recv() {
             open &= self.take(message);
         }
+        open
+    }
+
+    fn gauge(&mut self) {
         let (score, explain) = self.scheduler.waiting();
         self.metrics.queue_lengths(score, explain);
-        open
+        self.metrics.kv_blocks(
+            self.prefix_pool.used() + self.explain_pool.used(),
+            self.prefix_pool.total() + self.explain_pool.total(),
+        );
     }
 
     /// False for the message to stop.
@@ -149,10 +157,6 @@ impl Worker {
             }
             Err(error) => self.fail(plan.score, explain, &error),
         }
-        self.metrics.kv_blocks(
-            self.prefix_pool.used() + self.explain_pool.used(),
-            self.prefix_pool.total() + self.explain_pool.total(),
-        );
     }
 
     fn drop_job(&self, job: ScoreJob, fate: Fate) {
@@ -188,10 +192,12 @@ impl Worker {
         ready
     }
 
-    fn count(&self, score: &[ScoreJob], explain_steps: usize, batch: &Batch, took: Duration) {
+    fn count(&mut self, score: &[ScoreJob], explain_steps: usize, batch: &Batch, took: Duration) {
         let tokens: usize = score.iter().map(|job| job.prompt.tokens.len()).sum();
         self.shared.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
         self.metrics.compute_seconds(took);
+        let hits = batch.hits.iter().map(|hit| hit.len).sum();
+        self.metrics.prefix_cache(hits, self.cache.take_evicted());
         self.metrics.batch(&BatchStats {
             tokens: batch.tree.tokens.len(),
             sequences: score.len() + explain_steps,
@@ -254,7 +260,8 @@ impl Worker {
 
     fn fail(&mut self, score: Vec<ScoreJob>, explain: Vec<ExplainSequence>, error: &Error) {
         self.decoding -= explain.len();
-        tracing::error!(error = %error.message(), cause = ?std::error::Error::source(error), "a batch failed");
+        // Each request that it fails logs the cause; this line says that they share it.
+        tracing::debug!(error = %error.message(), score = score.len(), explain = explain.len(), "a batch failed");
         score.into_iter().for_each(|job| job.ticket.fail(error.clone()));
         explain.into_iter().for_each(|sequence| sequence.fail(error.clone()));
     }
@@ -340,6 +347,10 @@ impl Batch {
         for (segment, part) in self.tree.segments.iter_mut().enumerate() {
             let len = part.rows.len();
             let cached = self.prefix_of[segment].and_then(|_| cache.allocate(len));
+            if cached.is_none() {
+                // What lies in the explain lane's memory is not the cache's to keep.
+                self.prefix_of[segment] = None;
+            }
             let span = cached.or_else(|| wanted[segment].then(|| explain_pool.allocate(len)).flatten());
             part.keep = span.map(|span| KvRef { span, start: 0, len });
         }

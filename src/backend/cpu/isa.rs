@@ -52,20 +52,16 @@ macro_rules! kernel {
         $(#[$meta])*
         #[expect(unsafe_code, reason = "calls a function compiled for instructions that Isa::detect found")]
         #[inline]
-        #[expect(clippy::too_many_arguments, reason = "kernels take slices and sizes")]
         $vis fn $name $(<$(const $generic: usize),+>)? (isa: $crate::backend::cpu::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            #[expect(clippy::too_many_arguments, reason = "kernels take slices and sizes")]
             fn body $(<$(const $generic: usize),+>)? ($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            #[expect(clippy::too_many_arguments, reason = "kernels take slices and sizes")]
             fn avx2 $(<$(const $generic: usize),+>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$($generic),+>)? ($($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl")]
-            #[expect(clippy::too_many_arguments, reason = "kernels take slices and sizes")]
             fn avx512 $(<$(const $generic: usize),+>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$($generic),+>)? ($($arg),*) }
 
             match isa {
