@@ -141,13 +141,6 @@ kernel! {
         for (lane, (a, b)) in lanes.iter_mut().zip(a_tail.iter().zip(b_tail)) {
             *lane = a.mul_add(*b, *lane);
         }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-            width /= 2;
-        }
-        lanes[0]
+        super::rows::add_lanes(lanes)
     }
 }

@@ -9,8 +9,8 @@ const LANES: usize = 16;
 
 /// Sum of the lanes, in halves: the order is part of the result.
 #[inline(always)]
-pub(super) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
+pub(super) fn add_lanes<const N: usize>(mut lanes: [f32; N]) -> f32 {
+    let mut width = N / 2;
     while width > 0 {
         for i in 0..width {
             lanes[i] += lanes[i + width];
