@@ -136,12 +136,15 @@ struct Route {
     choose: fn(&Keys) -> Spoken,
 }
 
-const ROUTES: [Route; 8] = [
+const ROUTES: [Route; 10] = [
     route("/rerank", Shape::Any, rerank),
     route("/v1/rerank", Shape::Jina, rerank_v1),
     route("/v2/rerank", Shape::Cohere, |_| spoken::<cohere_v2::Body>()),
     route("/v1/reranking", Shape::Mixedbread, |_| spoken::<mixedbread::Body>()),
     route("/v1/ranking", Shape::Nim, |_| spoken::<nim::Body>()),
+    // NVIDIA's hosted models have their names in the path.
+    route("/v1/retrieval/{model}/reranking", Shape::Nim, |_| spoken::<nim::Body>()),
+    route("/v1/retrieval/{vendor}/{model}/reranking", Shape::Nim, |_| spoken::<nim::Body>()),
     route("/v1/score", Shape::OpenAi, |keys| {
         if keys.has("query") { spoken::<sglang_score::Body>() } else { spoken::<vllm_score::Body>() }
     }),
@@ -193,7 +196,8 @@ pub(super) fn routes() -> Router<Arc<State>> {
     })
 }
 
-/// An error as the clients of `path` read it; `None` if it is no dialect's route.
+/// An error, of a request that reached no handler or that broke it, as the clients
+/// of `path` read it; `None` if it is no dialect's route.
 pub(super) fn refuse(path: &str, error: &crate::error::Error) -> Option<Response<Body>> {
     let route = ROUTES.iter().find(|route| route.path == path)?;
     Some(refusal::refuse(route.shape, Fields::default(), error))
