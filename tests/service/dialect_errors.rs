@@ -88,7 +88,7 @@ async fn past_the_limit_of_documents_each_says_413_and_the_limit() {
         assert_eq!((&answer.json()["limit"], &answer.json()["value"]), (&4.into(), &5.into()));
     }
     assert_eq!(server.stub.passes(), 0);
-    let tei = server.send(post(&server.url("/rerank"), &json!({"query": "q", "texts": ["d"; 5]}))).await;
+    let tei = server.send(post(&server.url("/rerank"), &json!({"query": "q", "texts": vec!["d"; 5]}))).await;
     assert_eq!(tei.json()["error"], "texts: 5 documents, over the limit of 4");
     assert_eq!(tei.json()["error_type"], "Validation");
 }
@@ -256,31 +256,31 @@ async fn a_body_that_cannot_be_read_is_refused_so_that_any_client_of_the_route_s
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_ready_says_so_in_each_shape() {
-    let mut held = model();
-    held.profile.probes = vec![verdict::profile::Probe {
-        query: "q".into(),
-        document: "d".into(),
-        instruction: None,
-        min_score: None,
-        max_score: None,
-    }];
-    let server = TestServer::unready(settings(), held).await;
-    // The probe waits, so the server cannot become ready.
+async fn a_server_that_stops_says_so_in_each_shape() {
+    let server = TestServer::start().await;
     server.stub.hold();
-    for (path, key) in [("/rerank", "error"), ("/v1/rerank", "message"), ("/predict", "error")] {
-        let body = json!({"query": "q", "texts": ["d"], "documents": ["d"], "inputs": ["q", "d"]});
-        let answer = server.send(post(&server.url(path), &body)).await;
-        if answer.status == StatusCode::OK {
-            // The probe was faster than this test.
-            continue;
-        }
-        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+    let body = json!({"query": "q", "texts": ["d"], "documents": ["d"], "inputs": ["q", "d"]});
+    let (client, stub, metrics) = (server.client.clone(), server.stub.clone(), server.metrics.clone());
+    let urls = ["/rerank", "/v1/rerank", "/predict"].map(|path| server.url(path));
+    let first = post(&urls[0], &body);
+    let first = tokio::spawn({
+        let client = client.clone();
+        async move { Answer::read(client.request(first).await.expect("answered")).await }
+    });
+    until(|| stub.waiting() == 1).await;
+    let ended = server.tell_to_stop();
+    until(|| metrics.text().is_ok_and(|text| String::from_utf8_lossy(&text).contains("verdict_ready 0")))
+        .await;
+    for (url, key) in urls.iter().zip(["error", "message", "error"]) {
+        let answer = Answer::read(within(client.request(post(url, &body))).await.expect("answered")).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{url}");
         assert_eq!(answer.header("retry-after"), Some("1"));
-        assert_eq!(answer.json()[key], "the server is starting");
+        assert_eq!(answer.json()[key], "the server is shutting down");
         if key == "error" {
             assert_eq!(answer.json()["error_type"], "Unhealthy");
         }
     }
-    server.stub.release();
+    stub.release();
+    within(first).await.expect("sent").ok();
+    within(ended).await.expect("no panic").expect("a clean end");
 }

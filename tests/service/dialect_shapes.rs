@@ -205,7 +205,10 @@ async fn nim_and_the_scores_of_vllm() {
     let rankings: Vec<Value> = rows.iter().map(|(i, s)| json!({"index": i, "logit": logit(s)})).collect();
     let body =
         json!({"model": "m", "query": {"text": "q"}, "passages": [{"text": "a lamp"}, {"text": "a hose"}]});
-    assert_eq!(asked.ask("/v1/ranking", body).await, json!({"rankings": rankings, "usage": usage(&tokens)}));
+    for path in ["/v1/ranking", "/v1/retrieval/some-model/reranking", "/v1/retrieval/nvidia/m/reranking"] {
+        let answer = asked.ask(path, body.clone()).await;
+        assert_eq!(answer, json!({"rankings": rankings, "usage": usage(&tokens)}), "{path}");
+    }
     let mut rows = rows;
     rows.sort_by_key(|(i, _)| i.as_u64());
     let data: Vec<Value> =

@@ -96,7 +96,8 @@ async fn errors_are_those_of_the_one_table() {
         "truncation_direction: only TRUNCATION_DIRECTION_RIGHT is offered; texts are cut at their end";
     assert_eq!(refused.message(), message);
     let refused = within(client.rerank_stream(futures::stream::iter(stream(&[])))).await;
-    assert_eq!(refused.expect_err("empty").message(), "pairs: is empty; at least one pair is needed");
+    let message = "texts: the stream has none; at least one text is needed";
+    assert_eq!(refused.expect_err("empty").message(), message);
     let long = pb::RerankRequest { texts: vec!["lamp ".repeat(2000)], truncate: false, ..request() };
     let refused = within(client.rerank(long)).await.expect_err("too long");
     assert_eq!(refused.code(), Code::InvalidArgument);

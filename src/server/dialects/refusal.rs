@@ -40,18 +40,24 @@ pub(super) enum Shape {
 /// What a peer calls the query and the documents, so that errors name its own fields.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields {
-    pub(super) query: &'static str,
-    pub(super) documents: &'static str,
+    query: &'static str,
+    documents: &'static str,
+    pairs: &'static str,
 }
 
 impl Fields {
     pub(super) const fn new(query: &'static str, documents: &'static str) -> Self {
-        Self { query, documents }
+        Self { query, documents, pairs: "pairs" }
+    }
+
+    /// For a peer whose queries and documents come in pairs, under one name.
+    pub(super) const fn paired(pairs: &'static str) -> Self {
+        Self { pairs, ..Self::new("query", "documents") }
     }
 
     /// A message about our field as one about the peer's.
     fn name(self, message: &str) -> String {
-        let renamed = [("query", self.query), ("documents", self.documents)];
+        let renamed = [("query", self.query), ("documents", self.documents), ("pairs", self.pairs)];
         let rest = |ours: &str| message.strip_prefix(ours).filter(|rest| rest.starts_with([':', '[']));
         renamed
             .into_iter()
@@ -156,6 +162,7 @@ mod tests {
         assert_eq!(fields.name("documents[3]: is empty"), "texts[3]: is empty");
         assert_eq!(fields.name("query: is empty"), "text_1: is empty");
         assert_eq!(fields.name("documents of yours"), "documents of yours");
+        assert_eq!(Fields::paired("inputs").name("pairs[0].query: is empty"), "inputs[0].query: is empty");
         assert_eq!(Fields::default().name("query: is empty"), "query: is empty");
     }
 

@@ -42,7 +42,7 @@ pub(super) struct Kept {
 
 impl Dialect for Body {
     const SHAPE: Shape = Shape::Tei;
-    const FIELDS: Fields = Fields::new("inputs", "inputs");
+    const FIELDS: Fields = Fields::paired("inputs");
     type Kept = Kept;
 
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, Kept)> {

@@ -145,6 +145,9 @@ async fn collect(
             return Err(Error::too_large("texts", "texts", texts, pairs.len()));
         }
     }
+    if pairs.is_empty() {
+        return Err(Error::invalid("texts", "the stream has none; at least one text is needed"));
+    }
     Ok((ScoreRequest::new(Items::Pairs(pairs), first.unwrap_or_default())?, wish))
 }
 
