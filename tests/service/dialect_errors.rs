@@ -95,7 +95,7 @@ async fn past_the_limit_of_documents_each_says_413_and_the_limit() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_whole_requests_with_a_retry() {
-    let limits = Settings { queue_pairs: Some(6), ..settings() };
+    let limits = Settings { queue_pairs: Some(6), max_documents: Some(6), ..settings() };
     let server = TestServer::with(limits, model()).await;
     server.stub.hold();
     let first = post(&server.url("/v2/rerank"), &json!({"query": "q", "documents": ["a", "b", "c"]}));
@@ -229,7 +229,7 @@ async fn texts_that_are_too_long_are_cut_or_refused_as_asked() {
     ] {
         let answer = server.send(post(&server.url(path), &body)).await;
         assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "{path}: {}", answer.text());
-        assert_eq!(answer.json()["limit"], 512, "{path}");
+        assert!(answer.text().contains("tokens, over the limit of "), "{path}: {}", answer.text());
     }
 }
 
