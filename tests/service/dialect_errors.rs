@@ -256,6 +256,41 @@ async fn a_body_that_cannot_be_read_is_refused_so_that_any_client_of_the_route_s
 }
 
 #[tokio::test]
+async fn odd_bodies_are_refused_and_break_nothing() {
+    let server = TestServer::start().await;
+    let deep = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+    let odd = [
+        String::new(),
+        "null".into(),
+        "[]".into(),
+        "7".into(),
+        "{}".into(),
+        "{\"query\": \"q\"".into(),
+        deep(5000),
+        r#"{"query": "q", "query": "q", "documents": ["d"], "texts": ["d"], "input": ["d"]}"#.into(),
+        format!(r#"{{"query": "q", "documents": {0}, "texts": {0}, "inputs": {0}}}"#, deep(5000)),
+        r#"{"query": {"text": {}}, "documents": {}, "texts": {}, "input": {}, "passages": {}}"#.into(),
+        r#"{"query": 1e400, "documents": ["d"], "texts": ["d"], "input": ["d"], "inputs": 1e400}"#.into(),
+        r#"{"query": "", "documents": [""], "texts": [""], "input": [""], "items": [""], "inputs": ["", ""]}"#
+            .into(),
+        r#"{"query": "\ud800", "documents": ["d"], "texts": ["d"], "inputs": ["\ud800", "d"]}"#.into(),
+    ];
+    let mut paths: Vec<&str> = all().iter().map(|dialect| dialect.path).collect();
+    paths.push("/v1/systemone");
+    paths.sort_unstable();
+    paths.dedup();
+    for path in paths {
+        for body in &odd {
+            let answer = server.send(raw(&server.url(path), "application/json", body.clone())).await;
+            let refused = matches!(answer.status.as_u16(), 400 | 422 | 501);
+            assert!(refused, "{path} {body:.90}: {} {}", answer.status, answer.text());
+            assert!(answer.json().is_object());
+        }
+    }
+    assert_eq!(server.stub.passes(), 0);
+}
+
+#[tokio::test]
 async fn a_server_that_stops_says_so_in_each_shape() {
     let server = TestServer::start().await;
     server.stub.hold();

@@ -83,7 +83,7 @@ async fn errors_are_those_of_the_one_table() {
     let mut client = client(&server).await;
     let refused = within(client.rerank(request())).await.expect_err("too many");
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert_eq!(refused.message(), "documents: 5 documents, over the limit of 3");
+    assert_eq!(refused.message(), "texts: 5 documents, over the limit of 3");
     let refused = within(client.rerank_stream(futures::stream::iter(stream(&DOCUMENTS)))).await;
     assert_eq!(refused.expect_err("too many").message(), "texts: 4 texts, over the limit of 3");
     let left = pb::RerankRequest {

@@ -55,14 +55,10 @@ impl Fields {
         Self { pairs, ..Self::new("query", "documents") }
     }
 
-    /// A message about our field as one about the peer's.
-    fn name(self, message: &str) -> String {
-        let renamed = [("query", self.query), ("documents", self.documents), ("pairs", self.pairs)];
-        let rest = |ours: &str| message.strip_prefix(ours).filter(|rest| rest.starts_with([':', '[']));
-        renamed
-            .into_iter()
-            .find_map(|(ours, theirs)| Some(format!("{theirs}{}", rest(ours)?)))
-            .unwrap_or_else(|| message.to_owned())
+    /// An error about our field as one about the peer's.
+    fn name(self, error: &Error) -> Error {
+        let error = error.clone().rename_field("query", self.query);
+        error.rename_field("documents", self.documents).rename_field("pairs", self.pairs)
     }
 }
 
@@ -74,15 +70,16 @@ impl Default for Fields {
 
 /// An error as a response.
 pub(super) fn refuse(shape: Shape, fields: Fields, error: &Error) -> Response<Body> {
+    let error = fields.name(error);
     let status = status(shape, error.code());
-    let mut body = shape.body(status, error.code(), &fields.name(error.public_message()));
+    let mut body = shape.body(status, error.code(), error.public_message());
     if let Some(limit) = error.limit() {
         body.insert("limit".into(), limit.limit.into());
         body.insert("value".into(), limit.value.into());
     }
     let mut response = http::json(http::write::bytes(&body));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    http::retry_after(response.headers_mut(), error);
+    http::retry_after(response.headers_mut(), &error);
     response
 }
 
@@ -158,12 +155,14 @@ mod tests {
 
     #[test]
     fn errors_name_the_peers_own_fields() {
-        let fields = Fields::new("text_1", "texts");
-        assert_eq!(fields.name("documents[3]: is empty"), "texts[3]: is empty");
-        assert_eq!(fields.name("query: is empty"), "text_1: is empty");
-        assert_eq!(fields.name("documents of yours"), "documents of yours");
-        assert_eq!(Fields::paired("inputs").name("pairs[0].query: is empty"), "inputs[0].query: is empty");
-        assert_eq!(Fields::default().name("query: is empty"), "query: is empty");
+        let name = |fields: Fields, message: &str| {
+            fields.name(&Error::new(Code::Invalid, message)).message().to_owned()
+        };
+        let fields = Fields::new("question", "texts");
+        assert_eq!(name(fields, "documents[3]: is empty"), "texts[3]: is empty");
+        assert_eq!(name(fields, "query: is empty"), "question: is empty");
+        assert_eq!(name(Fields::default(), "query: is empty"), "query: is empty");
+        assert_eq!(name(Fields::paired("inputs"), "pairs[0].query: is empty"), "inputs[0].query: is empty");
     }
 
     #[test]

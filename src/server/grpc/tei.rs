@@ -56,7 +56,7 @@ impl Rerank for Tei {
         };
         let result = result.await;
         call.end(result.as_ref().err());
-        result.map(Response::new).map_err(|error| status(&error))
+        result.map(Response::new).map_err(refusal)
     }
 
     async fn rerank_stream(
@@ -77,7 +77,7 @@ impl Rerank for Tei {
         };
         let result = result.await;
         call.end(result.as_ref().err());
-        result.map(Response::new).map_err(|error| status(&error))
+        result.map(Response::new).map_err(refusal)
     }
 }
 
@@ -149,6 +149,11 @@ async fn collect(
         return Err(Error::invalid("texts", "the stream has none; at least one text is needed"));
     }
     Ok((ScoreRequest::new(Items::Pairs(pairs), first.unwrap_or_default())?, wish))
+}
+
+/// An error as a status that names this interface's fields.
+fn refusal(error: Error) -> Status {
+    status(&error.rename_field("documents", "texts").rename_field("pairs", "texts"))
 }
 
 fn options(truncate: bool, direction: i32, return_text: bool) -> Result<ScoreOptions> {
