@@ -3,6 +3,7 @@
 
 mod admin;
 mod call;
+mod dialects;
 mod front;
 pub mod grpc;
 pub(crate) mod http;

@@ -3,9 +3,13 @@
 
 mod bad_input;
 mod common;
+mod dialect_errors;
+mod dialect_shapes;
+mod dialects;
 mod explain;
 mod grpc;
 mod http;
 mod overload;
 mod process;
 mod shutdown;
+mod tei_grpc;

@@ -21,7 +21,7 @@ use crate::{
 ///
 /// `Invalid` for another content type or a connection that breaks, `TooLarge`
 /// past the limit, `DeadlineExceeded` if the client takes too long to send it.
-pub(super) async fn read(headers: &HeaderMap, body: Body, state: &State) -> Result<Bytes> {
+pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &State) -> Result<Bytes> {
     check_type(headers)?;
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if let Some(length) = announced

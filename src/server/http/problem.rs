@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     http::{
-        HeaderValue, Response, StatusCode,
+        HeaderMap, HeaderValue, Response, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
 };
@@ -55,12 +55,17 @@ pub(crate) fn problem_with(status: StatusCode, error: &Error, id: &RequestId) ->
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    retry_after(headers, error);
+    response
+}
+
+/// Tells when to try again, if the error says so.
+pub(crate) fn retry_after(headers: &mut HeaderMap, error: &Error) {
     if let Some(wait) = error.retry_after() {
         // Whole seconds, and never "at once".
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
-    response
 }
 
 #[cfg(test)]
