@@ -84,6 +84,23 @@ deny() {
     fi
 }
 
+# The playground in a headless browser, against the binary that was built above.
+playground() {
+    step "playground: the page in Chromium"
+    local browser
+    browser=$(command -v "${CHROMIUM:-chromium}" || command -v chromium-browser || command -v google-chrome || true)
+    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+        skip "there is no node and npm"
+    elif [ -z "$browser" ]; then
+        skip "there is no Chromium"
+    elif ! npm --prefix tests/playground ci --no-audit --no-fund >/dev/null; then
+        skip "playwright-core cannot be had (tests/playground/package.json)"
+    else
+        cargo build --release
+        CHROMIUM="$browser" npm --prefix tests/playground test
+    fi
+}
+
 training() {
     step "training: Python tests"
     if ! command -v python3 >/dev/null; then
@@ -97,9 +114,9 @@ training() {
 
 for name in "${@:-all}"; do
     case "$name" in
-        all) fmt; tests; serve; lint; doc; deny; training ;;
-        fmt | tests | serve | lint | doc | deny | training) "$name" ;;
-        *) echo "no step $name; there are fmt, tests, serve, lint, doc, deny, training" >&2; exit 2 ;;
+        all) fmt; tests; serve; playground; lint; doc; deny; training ;;
+        fmt | tests | serve | playground | lint | doc | deny | training) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, playground, lint, doc, deny, training" >&2; exit 2 ;;
     esac
 done
 printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"

@@ -3,10 +3,12 @@
 
 mod admin;
 mod call;
+mod embedded;
 mod front;
 pub mod grpc;
 pub(crate) mod http;
 mod listen;
+mod playground;
 mod state;
 
 use std::{

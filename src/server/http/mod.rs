@@ -28,6 +28,7 @@ use crate::{
 use super::{
     admin,
     call::{Call, RequestId},
+    playground,
     state::State,
 };
 
@@ -47,6 +48,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     if state.metrics_on_main {
         router = router.route("/metrics", get(admin::metrics));
     }
+    router = router.merge(playground::routes());
     router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(state)
 }
 
