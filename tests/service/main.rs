@@ -2,6 +2,7 @@
 //! gRPC, with a stub in place of the model's arithmetic.
 
 mod bad_input;
+mod bodies;
 mod common;
 mod explain;
 mod grpc;

@@ -33,7 +33,7 @@ const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 35] = [
+const TABLE: [(&str, Place); 37] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -41,6 +41,7 @@ const TABLE: [(&str, Place); 35] = [
     ("candle-nn", Only(REFERENCE)),
     ("candle-transformers", Only(REFERENCE)),
     ("clap", Only(&["src/main.rs", "src/cli/", "src/config/"])),
+    ("flate2", Only(&["src/server/http/body/"])),
     ("futures", Only(&["src/server/", "src/service/", "src/cli/"])),
     ("half", Only(COMPUTE)),
     ("http-body-util", Only(SERVER)),
@@ -69,6 +70,7 @@ const TABLE: [(&str, Place); 35] = [
     ("tracing", But(PURE)),
     ("tracing-subscriber", Only(&["src/cli/"])),
     ("uuid", Only(SERVER)),
+    ("zstd", Only(&["src/server/http/body/"])),
 ];
 
 /// Dependencies that only code made from the protobuf files names.

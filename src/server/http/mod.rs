@@ -1,8 +1,9 @@
-//! Native HTTP: `POST /score`, `GET /info`, `/v1/models`, `/health`, `/metrics`.
+//! Native HTTP: `POST /score`, `GET /info`, `/v1/models`, `/health`, `/metrics`; and the pages.
 
 mod body;
 mod explain;
 mod problem;
+pub(crate) mod unique;
 pub(crate) mod wire;
 pub(crate) mod write;
 
