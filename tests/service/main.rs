@@ -1,6 +1,7 @@
 //! The service end to end: a real server on free ports, asked over HTTP and
 //! gRPC, with a stub in place of the model's arithmetic.
 
+mod access;
 mod bad_input;
 mod bodies;
 mod common;

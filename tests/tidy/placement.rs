@@ -33,7 +33,7 @@ const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 37] = [
+const TABLE: [(&str, Place); 40] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -57,9 +57,11 @@ const TABLE: [(&str, Place); 37] = [
     ("serde", But(PURE)),
     ("serde_json", But(PURE)),
     ("serde_path_to_error", Only(&["src/server/http/", "src/cli/"])),
+    ("subtle", Only(&["src/server/guard.rs"])),
     ("thiserror", Only(&["src/error.rs"])),
     ("tokenizers", Only(&["src/tokenize.rs", "src/tokenize/"])),
     ("tokio", Only(&["src/server/", "src/service/", "src/engine/job.rs", "src/engine/mod.rs", "src/cli/"])),
+    ("tokio-rustls", Only(SERVER)),
     ("tokio-stream", Only(&["src/server/", "src/cli/"])),
     ("toml", Only(&["src/profile.rs", "src/profile/", "src/config/"])),
     ("tonic", Only(GRPC)),
@@ -67,6 +69,7 @@ const TABLE: [(&str, Place); 37] = [
     ("tonic-prost", Only(GRPC)),
     ("tonic-reflection", Only(GRPC)),
     ("tower", Only(SERVER)),
+    ("tower-http", Only(&["src/server/guard.rs"])),
     ("tracing", But(PURE)),
     ("tracing-subscriber", Only(&["src/cli/"])),
     ("uuid", Only(SERVER)),

@@ -163,7 +163,8 @@ pub(crate) async fn method_not_allowed(
     response
 }
 
-fn id(request: &Request<Body>) -> RequestId {
+/// The id that the request was given when it arrived.
+pub(crate) fn id(request: &Request<Body>) -> RequestId {
     let made = || RequestId(HeaderValue::from_static("-"));
     request.extensions().get::<RequestId>().cloned().unwrap_or_else(made)
 }

@@ -4,7 +4,7 @@ use axum::{
     body::Body,
     http::{
         HeaderValue, Response, StatusCode,
-        header::{ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
+        header::{ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
 };
 use serde::Serialize;
@@ -61,6 +61,7 @@ pub(crate) fn problem_with(status: StatusCode, error: &Error, id: &RequestId) ->
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     match error.code() {
+        Code::Unauthenticated => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
         Code::UnsupportedMedia => headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS)),
         _ => None,
     };
