@@ -9,6 +9,7 @@ pub mod grpc;
 mod guard;
 pub(crate) mod http;
 mod listen;
+mod openapi;
 mod playground;
 mod state;
 mod tls;

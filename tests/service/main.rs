@@ -9,5 +9,6 @@ mod explain;
 mod grpc;
 mod http;
 mod overload;
+mod pages;
 mod process;
 mod shutdown;

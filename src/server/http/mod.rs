@@ -29,7 +29,7 @@ use crate::{
 use super::{
     admin,
     call::{Call, RequestId},
-    playground,
+    openapi, playground,
     state::State,
 };
 
@@ -49,7 +49,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     if state.metrics_on_main {
         router = router.route("/metrics", get(admin::metrics));
     }
-    router = router.merge(playground::routes());
+    router = router.merge(playground::routes()).merge(openapi::routes());
     router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(state)
 }
 
