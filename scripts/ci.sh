@@ -101,6 +101,20 @@ playground() {
     fi
 }
 
+# The server against its own OpenAPI description.
+schema() {
+    step "OpenAPI: the server as it is described"
+    local python=${SCHEMA_PYTHON:-python3}
+    if ! command -v "$python" >/dev/null; then
+        skip "there is no python3"
+    elif ! "$python" -c 'import schemathesis' 2>/dev/null; then
+        skip "python3 has no schemathesis (tests/schema/requirements.txt)"
+    else
+        cargo build --release
+        "$python" tests/schema/run.py
+    fi
+}
+
 training() {
     step "training: Python tests"
     if ! command -v python3 >/dev/null; then
@@ -114,9 +128,9 @@ training() {
 
 for name in "${@:-all}"; do
     case "$name" in
-        all) fmt; tests; serve; playground; lint; doc; deny; training ;;
-        fmt | tests | serve | playground | lint | doc | deny | training) "$name" ;;
-        *) echo "no step $name; there are fmt, tests, serve, playground, lint, doc, deny, training" >&2; exit 2 ;;
+        all) fmt; tests; serve; playground; schema; lint; doc; deny; training ;;
+        fmt | tests | serve | playground | schema | lint | doc | deny | training) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, playground, schema, lint, doc, deny, training" >&2; exit 2 ;;
     esac
 done
 printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"

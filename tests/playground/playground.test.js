@@ -129,6 +129,27 @@ describe("what goes wrong is told in words", () => {
     await close();
   });
 
+  test("a server that asks for a key", async () => {
+    const closed = await serve({ VERDICT_API_KEYS: "browser-key" });
+    const { page, close } = await open(browser, closed.origin);
+    await page.getByText("an API key is needed").waitFor();
+    await page.click("#score");
+    assert.match(await problem(page), /This server asks for an API key/);
+    assert.equal(await page.evaluate(() => document.activeElement.id), "key");
+    await page.keyboard.type("wrong-key");
+    await page.keyboard.press("Control+Enter");
+    await page.getByText("no such API key").waitFor();
+    await page.fill("#key", "browser-key");
+    await scored(page);
+    await page.getByText("verdict-mini").waitFor();
+    await page.locator(".why").first().click();
+    await page.locator(".reason .note").first().waitFor();
+    const curl = await page.textContent("#snippet-text");
+    assert.ok(curl.includes("Bearer $VERDICT_API_KEY") && !curl.includes("browser-key"), curl);
+    await close();
+    await closed.stop();
+  });
+
   test("a server that is gone", async () => {
     const { page, close } = await open(browser, server.origin);
     await page.route("**/score", (route) => route.abort());
@@ -162,6 +183,24 @@ describe("what goes wrong is told in words", () => {
     await page.locator(".why").first().click();
     await page.getByText("The server cannot be reached. Is it still running").waitFor();
     assert.ok((await page.locator(".result").count()) >= 5);
+    await close();
+  });
+});
+
+describe("the API reference", () => {
+  test("shows every operation, and leads to the schemas", async () => {
+    const { page, complaints, asked, close } = await open(browser, server.origin, { viewport: { width: 360, height: 740 } });
+    await page.goto(`${server.origin}/docs`);
+    await page.locator(".operation").first().waitFor();
+    const titles = await page.locator(".operation h3").allTextContents();
+    assert.deepEqual(titles.slice(0, 2), ["POST/score", "GET/info"]);
+    assert.match(await page.locator("#post-score").textContent(), /429.*overloaded/s);
+    await page.locator("#post-score").getByRole("link", { name: "ScoreRequest" }).click();
+    assert.match(await page.locator("#schema-scorerequest").textContent(), /deadline_ms.*integer.*at least 1/s);
+    const [wide, room] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+    assert.ok(wide <= room, `${wide} of ${room}`);
+    assert.deepEqual(complaints, []);
+    assert.ok(asked.every(({ url }) => url.startsWith(`${server.origin}/`)));
     await close();
   });
 });
