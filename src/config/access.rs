@@ -40,7 +40,7 @@ impl fmt::Debug for ApiKeys {
     }
 }
 
-/// Never fails: a parser's error would repeat the text. [`Access::read`] looks at the keys.
+/// Never fails: a parser's error would repeat the text. `Access::read` looks at the keys.
 impl FromStr for ApiKeys {
     type Err = Infallible;
 

@@ -256,15 +256,15 @@ mod tests {
     #[test]
     fn a_field_twice_is_refused_by_name() {
         for (body, message) in [
-            (r#"{"query": "a", "query": "b", "documents": ["d"]}"#, "query: duplicate field `query`"),
+            (r#"{"query": "a", "query": "b", "documents": ["d"]}"#, "body: duplicate field `query`"),
             (
                 r#"{"query": "q", "documents": [{"id": "a", "t": "x", "id": "b"}]}"#,
-                "documents[0].id: duplicate field `id`",
+                "documents[0]: duplicate field `id`",
             ),
-            (r#"{"query": "q", "documents": [{"t": "x", "t": "y"}]}"#, "documents[0].t: duplicate field `t`"),
+            (r#"{"query": "q", "documents": [{"t": "x", "t": "y"}]}"#, "documents[0]: duplicate field `t`"),
             (
                 r#"{"query": "q", "documents": [{"t": {"u": 1, "u": 2}}]}"#,
-                "documents[0].t.u: duplicate field `u`",
+                "documents[0].t: duplicate field `u`",
             ),
         ] {
             assert!(refusal(body).starts_with(message), "{}", refusal(body));

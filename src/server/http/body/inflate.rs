@@ -82,11 +82,7 @@ fn up_to(limit: usize, mut reader: impl Read, broken: impl Fn(io::Error) -> Erro
     loop {
         let filled = whole.len();
         whole.resize(filled + PIECE, 0);
-        let read = match reader.read(&mut whole[filled..]) {
-            Ok(read) => read,
-            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => 0,
-            Err(cause) => return Err(broken(cause)),
-        };
+        let read = reader.read(&mut whole[filled..]).map_err(&broken)?;
         whole.truncate(filled + read);
         if whole.len() > limit {
             return Err(Error::too_large("body", "bytes or more once inflated", limit, whole.len()));
