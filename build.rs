@@ -3,7 +3,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf, process::Command};
 
-const PROTOS: [&str; 1] = ["proto/relevance/v1/relevance.proto"];
+const PROTOS: [&str; 2] = ["proto/relevance/v1/relevance.proto", "proto/tei/v1/tei.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     compile_protos()?;
@@ -17,7 +17,7 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(PROTOS)?;
     // What reflection serves.
-    fs::write(out.join("relevance.fds"), compiler.encode_file_descriptor_set())?;
+    fs::write(out.join("services.fds"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .btree_map(".")
         .build_transport(true)

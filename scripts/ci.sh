@@ -126,11 +126,22 @@ training() {
     fi
 }
 
+# Clients of other rerank servers, against the server as it is released.
+clients() {
+    step "clients of other rerank servers"
+    if ! command -v python3 >/dev/null; then
+        skip "there is no python3"
+    else
+        cargo build --release --locked
+        python3 tests/clients/run.py "${CARGO_TARGET_DIR:-target}/release/verdict"
+    fi
+}
+
 for name in "${@:-all}"; do
     case "$name" in
-        all) fmt; tests; serve; playground; schema; lint; doc; deny; training ;;
-        fmt | tests | serve | playground | schema | lint | doc | deny | training) "$name" ;;
-        *) echo "no step $name; there are fmt, tests, serve, playground, schema, lint, doc, deny, training" >&2; exit 2 ;;
+        all) fmt; tests; serve; playground; schema; lint; doc; deny; training; clients ;;
+        fmt | tests | serve | playground | schema | lint | doc | deny | training | clients) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, playground, schema, lint, doc, deny, training, clients" >&2; exit 2 ;;
     esac
 done
 printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"

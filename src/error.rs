@@ -113,6 +113,17 @@ impl Error {
         Self::new(Code::Internal, message)
     }
 
+    /// The same with the field at the message's start called as a peer calls it.
+    #[must_use]
+    pub fn rename_field(mut self, ours: &str, theirs: &str) -> Self {
+        if let Some(rest) = self.message.strip_prefix(ours)
+            && rest.starts_with([':', '['])
+        {
+            self.message = format!("{theirs}{rest}");
+        }
+        self
+    }
+
     /// Adds when to try again.
     #[must_use]
     pub fn with_retry_after(mut self, wait: Duration) -> Self {
@@ -162,6 +173,18 @@ mod tests {
         for row in TABLE {
             assert_eq!(row.code.row(), row);
         }
+    }
+
+    #[test]
+    fn a_field_is_called_as_the_peer_calls_it() {
+        let renamed = |message: &str| {
+            let error = Error::new(Code::Invalid, message).rename_field("documents", "texts");
+            error.message().to_owned()
+        };
+        assert_eq!(renamed("documents[3]: is empty"), "texts[3]: is empty");
+        assert_eq!(renamed("documents: is empty"), "texts: is empty");
+        assert_eq!(renamed("documents of yours"), "documents of yours");
+        assert_eq!(renamed("query: is empty"), "query: is empty");
     }
 
     #[test]

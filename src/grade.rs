@@ -20,6 +20,13 @@ impl Score {
     pub fn get(self) -> f64 {
         self.0
     }
+
+    /// The number whose logistic is this score: what clients know as a raw score.
+    /// Finite: at the ends it is about -36 and 36.
+    pub fn logit(self) -> f64 {
+        let p = self.0.clamp(f64::EPSILON, 1.0 - f64::EPSILON);
+        (p / (1.0 - p)).ln()
+    }
 }
 
 impl From<Score> for f64 {

@@ -10,6 +10,7 @@
 //! instruction = "the default instruction"
 //! instruction_format = "{instruction}" # what stands for {instruction} when there is one
 //! max_tokens = 512                     # of the whole prompt
+//! free_questions = false               # whether a query may be any question with levels of its own
 //! [score]
 //! read = "expected"                    # or "softmax", with positive and negative: grade names
 //! [[grades]]
@@ -61,6 +62,8 @@ pub struct Profile {
     pub instruction: String,
     /// Most tokens of a prompt.
     pub max_tokens: usize,
+    /// Whether the model was made to judge any question by the levels that come with it.
+    pub free_questions: bool,
     /// The scale, in its order; at least two.
     pub grades: Vec<Grade>,
     /// How the score is read from the grades' distribution.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,8 +93,8 @@ def products(root: Path) -> list[dict]:
 
 
 def wordnet(root: Path) -> list[dict]:
-    """WordNet noun and verb synsets as {words, gloss, parent}; root holds data.noun, data.verb."""
-    synsets: dict[str, dict] = {}
+    """WordNet noun and verb synsets as {words, gloss}; root holds data.noun, data.verb."""
+    synsets = []
     for part in ("noun", "verb"):
         for line in open(root / f"data.{part}", encoding="utf-8"):
             if line.startswith("  "):
@@ -104,17 +103,5 @@ def wordnet(root: Path) -> list[dict]:
             cells = head.split()
             count = int(cells[3], 16)
             names = [cells[4 + 2 * i].replace("_", " ") for i in range(count)]
-            pointers = cells[4 + 2 * count + 1 :]
-            parents = [pointers[i + 1] for i in range(0, len(pointers) - 3, 4) if pointers[i] == "@"]
-            parent = part[0] + parents[0] if parents else ""
-            synsets[part[0] + cells[0]] = {"words": names, "gloss": gloss.strip(), "parent": parent}
-    return list(synsets.values())
-
-
-def by_parent(synsets: list[dict]) -> dict[str, list[int]]:
-    """Indices of synsets under each parent: a parent's children are near but wrong documents."""
-    groups = defaultdict(list)
-    for i, synset in enumerate(synsets):
-        if synset["parent"]:
-            groups[synset["parent"]].append(i)
-    return groups
+            synsets.append({"words": names, "gloss": gloss.strip()})
+    return synsets

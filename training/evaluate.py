@@ -39,7 +39,7 @@ def load(path: Path) -> Qwen3ForCausalLM:
 
 
 def fold_models(args) -> dict[int, Qwen3ForCausalLM]:
-    """For each fold the model tuned without it: fold12 answers for folds 1 and 2."""
+    """For each fold the model tuned without it: fold1 answers for fold 1, fold12 for folds 1 and 2."""
     nets = {}
     for held in args.held.split(","):
         net = load(Path(args.out) / (args.model or f"fold{held}"))
@@ -52,7 +52,7 @@ def distributions(net, encoder: Encoder, prompts: list[list[int]], tokens: int =
     """Grade distributions of prompts, computed in batches alike in length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out, at = np.zeros((len(prompts), 4)), 0
-    head = net.lm_head.weight[encoder.grades].float()
+    head = net.lm_head.weight[encoder.grades]
     while at < len(order):
         size = max(1, tokens // len(prompts[order[at]]))
         while size > 1 and at + size <= len(order) and len(prompts[order[at + size - 1]]) * size > tokens * 1.2:
@@ -64,7 +64,7 @@ def distributions(net, encoder: Encoder, prompts: list[list[int]], tokens: int =
             ids[r, : len(prompts[i])] = torch.tensor(prompts[i])
         hidden = net.model(input_ids=ids, use_cache=False).last_hidden_state
         last = torch.tensor([len(prompts[i]) - 1 for i in rows])
-        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last].float() @ head.T, -1).numpy()
+        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last] @ head.T, -1).float().numpy()
         at += size
     return out
 
@@ -176,7 +176,7 @@ def explanations(args, encoder) -> dict:
         report[name] = {
             "pairs": len(checks), "claims": claims,
             "claims_true": round(sum(c["true"] for c in checks) / claims, 4),
-            **{k: round(float(np.mean([c[k] for c in checks])), 4) for k in ("well_formed", "intent", "verdict")},
+            **{k: round(float(np.mean([c[k] for c in checks])), 4) for k in ("well_formed", "intent", "match", "gaps", "verdict")},
             "all_true": round(float(np.mean([c["true"] == c["claims"] for c in checks])), 4)}
         print(name, report[name], flush=True)
     return report
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="run directory")
     parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
     parser.add_argument("--model", help="one model under RUN for everything, instead of each fold's")
-    parser.add_argument("--held", default="12,34", help="folds held out by each tuned model")
+    parser.add_argument("--held", default="1,2,3,4", help="folds held out by each tuned model")
     parser.add_argument("--default-instruction", action="store_true")
     parser.add_argument("--count", type=int, default=100, help="pairs per set for explain")
     parser.add_argument("--key", help="name in metrics.json")

@@ -1,9 +1,9 @@
 """The explanation after the grade: how it is made for training and how it is checked.
 
 Four lines follow the grade token, and each claims something that a rule can verify:
-`intent` repeats the query; `match` says whether all, some or none of its content words (by their
-stems) are in the document; `gaps` says whether none, some or all are missing; `verdict` names the
-grade. Words are those of `text.content_words`.
+`intent` lists the query's content words; `match` lists those that are in the document (by their
+stems), `gaps` those that are not, or `none`; `verdict` names the grade. Words are those of
+`text.content_words`, in the query's order, the first `MAX_WORDS` of them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from text import content_words, stem, stems, words
 
 VERDICTS = ("irrelevant", "related only", "partial match", "exact match")
 SECTIONS = ("intent", "match", "gaps", "verdict")
-MAX_WORDS = 24
-MISSING = {"all": "none", "some": "some", "none": "all"}
+MAX_WORDS = 10
+NONE = "none"
 
 
-def coverage(query: str, document: str) -> str:
-    """Whether all, some or none of the query's content words are in the document."""
+def facts(query: str, document: str) -> tuple[list[str], list[str], list[str]]:
+    """The query's content words, those found in the document, and those not found."""
     found = set(stems(document))
-    hits = [stem(w) in found for w in content_words(query)]
-    return "all" if all(hits) else "some" if any(hits) else "none"
+    asked = content_words(query)[:MAX_WORDS]
+    return asked, [w for w in asked if stem(w) in found], [w for w in asked if stem(w) not in found]
 
 
 def write(query: str, document: str, grade: int) -> str:
     """The explanation that the rules give for a pair and a grade."""
-    match = coverage(query, document)
-    lines = (" ".join(query.lower().split()[:MAX_WORDS]), match, MISSING[match], VERDICTS[grade])
+    lines = [" ".join(listed) or NONE for listed in facts(query, document)] + [VERDICTS[grade]]
     return "\n".join(f"{name}: {line}" for name, line in zip(SECTIONS, lines))
 
 
@@ -45,13 +44,22 @@ def parse(text: str) -> dict[str, str] | None:
 
 
 def check(query: str, document: str, grade: int, text: str) -> dict:
-    """Counts of claims made and claims true, and whether form, verdict and intent hold."""
+    """Counts of claims made and claims true, and whether form, intent, lists and verdict hold.
+
+    The claims are: the intent; each query word, which must be listed under the right one of
+    `match` and `gaps` and not under the other; any other word listed, which is false; the verdict.
+    """
+    asked, found, missing = facts(query, document)
     sections = parse(text)
     if sections is None:
-        return {"well_formed": False, "claims": 4, "true": 0, "verdict": False, "intent": False}
-    match = coverage(query, document)
-    asked = words(" ".join(query.split()[:MAX_WORDS]))
-    intent = words(sections["intent"]) == asked
+        claims = len(asked) + 2
+        return {"well_formed": False, "claims": claims, "true": 0,
+                "intent": False, "match": False, "gaps": False, "verdict": False}
+    intent = words(sections["intent"]) == (asked or [NONE])
     verdict = sections["verdict"] == VERDICTS[grade]
-    true = [intent, sections["match"] == match, sections["gaps"] == MISSING[match], verdict]
-    return {"well_formed": True, "claims": 4, "true": sum(true), "verdict": verdict, "intent": intent}
+    listed = [[] if sections[name] == NONE else words(sections[name]) for name in ("match", "gaps")]
+    right = sum(w in listed[0] and w not in listed[1] for w in found)
+    right += sum(w in listed[1] and w not in listed[0] for w in missing)
+    strange = sum(w not in asked for w in listed[0] + listed[1])
+    return {"well_formed": True, "claims": len(asked) + strange + 2, "true": right + intent + verdict,
+            "intent": intent, "match": listed[0] == found, "gaps": listed[1] == missing, "verdict": verdict}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import teacher
@@ -24,10 +25,12 @@ UNIT = 5.92  # one control token's value as layer 0 writes it
 READ_GAIN, READ_MIDDLE = 2.0, 4.5  # spread of the grades along READ, and its middle
 GRADE, SPACE = 248, 252  # which grade was given; whether a space stands before the token
 PREVIOUS = 184  # 63 dimensions of the previous token's meaning, and one: it was a query's start
+MEANING = 144  # the teacher's main axes, which the comparing layer learns: 36 for each head
+COMPARING = 4  # that layer's place
 SLOW = list(range(12, 32)) + list(range(44, 64))  # head dimensions that RoPE hardly turns
 
 
-def config(vocab_size: int, layers: int = 4) -> Qwen3Config:
+def config(vocab_size: int, layers: int = 6) -> Qwen3Config:
     """The bundled model's configuration."""
     return Qwen3Config(
         vocab_size=vocab_size, hidden_size=HIDDEN, intermediate_size=512, num_hidden_layers=layers,
@@ -37,18 +40,21 @@ def config(vocab_size: int, layers: int = 4) -> Qwen3Config:
     )
 
 
-def token_vectors(tokenizer, dims: int = CONTENT) -> np.ndarray:
-    """Meaning of each token: PCA of MiniLM's vectors for the token's text, unit length."""
+def token_vectors(tokenizer, axes, dims: int = CONTENT):
+    """Meaning of each token, PCA of MiniLM's vectors for the token's text, unit length; and the
+    linear map (MEANING x dims) from it to the teacher's coordinates of that text."""
     strings = [tokenizer.decode([i]).strip() for i in range(tokenizer.get_vocab_size())]
     static = teacher.word_pieces(strings)
     sentence = teacher.encode([s or "?" for s in strings])
+    coordinates = sentence @ axes[:MEANING].T
     sentence = sentence - sentence.mean(0)
     sentence /= np.linalg.norm(sentence, axis=1, keepdims=True)
     joint = np.concatenate([static, sentence], 1)
     joint -= joint.mean(0)
-    _, _, axes = np.linalg.svd(joint, full_matrices=False)
-    out = joint @ axes[:dims].T
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
+    main = np.linalg.svd(joint, full_matrices=False)[2]
+    out = joint @ main[:dims].T
+    out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
+    return out, np.linalg.lstsq(out, coordinates, rcond=None)[0].T
 
 
 def rarity(encoder, texts, vocab_size: int) -> np.ndarray:
@@ -62,7 +68,7 @@ def rarity(encoder, texts, vocab_size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def start(encoder, vectors, rare, seed: int = 0, layers: int = 4) -> Qwen3ForCausalLM:
+def start(encoder, vectors, to_teacher, rare, seed: int = 0, layers: int = 6) -> Qwen3ForCausalLM:
     """A fresh model in the initial state described above."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(config(len(vectors), layers))
@@ -83,6 +89,8 @@ def start(encoder, vectors, rare, seed: int = 0, layers: int = 4) -> Qwen3ForCau
     _part_of_prompt(model.model.layers[0].self_attn)
     for layer in model.model.layers[1:3]:
         _word_matching(layer.self_attn)
+    _gathering(model.model.layers[-3].self_attn)
+    _comparing(model.model.layers[-2].self_attn, torch.tensor(to_teacher, dtype=torch.float32))
     _reading(model, encoder.grades)
     copying(model, table[encoder.explanation("intent")[0]])
     telling(model, encoder)
@@ -151,6 +159,59 @@ def _only_inside(attention, base: int) -> None:
     attention.v_proj.weight[base, SEEN_DOC] = 0.3
     attention.v_proj.weight[base, FLAGS + 2] = -0.43
     attention.o_proj.weight[MATCH, base] = 0.25
+
+
+def meaning_rows() -> list[int]:
+    """Rows of q_proj and k_proj that hold the teacher's axes: axis 4 i + h is i-th in head h."""
+    return [(axis % 4) * HEAD + SLOW[axis // 4] for axis in range(MEANING)]
+
+
+def _gathering(attention) -> None:
+    """Two tokens take the mean meaning of a text into their own: the second `<|query|>` that of
+    the document before it, and `<|answer|>` that of the query before it. Others look at `<|rubric|>`."""
+    rest, document, query, share = SLOW[-1], SLOW[-2], SLOW[-3], CONTENT // 4
+    for head in range(4):
+        _clear(attention, head)
+        base = head * HEAD
+        q, k = attention.q_proj.weight, attention.k_proj.weight
+        q[base + rest, CONST], k[base + rest, FLAGS] = 0.6, 1.0
+        q[base + document, FLAGS + 1], k[base + document, SEEN_DOC] = 1.0, 0.4
+        q[base + query, FLAGS + 3], k[base + query, SEEN_QUERY] = 1.0, 3.0
+        k[base + query, CONST] = -3.0 * 0.565 * UNIT  # between the first query's value and the second's
+        k[base + query, FLAGS] = 1.5 * 0.565 * UNIT  # <|rubric|> has seen none: back to zero
+        k[[base + document, base + query], RARITY] = 0.8  # rare words say more
+        for i in range(share):
+            attention.v_proj.weight[base + i, head * share + i] = 1.0
+            attention.o_proj.weight[head * share + i, base + i] = 1.5
+    for gain in (attention.q_norm.weight, attention.k_norm.weight):
+        gain.fill_(1.2)
+
+
+def _comparing(attention, to_teacher) -> None:
+    """In the last layer but one the answer compares the query with the document as a whole.
+
+    Training makes q_proj at `<|answer|>` the teacher's vector of the query and k_proj at the second
+    `<|query|>` that of the document; each head weighs that token against the first `<|query|>`,
+    so it finds a smooth step of a cosine, and writes it where the grades are read.
+    """
+    only, sink = SLOW[-1], SLOW[-2]
+    rows = meaning_rows()
+    for matrix in (attention.q_proj, attention.k_proj):
+        matrix.weight[:] = 0.0
+        matrix.weight[rows] = F.pad(to_teacher, (0, HIDDEN - CONTENT))
+    for base in range(0, 4 * HEAD, HEAD):
+        attention.q_proj.weight[base + only, CONST] = 1.0
+        attention.k_proj.weight[base + only, CONST] = -1.0
+        attention.k_proj.weight[base + only, FLAGS + 1] = 1.0
+        attention.q_proj.weight[base + sink, CONST] = 0.5
+        attention.k_proj.weight[base + sink, FLAGS + 1] = 0.5
+        attention.k_proj.weight[base + sink, SEEN_DOC] = -0.4
+        attention.v_proj.weight[base] = 0.0
+        attention.v_proj.weight[base, CONST] = -1.0
+        attention.v_proj.weight[base, SEEN_DOC] = 0.67
+        attention.o_proj.weight[READ, base] = 0.15
+    for gain in (attention.q_norm.weight, attention.k_norm.weight):
+        gain.fill_(1.5)
 
 
 def _reading(model, grades) -> None:

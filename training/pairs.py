@@ -17,7 +17,7 @@ from text import Bm25, content_words, stem, stems, words
 GROUP = 8
 THRESHOLDS, WIDTH = np.array([0.25, 0.43, 0.62]), 0.05
 GRADE_VALUE = {"esci": (0, 1, 2, 3), "dbpedia": (0, 2, 3), "selqa": (0, 3)}
-COSINE_SHARE = {"esci": 0.75, "dbpedia": 0.85, "selqa": 0.55, "default": 0.85}  # rest: coverage
+COSINE_SHARE = {"esci": 0.7, "dbpedia": 0.95, "selqa": 0.5, "default": 0.8}  # rest: coverage
 LABEL_TARGET = (0.08, 0.34, 0.54, 0.82)  # a grade's place on the target scale
 STYLES = ("what is {}", "how to {}", "best {}", "{} meaning", "what are {}", "why {}", "{} explained",
           "find {}", "i need {}", "how do i {}", "which {}", "{} guide")
@@ -34,6 +34,7 @@ class Group:
     bonus: list[float]
     grades: list[int] | None = None
     target: np.ndarray | None = None
+    meaning: np.ndarray | None = None  # teacher's coordinates of the query, then of each document
 
 
 def soft_grades(target) -> np.ndarray:
@@ -72,40 +73,10 @@ def _product_query(rng, p) -> str:
     return " ".join(_span(rng, words(p["title"]) or title, 4, 8))
 
 
-def product_groups(items: list[dict], count: int, seed: int):
-    """Queries made from products; documents: the product, lexical neighbours, its shelf, others."""
-    rng = random.Random(seed)
-    bm25 = Bm25([stems(p["title"]) for p in items])
-    shelf: dict[str, list[int]] = {}
-    for i, p in enumerate(items):
-        shelf.setdefault(p["leaf"], []).append(i)
-    for _ in range(count):
-        source = rng.randrange(len(items))
-        query = _product_query(rng, items[source])
-        near = [i for i in bm25.top(stems(query), 30) if i != source]
-        picks = rng.sample(near, min(3, len(near))) + [rng.choice(shelf[items[source]["leaf"]])]
-        picks = [source] + picks
-        picks += [rng.randrange(len(items)) for _ in range(GROUP - len(picks))]
-        chosen = [items[i] for i in picks]
-        docs = [p["title"] if rng.random() < 0.4 else cut(rng, f"{p['title']} {p['text']}") for p in chosen]
-        yield Group("esci", query, docs, [p["title"] for p in chosen],
-                    [0.1 if i == source else 0.0 for i in picks])
-
-
-def _gloss(rng, synset) -> str:
-    gloss = synset["gloss"].replace('"', "")
+def _entry_query(rng, synset) -> str:
+    name = rng.choice(synset["words"])
+    query = name
     if rng.random() < 0.5:
-        gloss = gloss.split(";")[0]
-    return gloss if rng.random() < 0.45 else f"{', '.join(synset['words'][:4])}: {gloss}"
-
-
-def _gloss_query(rng, synset, parent) -> str:
-    kind, name = rng.random(), rng.choice(synset["words"])
-    if kind < 0.5:
-        query = name
-    elif kind < 0.65 and parent:
-        query = f"{name} {parent}"
-    else:
         source = content_words(synset["gloss"].split(";")[0])
         query = " ".join(_span(rng, source or [name], 2, 6))
         if rng.random() < 0.3:
@@ -113,27 +84,73 @@ def _gloss_query(rng, synset, parent) -> str:
     return rng.choice(STYLES).format(query) if rng.random() < 0.4 else query
 
 
-def gloss_groups(synsets: list[dict], common, count: int, seed: int):
-    """Queries made from WordNet entries; documents: the definition, its siblings, neighbours, others."""
+def _gloss(synset, first: bool) -> str:
+    gloss = synset["gloss"].replace('"', "")
+    return gloss.split(";")[0] if first else gloss
+
+
+class Shelf:
+    """Documents of one kind, with the queries that can be made from them.
+
+    `texts` are the documents as the teacher reads them and `shown(rng, i)` as the model does;
+    `sources` are the documents that queries are made from."""
+
+    def __init__(self, domain, texts, sources, query, shown=None):
+        self.domain, self.texts, self.sources, self.query = domain, texts, sources, query
+        self.shown = shown or (lambda rng, i: texts[i])
+        self.with_stem: dict[str, list[int]] = {}
+        for i, text in enumerate(texts):
+            for s in {stem(w) for w in content_words(text)}:
+                self.with_stem.setdefault(s, []).append(i)
+
+    def sharing(self, rng, query: str) -> int:
+        """A document that shares a word with the query; any document if none does."""
+        stems_of = [s for s in map(stem, content_words(query)) if s in self.with_stem]
+        return rng.choice(self.with_stem[rng.choice(stems_of)]) if stems_of else rng.randrange(len(self.texts))
+
+
+def shelves(items: list[dict], synsets: list[dict], common, seed: int) -> list[Shelf]:
+    """Products; dictionary entries; definitions without their word; names alone."""
     rng = random.Random(seed)
-    siblings = data.by_parent(synsets)
-    bm25 = Bm25([stems(s["gloss"]) for s in synsets])
-    usual = [i for i, s in enumerate(synsets) if any(common(w) for w in s["words"])]
-    for _ in range(count):
-        source = rng.choice(usual)
-        synset = synsets[source]
-        family = siblings.get(synset["parent"], [source])
-        query = _gloss_query(rng, synset, "")
-        near = bm25.top(stems(" ".join(content_words(query)[:3])), 20) if rng.random() < 0.5 else []
-        picks = [source, rng.choice(family), rng.choice(family)]
-        picks += rng.sample(near, min(2, len(near)))
-        picks += [rng.choice(usual) for _ in range(GROUP - len(picks))]
-        docs = [_gloss(rng, synsets[i]) for i in picks]
-        for i in range(GROUP):  # a relevant passage may hold other things too
-            if rng.random() < 0.2:
-                extra = _gloss(rng, synsets[rng.choice(usual)])
-                docs[i] = f"{docs[i]}. {extra}" if rng.random() < 0.7 else f"{extra}. {docs[i]}"
-        yield Group("default", query, docs, docs, [0.12 if i == source else 0.0 for i in picks])
+    usual = [s for s in synsets if any(common(w) for w in s["words"])]
+    bare = rng.sample(usual, min(len(usual), 30_000))
+    named = list({s["words"][0]: s for s in synsets}.values())
+
+    def product(rng, i):
+        p = items[i]
+        return p["title"] if rng.random() < 0.4 else cut(rng, f"{p['title']} {p['text']}")
+
+    def of(chosen):
+        return lambda rng, i: _entry_query(rng, chosen[i])
+
+    entries = [f"{', '.join(s['words'][:4])}: {_gloss(s, i % 2 == 0)}" for i, s in enumerate(usual)]
+    return [
+        Shelf("esci", [p["title"] for p in items], range(len(items)),
+              lambda rng, i: _product_query(rng, items[i]), product),
+        Shelf("default", entries, range(len(usual)), of(usual)),
+        Shelf("default", [_gloss(s, i % 2 == 0) for i, s in enumerate(bare)], range(len(bare)), of(bare)),
+        Shelf("dbpedia", [s["words"][0] for s in named], range(len(named)), of(named)),
+    ]
+
+
+def shelf_groups(shelf: Shelf, teacher, count: int, seed: int):
+    """Label-free groups: the source, what the teacher finds near, what shares a word, and others."""
+    rng = random.Random(seed)
+    sources = [rng.choice(shelf.sources) for _ in range(count)]
+    queries = [shelf.query(rng, i) for i in sources]
+    teacher.prepare(queries + shelf.texts)
+    near = teacher.nearest(queries, shelf.texts, 120)
+    for source, query, close in zip(sources, queries, near):
+        picks = [source, *rng.sample(close[:12], 2), rng.choice(close), shelf.sharing(rng, query)]
+        picks += [rng.randrange(len(shelf.texts)) for _ in range(GROUP - len(picks))]
+        bonus = [0.1 if i == source else 0.0 for i in picks]
+        seen = [shelf.texts[i] for i in picks]
+        docs = [shelf.shown(rng, i) for i in picks]
+        if shelf.domain == "default" and rng.random() < 0.15:  # a passage may hold other things too
+            at, other = rng.randrange(2), shelf.texts[rng.randrange(len(shelf.texts))]
+            docs[at] = f"{docs[at]}. {other}" if rng.random() < 0.7 else f"{other}. {docs[at]}"
+            seen[at] = docs[at]
+        yield Group(shelf.domain, query, docs, seen, bonus)
 
 
 def sentence_groups(queries: list[data.Query], count: int, seed: int):
@@ -185,3 +202,4 @@ def set_targets(groups: list[Group], teacher, idf: Bm25, label_weight: float) ->
             place = np.array([LABEL_TARGET[x] for x in g.grades])
             u = label_weight * place + (1 - label_weight) * u
         g.target = np.clip(u, 0, 1)
+        g.meaning = teacher.coordinates([g.query, *g.teacher_docs])

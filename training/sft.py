@@ -15,6 +15,7 @@ import math
 import pickle
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,55 +27,68 @@ import data
 import explain
 import model as shapes
 import pairs
+from forward import Forward, norm
 from teacher import Teacher, minilm_dir
-from text import Bm25, stems, words
+from text import Bm25, stems
 from tokenizer import Encoder, train as train_tokenizer
 
 VOCABULARY = 12288
 VALUES = torch.tensor([0.0, 1.0, 2.0, 3.0])
 
 
-def background(root: Path, wordnet: Path):
+def background(args):
     """Unjudged texts that every stage may use: products and WordNet synsets."""
-    return data.products(root), data.wordnet(wordnet)
+    return data.products(data.data_dir(args.data)), data.wordnet(Path(args.wordnet))
 
 
-def corpus(items, synsets):
-    """Texts for the tokenizer, token rarity and idf; common English words first."""
-    glosses = [f"{', '.join(s['words'])}: {s['gloss']}" for s in synsets]
-    titles = [f"{p['title']} {p['text']}" for p in items]
-    return titles, glosses
+def vocabulary() -> list[str]:
+    """MiniLM's words, common ones first."""
+    return [w for w in (minilm_dir() / "vocab.txt").read_text().split("\n") if w.isalpha()]
 
 
 def prepare(args) -> None:
     """Write RUN/tokenizer.json, the initial model in RUN/start and RUN/generated.pkl."""
-    out, root = Path(args.out), data.data_dir(args.data)
+    out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    items, synsets = background(root, Path(args.wordnet))
-    titles, glosses = corpus(items, synsets)
-    vocabulary = [w for w in (minilm_dir() / "vocab.txt").read_text().split("\n") if w.isalpha()]
-    forms = "intent: none\nmatch: none, none\ngaps: none\nverdict: " + "\nverdict: ".join(explain.VERDICTS)
+    items, synsets = background(args)
+    titles = [f"{p['title']} {p['text']}" for p in items]
+    glosses = [f"{', '.join(s['words'])}: {s['gloss']}" for s in synsets]
+    sample = [" ".join(t.split()[:40]) for t in titles] + glosses[::4]
+    generate(args, out, items, synsets, sample)
+    begin(args, out, titles + glosses, sample)
+
+
+def begin(args, out: Path, texts, sample) -> None:
+    """The tokenizer, from the texts and from common words, and the initial model."""
+    forms = "intent: none\nmatch: none yes, none no\ngaps: none\nverdict: " + "\nverdict: ".join(explain.VERDICTS)
+
     def lines():
-        for text in titles + glosses:
+        for text in texts:
             yield " " + text
-        for rank, word in enumerate(vocabulary):
+        for rank, word in enumerate(vocabulary()):
             yield f" {word}" * (60 if rank < 6000 else 25 if rank < 11000 else 5)
         for _ in range(3000):
             yield forms
-    tokenizer = train_tokenizer(lines(), VOCABULARY)
-    tokenizer.save(str(out / "tokenizer.json"))
+
+    train_tokenizer(lines(), VOCABULARY).save(str(out / "tokenizer.json"))
     encoder = Encoder.load(out)
-    sample = [" ".join(t.split()[:40]) for t in titles] + glosses[::4]
-    vectors = shapes.token_vectors(encoder.plain)
     rare = shapes.rarity(encoder, sample, VOCABULARY)
-    shapes.start(encoder, vectors, rare, args.seed).save_pretrained(out / "start")
-    common = set(vocabulary[:20000]).__contains__
-    half = args.groups // 2
-    groups = list(pairs.product_groups(items, half, args.seed))
-    groups += list(pairs.gloss_groups(synsets, common, args.groups - half, args.seed))
-    print(f"{len(groups)} generated groups", flush=True)
+    vectors, to_teacher = shapes.token_vectors(encoder.plain, np.load(out / "axes.npy"))
+    shapes.start(encoder, vectors, to_teacher, rare, args.seed).save_pretrained(out / "start")
+
+
+def generate(args, out: Path, items, synsets, sample) -> None:
+    """Label-free groups with their targets, and the teacher's main axes."""
+    teacher, groups = Teacher(Path(args.cache)), []
+    shelves = pairs.shelves(items, synsets, set(vocabulary()[:20000]).__contains__, args.seed)
+    for shelf in shelves:
+        teacher.prepare(shelf.texts)
+    rng = random.Random(args.seed)
+    np.save(out / "axes.npy", teacher.learn_axes([t for s in shelves for t in rng.sample(s.texts, min(len(s.texts), 10000))], shapes.MEANING))
+    for at, (shelf, share) in enumerate(zip(shelves, (0.3, 0.25, 0.2, 0.25))):
+        groups += pairs.shelf_groups(shelf, teacher, int(args.groups * share), args.seed + at)
+        print(f"{len(groups)} generated groups", flush=True)
     idf = Bm25([stems(t) for t in sample])
-    teacher = Teacher(Path(args.cache))
     pairs.set_targets(groups, teacher, idf, 0.0)
     idf.tf, idf.length = [], []
     pickle.dump((groups, idf), open(out / "generated.pkl", "wb"))
@@ -84,7 +98,8 @@ def tune_groups(args, idf, generated):
     """Judged and generated groups of the training folds, with a share of the label-free ones."""
     root, rng = data.data_dir(args.data), random.Random(args.seed)
     teacher, groups = Teacher(Path(args.cache)), []
-    rounds = {"esci": 8, "dbpedia": 3, "selqa": 1}
+    teacher.axes = np.load(Path(args.out) / "axes.npy")
+    rounds = {"esci": 8, "dbpedia": 8, "selqa": 1}
     for name in data.SETS:
         queries = [q for q in data.judged(root, name) if str(q.fold) not in args.fold]
         labelled = list(pairs.judged_groups(queries, rounds[name], args.seed))
@@ -94,36 +109,50 @@ def tune_groups(args, idf, generated):
             made = list(pairs.sentence_groups(queries, 700, args.seed))
             pairs.set_targets(made, teacher, idf, 0.0)
             groups += made
-    made = rng.sample(generated, min(1600, len(generated)))
-    pairs.set_targets(made, teacher, idf, 0.0)
-    return groups + made
+    return groups + rng.sample(generated, min(2000, len(generated)))
+
+
+@dataclass
+class Batch:
+    """Rows of token ids and what is to be learned from them; N rows in groups of pairs.GROUP."""
+
+    ids: torch.Tensor  # (N, tokens), padded
+    answer: torch.Tensor  # (N) flat place of <|answer|>
+    second: torch.Tensor  # (N) flat place of the second <|query|>
+    told: torch.Tensor  # (M) flat places before explanation tokens
+    words: torch.Tensor  # (M) those tokens
+    soft: torch.Tensor  # (N, 4) grade distribution
+    target: torch.Tensor  # (groups, GROUP) place on the target scale
+    query: torch.Tensor  # (N, MEANING) teacher's coordinates of the query
+    document: torch.Tensor  # (N, MEANING) and of the document
 
 
 class Batches:
     """An endless stream of batches of about `tokens` tokens, alike in length."""
 
-    def __init__(self, groups, encoder: Encoder, tokens: int, seed: int, explain_share: float = 0.5):
+    def __init__(self, groups, encoder: Encoder, tokens: int, seed: int, explain_share: float = 0.15):
         self.groups, self.encoder, self.tokens = groups, encoder, tokens
         self.rng, self.explain_share = random.Random(seed), explain_share
         self.noise = np.random.default_rng(seed)
 
     def _rows(self, group):
+        """(prompt, explanation with its grade or nothing, place of the second <|query|>) a document."""
         default = self.rng.random() < 0.4
         name = data.DEFAULT if default else data.INSTRUCTIONS.get(group.domain, data.DEFAULT)
         soft = pairs.soft_grades(group.target)
-        told = range(0)
-        if self.rng.random() < self.explain_share:
-            told = self.rng.sample(range(len(group.docs)), 3)
-        rows, size = [], self.rng.choices((30, 45, 90, 300), (5, 4, 0.8, 0.1))[0]
+        told = self.rng.random() < self.explain_share
+        size = self.rng.choices((30, 45, 90, 300), (5, 4, 0.8, 0.1))[0]
+        back = len(self.encoder.text(group.query)) + 2
+        rows = []
         for i, document in enumerate(group.docs):
             document = " ".join(document.split()[:size])
             ids = self.encoder.prompt(name, group.query, document, 420)
             tail = []
-            if i in told:
+            if told:
                 grade = int(self.noise.choice(4, p=soft[i] / soft[i].sum()))
                 text = explain.write(group.query, document, grade)
                 tail = [self.encoder.grades[grade], *self.encoder.explanation(text)]
-            rows.append((ids, tail))
+            rows.append((ids, tail, len(ids) - back))
         return rows, soft
 
     def __iter__(self):
@@ -131,8 +160,8 @@ class Batches:
         while True:
             for group in self.rng.sample(self.groups, len(self.groups)):
                 rows, soft = self._rows(group)
-                longest = max(len(p) + len(t) for p, t in rows)
-                pending.append((longest, rows, soft, group.target))
+                longest = max(len(p) + len(t) for p, t, _ in rows)
+                pending.append((longest, rows, soft, group))
                 if len(pending) == 256:
                     yield from self._flush(pending)
                     pending = []
@@ -150,46 +179,61 @@ class Batches:
         for batch in batches:
             yield self._tensors(batch)
 
-    def _tensors(self, batch):
+    def _tensors(self, batch) -> Batch:
         rows = [row for _, group, _, _ in batch for row in group]
-        width = max(len(p) + len(t) for p, t in rows)
+        width = -(-max(len(p) + len(t) for p, t, _ in rows) // 8) * 8
         ids = torch.zeros(len(rows), width, dtype=torch.long)
-        where, at, target = [], [], []
-        for r, (prompt, tail) in enumerate(rows):
-            whole = prompt + tail
-            ids[r, : len(whole)] = torch.tensor(whole)
-            for j in range(1, len(tail)):
-                where.append(r * width + len(prompt) + j - 1)
-                target.append(tail[j])
-            at.append(r * width + len(prompt) - 1)
-        soft = torch.tensor(np.concatenate([b[2] for b in batch]), dtype=torch.float32)
-        place = torch.tensor(np.stack([b[3] for b in batch]), dtype=torch.float32)
-        return ids, torch.tensor(at), torch.tensor(where, dtype=torch.long), torch.tensor(target), soft, place
+        told, words, answer, second = [], [], [], []
+        for r, (prompt, tail, place) in enumerate(rows):
+            ids[r, : len(prompt) + len(tail)] = torch.tensor(prompt + tail)
+            told += [r * width + len(prompt) + j - 1 for j in range(1, len(tail))]
+            words += tail[1:]
+            answer.append(r * width + len(prompt) - 1)
+            second.append(r * width + place)
+        meaning = np.stack([g.meaning[:, : shapes.MEANING] for _, _, _, g in batch]).astype(np.float32)
+        floats = lambda parts: torch.tensor(np.concatenate(parts), dtype=torch.float32)
+        return Batch(
+            ids, torch.tensor(answer), torch.tensor(second), torch.tensor(told, dtype=torch.long),
+            torch.tensor(words, dtype=torch.long), floats([soft for _, _, soft, _ in batch]),
+            floats([g.target[None] for _, _, _, g in batch]),
+            torch.tensor(meaning[:, 0]).repeat_interleave(pairs.GROUP, 0),
+            torch.tensor(meaning[:, 1:].reshape(-1, shapes.MEANING)))
 
 
-def loss_parts(net, batch, grades):
-    """Grade cross-entropy, listwise divergence within groups, explanation cross-entropy."""
-    ids, at, where, target, soft, place = batch
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = net.model(input_ids=ids, use_cache=False).last_hidden_state
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    logits = flat[at].float() @ net.lm_head.weight[grades].T
-    grade = -(soft * F.log_softmax(logits, -1)).sum(-1).mean()
-    expected = (F.softmax(logits, -1) @ VALUES).view(place.shape)
-    wanted = F.log_softmax(place * 8, -1)
+def meaning_loss(net, entering, batch: Batch):
+    """How far the comparing layer's queries at <|answer|> are from the teacher's vector of the
+    query, and its keys at the second <|query|> from that of the document: 1 - cosine, by head."""
+    layer, rows, total = net.model.layers[shapes.COMPARING], shapes.meaning_rows(), 0.0
+    attention = layer.self_attn
+    for places, matrix, wanted in ((batch.answer, attention.q_proj, batch.query),
+                                   (batch.second, attention.k_proj, batch.document)):
+        got = norm(entering[places], layer.input_layernorm.weight) @ matrix.weight[rows].T
+        got, wanted = (x.view(len(places), -1, 4) for x in (got, wanted))
+        total = total + (1 - F.cosine_similarity(got, wanted, dim=1)).mean()
+    return total / 2
+
+
+def loss_parts(forward: Forward, batch: Batch, grades):
+    """Grade cross-entropy, listwise divergence within groups, explanation cross-entropy, meaning."""
+    net = forward.net
+    hidden, entering = forward(batch.ids, shapes.COMPARING)
+    flat, table = hidden.flatten(0, 1), net.lm_head.weight
+    logits = flat[batch.answer] @ table[grades].T
+    grade = -(batch.soft * F.log_softmax(logits, -1)).sum(-1).mean()
+    expected = (F.softmax(logits, -1) @ VALUES).view(batch.target.shape)
+    wanted = F.log_softmax(batch.target * 8, -1)
     ranked = F.kl_div(F.log_softmax(expected * 2.0, -1), wanted, log_target=True, reduction="batchmean")
-    some = at[torch.randperm(len(at))[:32]]  # the first token is to be a grade, not just any word
-    every = flat[some].float() @ net.lm_head.weight.T
+    some = batch.answer[torch.randperm(len(batch.answer))[:32]]  # the first token is to be a grade, not any word
+    every = flat[some] @ table.T
     grade = grade + 0.3 * (every.logsumexp(-1) - every[:, grades].logsumexp(-1)).mean()
-    told = torch.zeros(())
-    if len(where) > 320:  # a sample is enough, and the vocabulary is wide
-        kept = torch.randperm(len(where))[:320]
-        where, target = where[kept], target[kept]
-    if len(where):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            words_out = flat[where] @ net.lm_head.weight.T
-        told = F.cross_entropy(words_out.float(), target)
-    return grade, ranked, told
+    told, places, words = torch.zeros(()), batch.told, batch.words
+    if len(places) > 512:  # a sample is enough, and the vocabulary is wide
+        kept = torch.randperm(len(places))[:512]
+        places, words = places[kept], words[kept]
+    if len(places):
+        out = flat[places].to(forward.kind) @ table.to(forward.kind).T
+        told = F.cross_entropy(out.float(), words)
+    return grade, ranked, told, meaning_loss(net, entering.flatten(0, 1), batch)
 
 
 def optimizer(net, rate: float):
@@ -203,41 +247,44 @@ def optimizer(net, rate: float):
          {"params": [table], "lr": rate * 0.2, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True)
 
 
+WEIGHTS = (1.0, 0.5, 0.6, 0.5)  # of the parts of the loss
+PARTS = ("grade", "rank", "explain", "meaning")
+
+
 def fit(net, encoder, groups, minutes: float, rate: float, seed: int, log, floor: float = 0.0,
-        tokens: int = 5000, max_steps: int = 10**9, keep_at: Path | None = None):
+        tokens: int = 6000, max_steps: int = 10**9, keep_at: Path | None = None, fuse: bool = True,
+        explain_share: float = 0.15):
     """Train for a span of processor minutes (all cores added up); returns the moving average of the weights."""
     torch.manual_seed(seed)
-    stream, tuner = iter(Batches(groups, encoder, tokens, seed)), optimizer(net, rate)
+    stream, tuner, forward = iter(Batches(groups, encoder, tokens, seed, explain_share)), optimizer(net, rate), Forward(net, fuse)
     base = [g["lr"] for g in tuner.param_groups]
-    average, begin, cpu, seen, sums = copy.deepcopy(net), time.time(), time.process_time(), 0, np.zeros(4)
-    step = 0
-    while step < max_steps:
+    average, begin, cpu, seen, sums = copy.deepcopy(net), time.time(), time.process_time(), 0, np.zeros((2, 4))
+    for step in range(1, max_steps + 1):
         done = (time.process_time() - cpu) / 60 / minutes
         if done >= 1:
             break
-        scale = min(1.0, (step + 1) / 30) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+        scale = min(1.0, step / 100) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
         for group, lr in zip(tuner.param_groups, base):
             group["lr"] = lr * scale
         batch = next(stream)
-        parts = loss_parts(net, batch, encoder.grades)
-        loss = parts[0] + 0.5 * parts[1] + 0.6 * parts[2]
-        loss.backward()
+        parts = loss_parts(forward, batch, encoder.grades)
+        sum(w * p for w, p in zip(WEIGHTS, parts)).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         tuner.step()
         tuner.zero_grad(set_to_none=True)
-        step, seen = step + 1, seen + batch[0].numel()
-        sums += [1, *(float(p.detach()) for p in parts)]
-        keep = min(0.995, step / (step + 20))
+        seen += batch.ids.numel()
+        sums += np.array([[float(p.detach()) for p in parts], [1, 1, bool(len(batch.told)), 1]])
+        keep = min(0.998, step / (step + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - keep)
-        if step % 25 == 0:
+        if step % 50 == 0:
             row = {"step": step, "minutes": round((time.time() - begin) / 60, 2), "tokens": seen,
-                   "grade": sums[1] / sums[0], "rank": sums[2] / sums[0], "explain": sums[3] / sums[0],
+                   **dict(zip(PARTS, np.round(sums[0] / np.maximum(sums[1], 1), 4).tolist())),
                    "cpu_minutes": round((time.process_time() - cpu) / 60, 2)}
             log.write(json.dumps(row) + "\n")
             log.flush()
             sums[:] = 0
-            if step % 100 == 0:
+            if step % 200 == 0:
                 print(row, flush=True)
                 if keep_at is not None:
                     average.save_pretrained(keep_at)
@@ -248,16 +295,17 @@ def run(args) -> None:
     """The stages pretrain and tune."""
     out = Path(args.out)
     encoder = Encoder.load(out)
-    generated, idf = pickle.load(open(out / "generated.pkl", "rb"))
-    if args.stage == "pretrain":
-        source, target, groups, rate, floor = out / (args.source or "start"), out / (args.name or "pretrained"), generated, args.rate or 1.5e-3, 0.3
-    else:
-        source, target = out / (args.source or "pretrained"), out / (args.name or (f"fold{args.fold}" if args.fold else "final"))
-        groups, rate, floor = tune_groups(args, idf, generated), args.rate or 8e-4, 0.0
-    net = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32)
+    groups, idf = pickle.load(open(out / "generated.pkl", "rb"))
+    source, name, rate, floor, told = "start", "pretrained", 5e-4, 0.3, 0.15
+    if args.stage == "tune":
+        source, name, rate, floor, told = "pretrained", f"fold{args.fold}" if args.fold else "final", 2.5e-4, 0.0, 0.3
+        groups = tune_groups(args, idf, groups)
+    net = Qwen3ForCausalLM.from_pretrained(out / (args.source or source), dtype=torch.float32)
+    target = out / (args.name or name)
     target.mkdir(exist_ok=True)
     with open(target / "log.jsonl", "w") as log:
-        average = fit(net, encoder, groups, args.minutes, rate, args.seed, log, floor, keep_at=target)
+        average = fit(net, encoder, groups, args.minutes, args.rate or rate, args.seed, log, floor,
+                      keep_at=target, explain_share=told)
     average.save_pretrained(target)
 
 
@@ -269,7 +317,7 @@ def main() -> None:
     parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
     parser.add_argument("--wordnet", help="directory with WordNet's data.noun and data.verb")
     parser.add_argument("--cache", default="cache", help="where teacher vectors are kept")
-    parser.add_argument("--groups", type=int, default=24000, help="generated groups of eight pairs")
+    parser.add_argument("--groups", type=int, default=40000, help="generated groups of eight pairs")
     parser.add_argument("--minutes", type=float, default=10, help="processor minutes, all cores added up")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--fold", default="", help="folds held out, as digits: 12; none by default")

@@ -27,6 +27,7 @@ class Teacher:
         self.cache.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, int] = {}
         self.vectors = np.zeros((0, 384), np.float16)
+        self.axes = np.eye(384, dtype=np.float32)
         self.file = self.cache / "minilm.npz"
         if self.file.exists():
             kept = np.load(self.file)
@@ -72,6 +73,26 @@ class Teacher:
         """Cosines between a query and documents, all prepared."""
         matrix = np.stack([self.vector(d) for d in documents])
         return matrix @ self.vector(query)
+
+
+    def nearest(self, queries, documents, k: int) -> list[list[int]]:
+        """Indices of the k documents nearest to each query, nearest first; all prepared."""
+        matrix = torch.tensor(np.stack([self.vector(d) for d in documents])).bfloat16()
+        found = []
+        for at in range(0, len(queries), 512):
+            rows = torch.tensor(np.stack([self.vector(q) for q in queries[at : at + 512]])).bfloat16()
+            found += (rows @ matrix.T).float().topk(min(k, len(documents))).indices.tolist()
+        return found
+
+    def learn_axes(self, texts, dims: int) -> np.ndarray:
+        """The main axes of prepared texts' vectors, the first of them all last to be lost."""
+        matrix = np.stack([self.vector(t) for t in texts])
+        self.axes = np.linalg.svd(matrix, full_matrices=False)[2][:dims]
+        return self.axes
+
+    def coordinates(self, texts) -> np.ndarray:
+        """Coordinates of prepared texts along the axes: len(texts) x dims, float16."""
+        return (np.stack([self.vector(t) for t in texts]) @ self.axes.T).astype(np.float16)
 
 
 def word_pieces(strings) -> np.ndarray:

@@ -137,3 +137,13 @@ fn a_wrong_number_of_logits_is_an_error() {
     let error = GradeDistribution::read(&[0.0; 3], None, &expected(&[0.0, 1.0])).expect_err("refused");
     assert_eq!(error.message(), "3 logits for 2 grades");
 }
+
+#[test]
+fn a_logit_is_finite_and_its_logistic_is_the_score() {
+    for score in [0.0, 1e-12, 0.1, 0.5, 0.75, 1.0 - 1e-12, 1.0] {
+        let logit = Score::new(score).expect("a score").logit();
+        assert!(logit.is_finite() && logit.abs() < 37.0, "{score} has {logit}");
+        assert!(close(logistic(logit), score), "{score} became {logit}");
+    }
+    assert_eq!(Score::new(0.5).expect("a score").logit(), 0.0);
+}

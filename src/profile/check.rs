@@ -33,6 +33,7 @@ pub(super) fn profile(file: File, tokenizer: &Tokenizer, config: &ModelConfig) -
         template,
         instruction: file.prompt.instruction.unwrap_or_default(),
         max_tokens,
+        free_questions: file.prompt.free_questions.unwrap_or(false),
         grades,
         read,
         calibration,

@@ -29,6 +29,8 @@ pub(super) struct PromptTable {
     pub(super) instruction: Option<String>,
     pub(super) instruction_format: Option<String>,
     pub(super) max_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) free_questions: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -94,6 +96,7 @@ impl File {
                 instruction: self.prompt.instruction.or(base.prompt.instruction),
                 instruction_format: self.prompt.instruction_format.or(base.prompt.instruction_format),
                 max_tokens: self.prompt.max_tokens.or(base.prompt.max_tokens),
+                free_questions: self.prompt.free_questions.or(base.prompt.free_questions),
             },
             score: ScoreTable {
                 read: self.score.read.or(base.score.read),

@@ -160,6 +160,8 @@ pub struct ScoreOptions {
     pub raw: bool,
     /// Must be the served model's name or an alias of it.
     pub model: Option<String>,
+    /// Fail as a whole if any pair fails: for answers that have no place for a pair's error.
+    pub whole: bool,
 }
 
 /// A request to score pairs.

@@ -16,7 +16,7 @@ use crate::error::Error;
 
 use super::{
     call::{REQUEST_ID, RequestIds},
-    grpc, http,
+    dialects, grpc, http,
 };
 
 /// Serves both protocols on one port.
@@ -40,6 +40,7 @@ impl Front {
         let id = self.ids.of(request.headers());
         let grpc = is_grpc(request.headers());
         request.extensions_mut().insert(id.clone());
+        let path = request.uri().path().to_owned();
         let router = if grpc { self.grpc.as_ref().unwrap_or(&self.http) } else { &self.http };
         let answer = router.clone().call(request.map(Body::new));
         let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
@@ -48,7 +49,11 @@ impl Front {
                 // The panic's message and place are on standard error already.
                 tracing::error!(id = id.as_str(), "a handler panicked");
                 let error = Error::internal("a handler panicked");
-                if grpc { grpc::status(&error).into_http() } else { http::problem(&error, &id) }
+                if grpc {
+                    grpc::status(&error).into_http()
+                } else {
+                    dialects::refuse(&path, &error).unwrap_or_else(|| http::problem(&error, &id))
+                }
             }
         };
         response.headers_mut().insert(REQUEST_ID, id.0);

@@ -26,7 +26,7 @@ use crate::{
 
 use super::{
     call::{Call, REQUEST_ID},
-    grpc, http,
+    dialects, grpc, http,
     state::State,
 };
 
@@ -36,7 +36,7 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Paths without secrets and without work, which need no key: health for load
 /// balancers, the pages and their files, and the description of the interface.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/" | "/health" | "/docs" | "/openapi.json")
+    matches!(path, "/" | "/health" | "/docs" | "/openapi.json" | "/.well-known/live" | "/.well-known/ready")
         || path.starts_with("/playground/")
         || path.starts_with("/docs/")
         || path.starts_with("/grpc.health.v1.Health/")
@@ -44,7 +44,9 @@ fn is_open(path: &str) -> bool {
 
 /// Puts the layers that `access` asks for around the HTTP routes.
 pub(super) fn http_routes(router: Router, access: &Access, state: &Arc<State>) -> Router {
-    let router = with_keys(router, access, state, |error, call| http::problem(error, call.id()));
+    let router = with_keys(router, access, state, |path, error, call| {
+        dialects::refuse(path, error).unwrap_or_else(|| http::problem(error, call.id()))
+    });
     match &access.origins {
         // Outermost: a browser asks for permission without a key, and refusals are to be read too.
         Some(origins) => router.layer(cors(origins)),
@@ -54,10 +56,11 @@ pub(super) fn http_routes(router: Router, access: &Access, state: &Arc<State>) -
 
 /// As [`http_routes`], for gRPC: browsers do not call it, so it has no origins.
 pub(super) fn grpc_routes(router: Router, access: &Access, state: &Arc<State>) -> Router {
-    with_keys(router, access, state, |error, _| grpc::status(error).into_http())
+    with_keys(router, access, state, |_, error, _| grpc::status(error).into_http())
 }
 
-type Refuse = fn(&Error, &Call) -> Response<Body>;
+/// A refusal as the clients of a path read it.
+type Refuse = fn(&str, &Error, &Call) -> Response<Body>;
 
 #[derive(Clone)]
 struct Guard {
@@ -81,7 +84,7 @@ async fn check(Shared(guard): Shared<Guard>, request: Request, next: Next) -> Re
         Ok(()) => next.run(request).await,
         Err(error) => {
             let call = Call::begin(&guard.state, "other", Lane::Score, http::id(&request));
-            let response = (guard.refuse)(&error, &call);
+            let response = (guard.refuse)(request.uri().path(), &error, &call);
             call.end(Some(&error));
             response
         }

@@ -3,6 +3,7 @@
 
 mod admin;
 mod call;
+mod dialects;
 mod embedded;
 mod front;
 pub mod grpc;

@@ -49,8 +49,10 @@ struct Inner {
     admission: Admission,
     limits: Limits,
     metrics: Arc<Metrics>,
+    capacity: Capacity,
     /// Bounds the threads that tokenize long texts.
     tokenizing: Semaphore,
+    tokenizing_threads: usize,
 }
 
 /// All pairs of a request, scored or failed.
@@ -93,7 +95,17 @@ impl Service {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let admission = Admission::new(capacity, Arc::clone(&metrics));
         let tokenizing = Semaphore::new(threads);
-        Self { inner: Arc::new(Inner { model, engine, admission, limits, metrics, tokenizing }) }
+        let inner = Inner {
+            model,
+            engine,
+            admission,
+            limits,
+            metrics,
+            capacity,
+            tokenizing,
+            tokenizing_threads: threads,
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Scores every pair of a request.
@@ -148,6 +160,16 @@ impl Service {
     /// The largest request.
     pub fn limits(&self) -> &Limits {
         &self.inner.limits
+    }
+
+    /// The largest queue.
+    pub fn capacity(&self) -> Capacity {
+        self.inner.capacity
+    }
+
+    /// Most threads that tokenize long texts at once.
+    pub fn tokenizing_threads(&self) -> usize {
+        self.inner.tokenizing_threads
     }
 
     /// Most tokens of one reason; `None` if the model does not explain.
@@ -232,7 +254,7 @@ impl Service {
                 kept,
             });
         }
-        let pairs = all_or_some(pairs)?;
+        let pairs = all_or_some(pairs, options.whole)?;
         let total = arrived.elapsed();
         inner.metrics.time_to_score(total);
         let queue =
@@ -267,12 +289,14 @@ fn read(profile: &Profile, scored: Scored, prompt: Option<&Prompt>, raw: bool) -
     Ok(PairScore { distribution, logits, tokens, truncated })
 }
 
-/// A request fails as a whole when it ran out of time or when nothing of it was scored.
-fn all_or_some(pairs: Vec<PairOutcome>) -> Result<Vec<PairOutcome>> {
+/// A request fails as a whole when it ran out of time, when nothing of it was
+/// scored, or at the first failure if it wants to be answered `whole`.
+fn all_or_some(pairs: Vec<PairOutcome>, whole: bool) -> Result<Vec<PairOutcome>> {
     let late =
         |pair: &&PairOutcome| matches!(&pair.score, Err(error) if error.code() == Code::DeadlineExceeded);
     let failed = match pairs.iter().find(late) {
         Some(late) => Some(late),
+        None if whole => pairs.iter().find(|pair| pair.score.is_err()),
         None if pairs.iter().all(|pair| pair.score.is_err()) => pairs.first(),
         None => None,
     };

@@ -194,6 +194,9 @@ describe("the API reference", () => {
     await page.locator(".operation").first().waitFor();
     const titles = await page.locator(".operation h3").allTextContents();
     assert.deepEqual(titles.slice(0, 2), ["POST/score", "GET/info"]);
+    for (const path of ["/rerank", "/v1/rerank", "/v2/rerank", "/predict", "/v1/score", "/v1/retrieval/{model}/reranking"]) {
+      assert.ok(titles.includes(`POST${path}`), path);
+    }
     assert.match(await page.locator("#post-score").textContent(), /429.*overloaded/s);
     await page.locator("#post-score").getByRole("link", { name: "ScoreRequest" }).click();
     assert.match(await page.locator("#schema-scorerequest").textContent(), /deadline_ms.*integer.*at least 1/s);

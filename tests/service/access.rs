@@ -24,7 +24,10 @@ use verdict::{
     metrics::Lane,
     server::{
         Failure, Server,
-        grpc::{code_of, pb},
+        grpc::{
+            code_of, pb,
+            tei::pb::{self as tei, rerank_client::RerankClient},
+        },
     },
 };
 
@@ -63,6 +66,48 @@ async fn without_a_key_nothing_is_scored_or_told() {
     assert_eq!(server.metrics.requests_ended("other", Lane::Score, "unauthenticated"), 6);
     let metrics = get(&format!("http://{}/metrics", server.admin));
     assert_eq!(server.send(metrics).await.status, StatusCode::OK, "the admin port asks for none");
+}
+
+#[tokio::test]
+async fn clients_of_other_servers_are_refused_in_their_own_shape() {
+    let server = TestServer::with(with_keys(), model()).await;
+    let message = "authorization: is missing; send `Authorization: Bearer` and an API key";
+    let openai = json!({"message": message, "type": "AuthenticationError", "param": null, "code": 401});
+    let nim =
+        json!({"object": "error", "message": message, "detail": message, "type": "AuthenticationError"});
+    let any = json!({"error": message, "error_type": "Validation", "detail": message, "message": message});
+    for (path, expected) in [
+        ("/rerank", any),
+        ("/v1/rerank", json!({"detail": message, "message": message})),
+        ("/v2/rerank", json!({"message": message})),
+        ("/predict", json!({"error": message, "error_type": "Validation"})),
+        ("/v1/score", json!({ "error": openai })),
+        ("/v1/ranking", nim.clone()),
+        ("/v1/retrieval/nvidia/reranker/reranking", nim),
+    ] {
+        let refused = server.send(post(&server.url(path), &body())).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer"), "{path}");
+        assert_eq!(refused.json(), expected, "{path}");
+    }
+    assert_eq!(server.get("/meta").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(server.get("/.well-known/live").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(server.stub.passes(), 0, "nothing of it reached the engine");
+    let known = authorized(post(&server.url("/v2/rerank"), &body()), "Bearer first-key");
+    assert_eq!(server.send(known).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn tei_over_grpc_needs_a_key() {
+    let server = TestServer::with(with_keys(), model()).await;
+    let mut client = RerankClient::new(server.channel().await);
+    let wire =
+        || tei::RerankRequest { query: "q".into(), texts: vec!["d".into()], ..tei::RerankRequest::default() };
+    let refused = within(client.rerank(wire())).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let mut request = tonic::Request::new(wire());
+    request.metadata_mut().insert("authorization", MetadataValue::from_static("Bearer first-key"));
+    within(client.rerank(request)).await.expect("ranked");
 }
 
 #[tokio::test]

@@ -95,3 +95,35 @@ async fn deep_nesting_and_repeated_names_are_refused() {
     let message = send(r#"{"query": "q", "documents": [{"text": "x", "text": "y"}]}"#.into()).await;
     assert!(message.contains("duplicate field `text`"), "{message}");
 }
+
+#[tokio::test]
+async fn bodies_of_other_servers_clients_are_read_the_same_way() {
+    let server = TestServer::start().await;
+    let text = json!({"query": "warm lamp", "documents": ["a lamp", "a hose".repeat(1000)]}).to_string();
+    let send = async |encoding: &str, body: Vec<u8>| {
+        let mut request = raw(&server.url("/v2/rerank"), "application/json", body);
+        request.headers_mut().insert("content-encoding", encoding.parse().expect("a header"));
+        server.send(request).await
+    };
+    let plain = send("identity", text.clone().into_bytes()).await.ok()["results"].clone();
+    for (encoding, sent) in [("gzip", gzip(text.as_bytes())), ("zstd", zstd(text.as_bytes()))] {
+        assert_eq!(send(encoding, sent).await.ok()["results"], plain, "{encoding}");
+    }
+    let refused = send("br", b"{}".to_vec()).await;
+    assert_eq!(refused.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(refused.header("accept-encoding"), Some("gzip, zstd"));
+    assert_eq!(refused.json(), json!({"message": "content-encoding: \"br\", expected one of gzip, zstd"}));
+    for (body, message) in [
+        (r#"{"query": "a", "query": "b", "documents": ["d"]}"#, "body: duplicate field `query`"),
+        (r#"{"query": "a", "documents": ["d"], "x": 1, "x": 2}"#, "body: duplicate field `x`"),
+        (
+            r#"{"query": "a", "documents": ["d", {"text": "x", "text": "y"}]}"#,
+            "documents[1]: duplicate field `text`",
+        ),
+    ] {
+        let answer = send("identity", body.into()).await;
+        let told = answer.json()["message"].as_str().expect("a message").to_owned();
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+        assert!(told.starts_with(message), "{told}");
+    }
+}

@@ -27,6 +27,47 @@ const SCHEMAS: [(&str, &str, &str); 9] = [
     ("ExplainDone", WRITES, "struct Done"),
 ];
 
+/// The same for the files of `server/dialects/`.
+const DIALECTS: [(&str, &str, &str); 37] = [
+    ("JinaRequest", "jina", "struct Body"),
+    ("JinaAnswer", "jina", "struct Answer"),
+    ("RankedIndex", "jina", "struct Scored"),
+    ("CohereRequest", "cohere_v1", "struct Body"),
+    ("CohereAnswer", "cohere_v1", "struct Answer"),
+    ("CohereV2Request", "cohere_v2", "struct Body"),
+    ("CohereAnswer", "cohere_v2", "struct Answer"),
+    ("Ranked", "rows", "struct RankedBody"),
+    ("RankedText", "rows", "struct TextBody"),
+    ("RankedPlain", "rows", "struct PlainBody"),
+    ("TokenUsage", "rows", "struct UsageBody"),
+    ("CohereMeta", "rows", "struct MetaBody"),
+    ("TeiRequest", "tei", "struct Body"),
+    ("TeiRank", "tei", "struct Rank"),
+    ("TeiPredictRequest", "tei_predict", "struct Body"),
+    ("TeiPrediction", "tei_predict", "struct Prediction"),
+    ("VoyageRequest", "voyage", "struct Body"),
+    ("VoyageAnswer", "voyage", "struct Answer"),
+    ("InfinityRequest", "infinity", "struct Body"),
+    ("InfinityAnswer", "infinity", "struct Answer"),
+    ("WeaviateRequest", "weaviate", "struct Body"),
+    ("WeaviateAnswer", "weaviate", "struct Answer"),
+    ("WeaviateScore", "weaviate", "struct Scored"),
+    ("MixedbreadRequest", "mixedbread", "struct Body"),
+    ("MixedbreadAnswer", "mixedbread", "struct Answer"),
+    ("MixedbreadRank", "mixedbread", "struct Ranked"),
+    ("NimRequest", "nim", "struct Body"),
+    ("NimAnswer", "nim", "struct Answer"),
+    ("NimRank", "nim", "struct Ranking"),
+    ("VllmScoreRequest", "vllm_score", "struct Body"),
+    ("VllmScoreAnswer", "vllm_score", "struct Answer"),
+    ("VllmScore", "vllm_score", "struct Scored"),
+    ("SglangScoreRequest", "sglang_score", "struct Body"),
+    ("SglangScoreAnswer", "sglang_score", "struct Answer"),
+    ("SystemOneRequest", "systemone", "struct Body"),
+    ("SystemOneQuestion", "systemone", "struct Question"),
+    ("SystemOneAnswer", "systemone", "struct Answers"),
+];
+
 /// Every part that `openapi/mod.rs` lists.
 fn parts() -> Vec<Value> {
     let list = read(&format!("{PARTS}mod.rs"));
@@ -35,9 +76,9 @@ fn parts() -> Vec<Value> {
     names.map(|name| serde_json::from_str(&read(&format!("{PARTS}{name}"))).expect("JSON")).collect()
 }
 
-/// The paths of `.route(` calls.
+/// The paths of `route(` calls: a router's, and those of the dialects' table.
 fn routes(text: &str) -> Vec<&str> {
-    let calls = text.split(".route(").skip(1);
+    let calls = text.split("route(").skip(1);
     calls.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next()).collect()
 }
 
@@ -58,7 +99,11 @@ fn every_route_of_the_main_port_is_described() {
             }
         }
     }
-    assert!(served.contains("/score") && served.contains("/docs"), "{served:?}");
+    for path in
+        ["/score", "/docs", "/rerank", "/v1/retrieval/{vendor}/{model}/reranking", "/.well-known/ready"]
+    {
+        assert!(served.contains(path), "{path} is not found: {served:?}");
+    }
     for path in described.difference(&served) {
         problems.push(format!("{PARTS}: {path} is described and not served"));
     }
@@ -69,14 +114,17 @@ fn every_route_of_the_main_port_is_described() {
 fn every_field_of_the_wire_types_is_described_and_no_other() {
     let parts = parts();
     let mut problems = Vec::new();
-    for (schema, path, head) in SCHEMAS {
-        let text = read(path);
+    let native = SCHEMAS.map(|(schema, path, head)| (schema, path.to_owned(), head));
+    let dialects =
+        DIALECTS.map(|(schema, name, head)| (schema, format!("src/server/dialects/{name}.rs"), head));
+    for (schema, path, head) in native.into_iter().chain(dialects) {
+        let text = read(&path);
         let fields = json(item(&text, head).unwrap_or_else(|| panic!("{path} has no `{head}`")));
         let described = parts.iter().find_map(|part| part["schemas"].get(schema));
         let described =
             names(&described.unwrap_or_else(|| panic!("{schema} is described nowhere"))["properties"]);
         for field in fields.symmetric_difference(&described) {
-            let side = if fields.contains(field) { "its schema" } else { path };
+            let side = if fields.contains(field) { "its schema" } else { &path };
             problems.push(format!("{schema}: {field} is missing in {side}"));
         }
     }
@@ -85,6 +133,34 @@ fn every_field_of_the_wire_types_is_described_and_no_other() {
 
 #[test]
 fn routes_are_found_however_they_are_laid_out() {
-    let text = "router.route(\"/a\", get(a)).route(\n    \"/b/{c}\",\n post(b));";
-    assert_eq!(routes(text), ["/a", "/b/{c}"]);
+    let text = "router.route(\"/a\", get(a)).route(\n    \"/b/{c}\",\n post(b)); [route(\"/d\", d)] fn route(path: &str)";
+    assert_eq!(routes(text), ["/a", "/b/{c}", "/d"]);
+}
+
+#[test]
+fn every_dialect_is_described_in_a_short_part() {
+    let list = read(&format!("{PARTS}mod.rs"));
+    let listed = |name: &str| list.contains(&format!("include_str!(\"{name}\")"));
+    let mut problems = Vec::new();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(PARTS).join("dialects");
+    for entry in std::fs::read_dir(folder).expect("the parts") {
+        let name = format!("dialects/{}", entry.expect("an entry").file_name().to_string_lossy());
+        let lines = read(&format!("{PARTS}{name}")).lines().count();
+        if lines > 120 {
+            problems.push(format!("{PARTS}{name}: {lines} lines, over the limit of 120"));
+        }
+        if !listed(&name) {
+            problems.push(format!("{PARTS}{name}: is not listed in {PARTS}mod.rs"));
+        }
+    }
+    // Of each file with a dialect, the body is held to a schema.
+    for file in sources().iter().filter(|file| file.text.contains("impl Dialect for Body")) {
+        let held = |(_, name, head): &(&str, &str, &str)| {
+            file.path.ends_with(&format!("dialects/{name}.rs")) && *head == "struct Body"
+        };
+        if !DIALECTS.iter().any(held) {
+            problems.push(format!("{}: its body is held to no schema", file.path));
+        }
+    }
+    report(&problems);
 }

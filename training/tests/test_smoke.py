@@ -4,6 +4,7 @@ import io
 import json
 import random
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,22 @@ for package in ("torch", "transformers", "tokenizers", "snowballstemmer"):
     pytest.importorskip(package)
 
 import numpy as np
+import torch
 
 import evaluate
 import model as shapes
 import pairs
 import sft
+from forward import Forward
 from tokenizer import CONTROL, GRADES, Encoder, train
 
 THINGS = "shoe lamp table phone bottle jacket guitar camera pillow kettle".split()
 COLORS = "red blue green black white yellow".split()
+
+
+def meaning(text: str) -> np.ndarray:
+    """Stands for the teacher: a fixed random vector for each word, added up."""
+    return sum(np.random.default_rng(zlib.crc32(w.encode())).normal(size=shapes.MEANING) for w in text.split())
 
 
 def tiny_groups(count: int = 120):
@@ -31,6 +39,7 @@ def tiny_groups(count: int = 120):
         docs = [f"{color} {thing}"] + [f"{rng.choice(COLORS)} {rng.choice(THINGS)}" for _ in range(7)]
         group = pairs.Group("default", f"{color} {thing}", docs, docs, [0.0] * 8)
         group.target = np.array([0.1 + 0.35 * (color in d) + 0.4 * (thing in d) for d in docs])
+        group.meaning = np.stack([meaning(group.query), *map(meaning, docs)])
         groups.append(group)
     return groups
 
@@ -43,7 +52,8 @@ def start():
     size = encoder.plain.get_vocab_size()
     vectors = np.random.default_rng(0).normal(size=(size, shapes.CONTENT))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    net = shapes.start(encoder, vectors, np.zeros(size), layers=3)
+    to_teacher = np.random.default_rng(1).normal(size=(shapes.MEANING, shapes.CONTENT))
+    net = shapes.start(encoder, vectors, to_teacher, np.zeros(size))
     return groups, encoder, net
 
 
@@ -61,12 +71,30 @@ def test_soft_grades_are_distributions():
     assert (np.diff(rows @ np.arange(4)) > 0).all()
 
 
+def test_the_forward_pass_is_that_of_transformers(start):
+    _, encoder, net = start
+    ids = torch.tensor([encoder.prompt("rule", "red shoe", "blue lamp " * 9)])
+    with torch.no_grad():
+        whole = net.model(input_ids=ids, output_hidden_states=True)
+        hidden, entering = Forward(net, fuse=False, kind=torch.float32)(ids, shapes.COMPARING)
+    assert torch.allclose(hidden, whole.last_hidden_state, atol=1e-4)
+    assert torch.allclose(entering, whole.hidden_states[shapes.COMPARING], atol=1e-4)
+
+
+def test_batches_point_at_the_right_tokens(start):
+    groups, encoder, _ = start
+    batch = next(iter(sft.Batches(groups, encoder, 1200, 0, explain_share=1.0)))
+    flat = batch.ids.flatten()
+    assert (flat[batch.answer] == encoder.answer).all() and (flat[batch.second] == encoder.query).all()
+    assert (batch.second > batch.answer - 9).all() and (flat[batch.told + 1] == batch.words).all()
+
+
 def test_training_learns_and_ranks(start, tmp_path):
     groups, encoder, net = start
     log = io.StringIO()
-    average = sft.fit(net, encoder, groups, 1.0, 1.5e-3, 0, log, tokens=1200, max_steps=150)
+    average = sft.fit(net, encoder, groups, 1.0, 1e-3, 0, log, tokens=1200, max_steps=150, fuse=False)
     rows = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert rows[-1]["grade"] < rows[0]["grade"]
+    assert all(rows[-1][part] < rows[0][part] for part in ("grade", "explain", "meaning"))
     average.save_pretrained(tmp_path / "m")
     again = evaluate.load(tmp_path / "m")
     good, bad = evaluate.score(again, encoder, [("x", "red lamp", "red lamp"), ("x", "red lamp", "blue kettle")])

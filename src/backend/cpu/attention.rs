@@ -14,10 +14,11 @@ use std::{cell::RefCell, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    gemm::{DEPTH, PANEL, ROWS, pack_group, tile},
+    gemm::{DEPTH, pack_group},
     isa::{Isa, kernel},
     rows::exponentials,
     shared::SharedRows,
+    tile::{PANEL, ROWS, tile},
 };
 use crate::engine::{kv::KvRef, tree::TokenTree};
 

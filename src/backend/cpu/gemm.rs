@@ -16,14 +16,11 @@ use std::ops::Range;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
-use super::isa::{Isa, kernel};
+use super::isa::{Isa, kernel, prefetch};
 use super::shared::SharedRows;
+use super::tile::{Lanes, PAIR, PANEL, ROWS, Sixteen, align, tiles, widen};
 use crate::model::weights::Dtype;
 
-/// Outputs in one weight panel.
-pub const PANEL: usize = 16;
-/// Rows in one register block.
-pub const ROWS: usize = 6;
 /// Depth of one block; partial sums are added in this order.
 pub const DEPTH: usize = 512;
 
@@ -41,7 +38,7 @@ pub struct PackedMatrix {
 }
 
 enum Panels {
-    F32(Vec<f32>),
+    F32(Vec<Lanes>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
 }
@@ -53,7 +50,7 @@ impl PackedMatrix {
         let rows: Vec<&[u8]> =
             parts.iter().flat_map(|part| part.chunks_exact(depth * dtype.size())).collect();
         let panels = match dtype {
-            Dtype::F32 => Panels::F32(interleave(&rows, depth, f32::from_le_bytes)),
+            Dtype::F32 => Panels::F32(align(&interleave(&rows, depth, f32::from_le_bytes))),
             Dtype::F16 => Panels::F16(interleave(&rows, depth, f16::from_le_bytes)),
             Dtype::BF16 => Panels::Bf16(interleave(&rows, depth, bf16::from_le_bytes)),
         };
@@ -73,7 +70,7 @@ impl PackedMatrix {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         match &self.panels {
-            Panels::F32(p) => p.len() * 4,
+            Panels::F32(p) => size_of_val(p.as_slice()),
             Panels::F16(p) => p.len() * 2,
             Panels::Bf16(p) => p.len() * 2,
         }
@@ -86,15 +83,20 @@ impl PackedMatrix {
         panel: usize,
         from: usize,
         len: usize,
-        scratch: &'a mut [f32],
-    ) -> &'a [f32] {
-        let range = (panel * self.depth + from) * PANEL..(panel * self.depth + from + len) * PANEL;
+        scratch: &'a mut [Lanes],
+    ) -> &'a [Lanes] {
+        let lanes = panel * self.depth + from..panel * self.depth + from + len;
+        let values = lanes.start * PANEL..lanes.end * PANEL;
+        let scratch = &mut scratch[..len];
         match &self.panels {
-            Panels::F32(all) => return &all[range],
-            Panels::F16(all) => all[range].convert_to_f32_slice(&mut scratch[..len * PANEL]),
-            Panels::Bf16(all) => expand_bf16(isa, &all[range], scratch),
+            Panels::F32(all) => return &all[lanes],
+            Panels::F16(all) => {
+                let from = all[values].as_chunks::<PANEL>().0;
+                scratch.iter_mut().zip(from).for_each(|(to, from)| from.convert_to_f32_slice(&mut to.0));
+            }
+            Panels::Bf16(all) => expand_bf16(isa, &all[values], scratch),
         }
-        &scratch[..len * PANEL]
+        scratch
     }
 }
 
@@ -116,9 +118,11 @@ fn interleave<T: Copy + Default + Send + Sync, const N: usize>(
 }
 
 kernel! {
-    fn expand_bf16(from: &[bf16], to: &mut [f32]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+    fn expand_bf16(from: &[bf16], to: &mut [Lanes]) {
+        for (to, from) in to.iter_mut().zip(from.as_chunks::<PANEL>().0) {
+            for (to, from) in to.0.iter_mut().zip(from) {
+                *to = widen(*from);
+            }
         }
     }
 }
@@ -221,34 +225,58 @@ struct Strip<'a> {
 const WIDE: usize = 4;
 /// Rows up to which that pays.
 const WIDE_ROWS: usize = 2;
+/// Rows up to which bf16 weights are widened as they are read, every time, and not once for all rows.
+const DIRECT_ROWS: usize = 2 * ROWS - 1;
 
 thread_local! {
     /// Where panels stored in 16 bits are expanded.
-    static EXPANDED: std::cell::RefCell<Vec<f32>> = std::cell::RefCell::new(vec![0.0; WIDE * DEPTH * PANEL]);
+    static EXPANDED: std::cell::RefCell<Vec<Lanes>> =
+        std::cell::RefCell::new(vec![Lanes::ZERO; WIDE * DEPTH]);
 }
 
 impl Strip<'_> {
     fn run(&self, groups: Range<usize>, panels: Range<usize>) {
-        let wide = self.x.rows <= WIDE_ROWS;
         EXPANDED.with_borrow_mut(|scratch| {
             for from in (0..self.w.depth).step_by(DEPTH) {
-                let len = DEPTH.min(self.w.depth - from);
-                let mut panel = panels.start;
-                while wide && panel + WIDE <= panels.end {
-                    let mut pieces = scratch.chunks_exact_mut(DEPTH * PANEL).enumerate();
-                    let blocks: [&[f32]; WIDE] = std::array::from_fn(|_| {
-                        let (i, piece) = pieces.next().expect("the scratch holds WIDE pieces");
-                        self.w.block(self.isa, panel + i, from, len, piece)
-                    });
-                    self.tiles(groups.clone(), panel, from, len, blocks);
-                    panel += WIDE;
+                let mut at = panels.start;
+                if self.x.rows <= WIDE_ROWS {
+                    at = self.side_by_side::<WIDE>(&groups, at..panels.end, from, scratch);
+                } else if self.isa == Isa::Avx512 {
+                    at = self.side_by_side::<PAIR>(&groups, at..panels.end, from, scratch);
                 }
-                for panel in panel..panels.end {
-                    let block = self.w.block(self.isa, panel, from, len, scratch);
-                    self.tiles(groups.clone(), panel, from, len, [block]);
-                }
+                self.side_by_side::<1>(&groups, at..panels.end, from, scratch);
             }
         });
+    }
+
+    /// Runs panels `P` at a time while there are as many; returns the first that is left.
+    fn side_by_side<const P: usize>(
+        &self,
+        groups: &Range<usize>,
+        panels: Range<usize>,
+        from: usize,
+        scratch: &mut [Lanes],
+    ) -> usize {
+        let len = DEPTH.min(self.w.depth - from);
+        let mut panel = panels.start;
+        while panel + P <= panels.end {
+            if let (Panels::Bf16(all), true) = (&self.w.panels, self.x.rows <= DIRECT_ROWS) {
+                let start = |i| ((panel + i) * self.w.depth + from) * PANEL;
+                let blocks: [&[[bf16; PANEL]]; P] =
+                    std::array::from_fn(|i| all[start(i)..start(i) + len * PANEL].as_chunks().0);
+                self.tiles(groups.clone(), panel, from, len, blocks);
+                panel += P;
+                continue;
+            }
+            let mut pieces = scratch.chunks_exact_mut(DEPTH).enumerate();
+            let blocks: [&[Lanes]; P] = std::array::from_fn(|_| {
+                let (i, piece) = pieces.next().expect("the scratch holds WIDE pieces");
+                self.w.block(self.isa, panel + i, from, len, piece)
+            });
+            self.tiles(groups.clone(), panel, from, len, blocks);
+            panel += P;
+        }
+        panel
     }
 
     /// `P` weight blocks side by side against every row group of the task.
@@ -258,7 +286,7 @@ impl Strip<'_> {
         panel: usize,
         from: usize,
         len: usize,
-        b: [&[f32]; P],
+        b: [&[impl Sixteen]; P],
     ) {
         let depth = self.w.depth;
         let first = panel * PANEL;
@@ -277,7 +305,7 @@ impl Strip<'_> {
         };
         // Two groups at once where there are registers for them: half the reads of the weights.
         let full = self.x.rows / ROWS;
-        while self.isa == Isa::Avx512 && groups.start + 2 <= groups.end.min(full) {
+        while P <= PAIR && self.isa == Isa::Avx512 && groups.start + 2 <= groups.end.min(full) {
             let a = [part(groups.start, ROWS), part(groups.start + 1, ROWS)];
             write::<ROWS, 2, P>(self.isa, a, b, self.out, place(groups.start), bias);
             groups.start += 2;
@@ -310,18 +338,24 @@ struct Place {
 kernel! {
     /// Writes the tiles of `G` row groups by `P` panels.
     fn write<const R: usize, const G: usize, const P: usize>(
-        a: [&[f32]; G], b: [&[f32]; P], out: &SharedRows<'_>, place: Place, bias: Option<&[f32]>,
+        a: [&[f32]; G], b: [&[impl Sixteen]; P], out: &SharedRows<'_>, place: Place, bias: Option<&[f32]>,
     ) {
+        if P == PAIR {
+            for row in 0..R * G {
+                prefetch(out.at(place.at + row * place.stride));
+                prefetch(out.at(place.at + row * place.stride + PANEL));
+            }
+        }
         let tiles = tiles::<R, G, P>(a, b);
         for (row, sums) in tiles.as_flattened().iter().enumerate() {
             // SAFETY: a tile's columns of a row belong to one task, which writes them one at a time.
             let to = unsafe { out.slice(place.at + row * place.stride, place.width) };
             for (to, sums) in to.chunks_mut(PANEL).zip(sums) {
                 match (place.add, <&mut [f32; PANEL]>::try_from(&mut *to)) {
-                    (true, Ok(to)) => (0..PANEL).for_each(|j| to[j] += sums[j]),
-                    (false, Ok(to)) => *to = *sums,
-                    (true, Err(_)) => to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum),
-                    (false, Err(_)) => to.iter_mut().zip(sums).for_each(|(to, sum)| *to = *sum),
+                    (true, Ok(to)) => (0..PANEL).for_each(|j| to[j] += sums.0[j]),
+                    (false, Ok(to)) => *to = sums.0,
+                    (true, Err(_)) => to.iter_mut().zip(&sums.0).for_each(|(to, sum)| *to += sum),
+                    (false, Err(_)) => to.iter_mut().zip(&sums.0).for_each(|(to, sum)| *to = *sum),
                 }
             }
             if let Some(bias) = bias {
@@ -329,37 +363,4 @@ kernel! {
             }
         }
     }
-}
-
-/// The register block: `G` groups of `R` packed rows against `P` panel blocks, in order of depth.
-/// `a` are `[len][R]`, `b` are `[len][PANEL]`; the result is by group, row, panel.
-#[inline(always)]
-fn tiles<const R: usize, const G: usize, const P: usize>(
-    a: [&[f32]; G],
-    b: [&[f32]; P],
-) -> [[[[f32; PANEL]; P]; R]; G] {
-    let mut sums = [[[[0.0; PANEL]; P]; R]; G];
-    let a = a.map(|a| a.as_chunks::<R>().0);
-    let b = b.map(|b| b.as_chunks::<PANEL>().0);
-    let len = b.iter().map(|b| b.len()).chain(a.iter().map(|a| a.len())).min().unwrap_or(0);
-    let (a, b) = (a.map(|a| &a[..len]), b.map(|b| &b[..len]));
-    for k in 0..len {
-        for g in 0..G {
-            for i in 0..R {
-                for p in 0..P {
-                    for j in 0..PANEL {
-                        sums[g][i][p][j] = a[g][k][i].mul_add(b[p][k][j], sums[g][i][p][j]);
-                    }
-                }
-            }
-        }
-    }
-    sums
-}
-
-/// One register block: `R` packed rows against one panel block.
-#[inline(always)]
-pub(super) fn tile<const R: usize>(a: &[f32], b: &[f32]) -> [[f32; PANEL]; R] {
-    let [tile] = tiles::<R, 1, 1>([a], [b]);
-    tile.map(|[row]| row)
 }

@@ -77,3 +77,16 @@ macro_rules! kernel {
     };
 }
 pub(super) use kernel;
+
+/// Asks for the cache line at `from`, which need not be a valid place: only speed depends on it.
+#[expect(unsafe_code, reason = "the instruction has no safe form")]
+#[inline(always)]
+pub(super) fn prefetch<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults and changes nothing but caches.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}

@@ -9,6 +9,7 @@ mod pass;
 pub mod peak;
 mod rows;
 mod shared;
+mod tile;
 
 use crate::{
     engine::{kv::BLOCK_TOKENS, tree::TokenTree},

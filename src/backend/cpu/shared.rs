@@ -32,4 +32,10 @@ impl<'a> SharedRows<'a> {
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
+
+    /// Where value `i` lies, to be fetched ahead; never read through.
+    #[inline(always)]
+    pub(super) fn at(&self, i: usize) -> *const f32 {
+        self.start.wrapping_add(i)
+    }
 }

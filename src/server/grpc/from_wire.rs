@@ -69,6 +69,7 @@ fn request(wire: pb::ScoreRequest) -> Result<ScoreRequest> {
         return_documents: wire.return_documents,
         raw: wire.raw,
         model: wire.model,
+        whole: false,
     };
     let items = if wire.pairs.is_empty() {
         let documents = wire.documents.into_iter().enumerate();

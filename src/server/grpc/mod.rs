@@ -1,6 +1,7 @@
-//! gRPC: `relevance.v1`, health, reflection. The same calls as HTTP, on the same port.
+//! gRPC: `relevance.v1`, `tei.v1`, health, reflection. The same calls as HTTP, on the same port.
 
 mod from_wire;
+pub mod tei;
 mod to_wire;
 
 use std::{
@@ -39,7 +40,7 @@ pub mod pb {
 use pb::relevance_service_server::{RelevanceService, RelevanceServiceServer};
 
 /// What reflection serves.
-const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/relevance.fds"));
+const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/services.fds"));
 /// The service's full name, as health checks ask for it.
 const NAME: &str = "relevance.v1.RelevanceService";
 /// Requests of one `ScoreStream` that are worked on at once.
@@ -62,7 +63,12 @@ pub(crate) fn router(state: &Arc<State>) -> Result<axum::Router> {
     tokio::spawn(report(reporter, Arc::clone(state)));
     let relevance = RelevanceServiceServer::new(Relevance { state: Arc::clone(state) })
         .max_decoding_message_size(state.body_bytes);
+    let tei = tei::Tei { state: Arc::clone(state) };
+    let rerank =
+        tei::pb::rerank_server::RerankServer::new(tei.clone()).max_decoding_message_size(state.body_bytes);
     Ok(Routes::new(relevance)
+        .add_service(rerank)
+        .add_service(tei::pb::info_server::InfoServer::new(tei))
         .add_service(tonic_health::pb::health_server::HealthServer::new(health))
         .add_service(reflection().build_v1().map_err(broken)?)
         .add_service(reflection().build_v1alpha().map_err(broken)?)
@@ -77,8 +83,9 @@ async fn report(reporter: HealthReporter, state: Arc<State>) {
     loop {
         let serving = *phases.borrow_and_update() == Phase::Ready;
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        reporter.set_service_status("", status).await;
-        reporter.set_service_status(NAME, status).await;
+        for name in ["", NAME].into_iter().chain(tei::NAMES) {
+            reporter.set_service_status(name, status).await;
+        }
         if phases.changed().await.is_err() {
             return;
         }
@@ -89,18 +96,17 @@ struct Relevance {
     state: Arc<State>,
 }
 
-impl Relevance {
-    fn call<T>(&self, route: &'static str, lane: Lane, request: &Request<T>) -> Call {
-        let made = || RequestId(HeaderValue::from_static("-"));
-        let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(made);
-        Call::begin(&self.state, route, lane, id)
-    }
+/// A call on `route` has arrived.
+fn begin<T>(state: &Arc<State>, route: &'static str, lane: Lane, request: &Request<T>) -> Call {
+    let made = || RequestId(HeaderValue::from_static("-"));
+    let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(made);
+    Call::begin(state, route, lane, id)
 }
 
 #[tonic::async_trait]
 impl RelevanceService for Relevance {
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
-        let call = self.call("/relevance.v1.RelevanceService/Score", Lane::Score, &request);
+        let call = begin(&self.state, "/relevance.v1.RelevanceService/Score", Lane::Score, &request);
         let timeout = timeout(request.metadata());
         answer(call, timeout, request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
     }
@@ -111,7 +117,8 @@ impl RelevanceService for Relevance {
         &self,
         request: Request<Streaming<pb::ScoreRequest>>,
     ) -> Result<Response<Self::ScoreStreamStream>, Status> {
-        let template = self.call("/relevance.v1.RelevanceService/ScoreStream", Lane::Score, &request);
+        let template =
+            begin(&self.state, "/relevance.v1.RelevanceService/ScoreStream", Lane::Score, &request);
         let (id, state) = (template.id().clone(), Arc::clone(&self.state));
         template.end(None);
         let timeout = timeout(request.metadata());
@@ -143,7 +150,7 @@ impl RelevanceService for Relevance {
     type ExplainStream = Events;
 
     async fn explain(&self, request: Request<pb::ScoreRequest>) -> Result<Response<Events>, Status> {
-        let mut call = self.call("/relevance.v1.RelevanceService/Explain", Lane::Explain, &request);
+        let mut call = begin(&self.state, "/relevance.v1.RelevanceService/Explain", Lane::Explain, &request);
         let timeout = timeout(request.metadata());
         match explained(&mut call, timeout, request.into_inner()).await {
             Ok(stream) => Ok(Response::new(Events { stream, call: Some(call) })),
@@ -155,7 +162,7 @@ impl RelevanceService for Relevance {
     }
 
     async fn info(&self, request: Request<pb::InfoRequest>) -> Result<Response<pb::InfoResponse>, Status> {
-        let call = self.call("/relevance.v1.RelevanceService/Info", Lane::Score, &request);
+        let call = begin(&self.state, "/relevance.v1.RelevanceService/Info", Lane::Score, &request);
         match self.state.service() {
             Ok(service) => {
                 let info = to_wire::info(service);

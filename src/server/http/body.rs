@@ -28,7 +28,7 @@ use inflate::Encoding;
 /// connection that breaks or a body that does not inflate, `TooLarge` past the
 /// limit as sent or as inflated, `DeadlineExceeded` if the client takes too long
 /// to send it.
-pub(super) async fn read(headers: &HeaderMap, body: Body, state: &State) -> Result<Bytes> {
+pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &State) -> Result<Bytes> {
     check_type(headers)?;
     let encoding = Encoding::of(headers.get(CONTENT_ENCODING))?;
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());

@@ -1,7 +1,8 @@
 //! Native HTTP: `POST /score`, `GET /info`, `/v1/models`, `/health`, `/metrics`; and the pages.
 
-mod body;
+pub(in crate::server) mod body;
 mod explain;
+pub(in crate::server) mod parse;
 mod problem;
 pub(crate) mod unique;
 pub(crate) mod wire;
@@ -29,15 +30,15 @@ use crate::{
 use super::{
     admin,
     call::{Call, RequestId},
-    openapi, playground,
+    dialects, openapi, playground,
     state::State,
 };
 
-pub(crate) use problem::problem;
 use problem::problem_with;
+pub(crate) use problem::{advise, problem};
 
 const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+pub(in crate::server) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// The main port's routes.
 pub(crate) fn router(state: Arc<State>) -> Router {
@@ -45,7 +46,8 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/score", post(score))
         .route("/info", get(info))
         .route("/v1/models", get(models))
-        .route("/health", get(admin::ready));
+        .route("/health", get(admin::ready))
+        .merge(dialects::routes());
     if state.metrics_on_main {
         router = router.route("/metrics", get(admin::metrics));
     }
@@ -102,7 +104,7 @@ fn explain_asked(query: Option<&str>) -> Result<bool> {
 }
 
 /// The deadline that the client or a proxy set.
-fn timeout(headers: &HeaderMap) -> Result<Option<std::time::Duration>> {
+pub(in crate::server) fn timeout(headers: &HeaderMap) -> Result<Option<std::time::Duration>> {
     let Some(value) = headers.get(&TIMEOUT) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default().trim();
     match text.parse::<u64>() {
@@ -164,7 +166,7 @@ pub(crate) async fn method_not_allowed(
 }
 
 /// The id that the request was given when it arrived.
-pub(crate) fn id(request: &Request<Body>) -> RequestId {
+pub(in crate::server) fn id(request: &Request<Body>) -> RequestId {
     let made = || RequestId(HeaderValue::from_static("-"));
     request.extensions().get::<RequestId>().cloned().unwrap_or_else(made)
 }
@@ -183,13 +185,13 @@ fn scores(response: &ScoreResponse, reasons: &[crate::service::Explanation]) -> 
     answer
 }
 
-fn json(body: Vec<u8>) -> Response<Body> {
+pub(in crate::server) fn json(body: Vec<u8>) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn server_timing(timing: &Timing) -> HeaderValue {
+pub(in crate::server) fn server_timing(timing: &Timing) -> HeaderValue {
     let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
     let text = format!(
         "tokenize;dur={:.3}, queue;dur={:.3}, compute;dur={:.3}, total;dur={:.3}",

@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     http::{
-        HeaderValue, Response, StatusCode,
+        HeaderMap, HeaderValue, Response, StatusCode,
         header::{ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
 };
@@ -60,6 +60,13 @@ pub(crate) fn problem_with(status: StatusCode, error: &Error, id: &RequestId) ->
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    advise(headers, error);
+    response
+}
+
+/// Headers that tell a client what to do next: when to try again, how to show a
+/// key, which encodings are read.
+pub(crate) fn advise(headers: &mut HeaderMap, error: &Error) {
     match error.code() {
         Code::Unauthenticated => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
         Code::UnsupportedMedia => headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS)),
@@ -70,7 +77,6 @@ pub(crate) fn problem_with(status: StatusCode, error: &Error, id: &RequestId) ->
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
-    response
 }
 
 #[cfg(test)]

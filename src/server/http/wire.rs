@@ -13,7 +13,10 @@ use crate::{
     request::{Document, ExplainRequest, Explained, Items, Pair, ScoreOptions, ScoreRequest, Truncation},
 };
 
-use super::unique::{Unique, repeated};
+use super::{
+    parse::parse,
+    unique::{Unique, repeated},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,7 +103,7 @@ impl<'de> Deserialize<'de> for DocumentBody {
 ///
 /// `Invalid`, naming the field and what was expected.
 pub(crate) fn score(body: &[u8]) -> Result<ScoreRequest> {
-    let body = parse(body)?;
+    let body: ScoreBody = parse(body)?;
     for (field, given) in [
         ("explain_top_n", body.explain_top_n.is_some()),
         ("max_reason_tokens", body.max_reason_tokens.is_some()),
@@ -121,31 +124,6 @@ pub(crate) fn score(body: &[u8]) -> Result<ScoreRequest> {
 pub(crate) fn explain(body: &[u8]) -> Result<ExplainRequest> {
     let (score, explained, max_reason_tokens) = request(parse(body)?)?;
     ExplainRequest::new(score, explained, max_reason_tokens)
-}
-
-fn parse(body: &[u8]) -> Result<ScoreBody> {
-    let text = std::str::from_utf8(body).map_err(|cause| {
-        Error::invalid("body", format!("not valid UTF-8 at byte {}", cause.valid_up_to())).with_cause(cause)
-    })?;
-    // Names of paths cost time: they are only looked for when something is wrong.
-    serde_json::from_str(text).map_err(|_| explanation(text))
-}
-
-/// Parses again to say where in the body the error is.
-fn explanation(text: &str) -> Error {
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    match serde_path_to_error::deserialize::<_, ScoreBody>(&mut deserializer) {
-        Err(cause) => {
-            let path = cause.path().to_string();
-            let field = if path == "." || path == "?" { "body" } else { &path };
-            Error::invalid(field, cause.inner())
-        }
-        // The value was fine: then something follows it.
-        Ok(_) => match deserializer.end() {
-            Err(cause) => Error::invalid("body", cause),
-            Ok(()) => Error::invalid("body", "not a request"),
-        },
-    }
 }
 
 fn request(body: ScoreBody) -> Result<(ScoreRequest, Explained, Option<usize>)> {
@@ -180,6 +158,7 @@ fn request(body: ScoreBody) -> Result<(ScoreRequest, Explained, Option<usize>)> 
         return_documents: body.return_documents.unwrap_or(false),
         raw: body.raw.unwrap_or(false),
         model: body.model,
+        whole: false,
     };
     Ok((ScoreRequest::new(items, options)?, explained, body.max_reason_tokens))
 }
@@ -214,6 +193,7 @@ mod tests {
             return_documents: true,
             raw: true,
             model: Some("m".into()),
+            whole: false,
         };
         assert_eq!(options, expected);
     }

@@ -40,7 +40,35 @@ pub(crate) fn done(usage: &Usage, timing: &Timing) -> Vec<u8> {
     bytes(&Done { usage: usage.into(), timing_ms: timing.into() })
 }
 
-/// `GET /info`.
+/// What clients of text-embeddings-inference read in `/info`.
+#[derive(Serialize)]
+pub(crate) struct Tei {
+    pub(crate) model_dtype: &'static str,
+    pub(crate) max_concurrent_requests: usize,
+    pub(crate) max_input_length: usize,
+    pub(crate) max_batch_tokens: usize,
+    pub(crate) max_client_batch_size: usize,
+    pub(crate) tokenization_workers: usize,
+    auto_truncate: bool,
+}
+
+impl Tei {
+    pub(crate) fn of(service: &Service) -> Self {
+        let capacity = service.capacity();
+        Self {
+            // Whatever the weights are stored in, all arithmetic is of this type.
+            model_dtype: "float32",
+            max_concurrent_requests: capacity.pairs,
+            max_input_length: service.profile().max_tokens,
+            max_batch_tokens: capacity.tokens,
+            max_client_batch_size: service.limits().documents,
+            tokenization_workers: service.tokenizing_threads(),
+            auto_truncate: true,
+        }
+    }
+}
+
+/// `GET /info`: our own names first, then those of text-embeddings-inference.
 pub(crate) fn info(service: &Service) -> Vec<u8> {
     let (profile, limits) = (service.profile(), service.limits());
     let grades: Vec<_> = profile
@@ -55,7 +83,11 @@ pub(crate) fn info(service: &Service) -> Vec<u8> {
             "max_reason_tokens": tokens,
         })
     });
-    bytes(&serde_json::json!({
+    let ids = || profile.grades.iter().map(|grade| &grade.label).enumerate();
+    let id2label: serde_json::Map<_, _> =
+        ids().map(|(id, label)| (id.to_string(), label.as_str().into())).collect();
+    let label2id: serde_json::Map<_, _> = ids().map(|(id, label)| (label.clone(), id.into())).collect();
+    let native = serde_json::json!({
         "model": service.model().name,
         "aliases": profile.aliases,
         "grades": grades,
@@ -73,7 +105,21 @@ pub(crate) fn info(service: &Service) -> Vec<u8> {
         "explain": explain,
         "version": crate::VERSION,
         "commit": crate::COMMIT,
-    }))
+        "model_id": service.model().name,
+        "model_sha": profile.hash,
+        "model_type": {"reranker": {"id2label": id2label, "label2id": label2id}},
+        "max_batch_requests": null,
+        "sha": crate::COMMIT,
+        "docker_label": null,
+    });
+    #[derive(Serialize)]
+    struct Info {
+        #[serde(flatten)]
+        native: serde_json::Value,
+        #[serde(flatten)]
+        tei: Tei,
+    }
+    bytes(&Info { native, tei: Tei::of(service) })
 }
 
 /// `GET /v1/models`.
@@ -85,7 +131,8 @@ pub(crate) fn models(service: &Service) -> Vec<u8> {
     bytes(&serde_json::json!({"object": "list", "data": data}))
 }
 
-fn bytes(value: &impl Serialize) -> Vec<u8> {
+/// A value as JSON.
+pub(in crate::server) fn bytes(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(512);
     // Text, numbers and maps with text keys always have a JSON form.
     serde_json::to_writer(&mut bytes, value).unwrap_or_default();

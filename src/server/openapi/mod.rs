@@ -26,8 +26,24 @@ use super::{
     state::State,
 };
 
-/// One part for each group of routes: a new group is a file, and a line here.
-const PARTS: [&str; 2] = [include_str!("score.json"), include_str!("about.json")];
+/// One part for each group of routes: a new group is a file, and a line here. A part
+/// of schemas that others refer to has no tag.
+const PARTS: [&str; 14] = [
+    include_str!("score.json"),
+    include_str!("about.json"),
+    include_str!("dialects/rerank.json"),
+    include_str!("dialects/jina.json"),
+    include_str!("dialects/lenient.json"),
+    include_str!("dialects/cohere.json"),
+    include_str!("dialects/tei.json"),
+    include_str!("dialects/voyage.json"),
+    include_str!("dialects/weaviate.json"),
+    include_str!("dialects/mixedbread.json"),
+    include_str!("dialects/nim.json"),
+    include_str!("dialects/scores.json"),
+    include_str!("dialects/sglang.json"),
+    include_str!("dialects/systemone.json"),
+];
 
 const PAGE: &str = include_str!("docs.html");
 const FILES: [(&str, &str, &str); 2] =
@@ -75,7 +91,9 @@ fn document() -> Value {
             paths.insert(path, item);
         }
         schemas.extend(taken(&mut part, "schemas"));
-        tags.push(tag);
+        if !tag.is_null() {
+            tags.push(tag);
+        }
     }
     schemas.insert("Problem".to_owned(), problem());
     schemas.insert("Code".to_owned(), json!({"type": "string", "enum": TABLE.map(|row| row.name)}));

@@ -1,0 +1,271 @@
+//! The routes of other programs' clients: each peer's request becomes the one
+//! [`ScoreRequest`], and the answer is written as that peer writes it.
+//!
+//! A dialect is a file with a type that reads the peer's body and says how the
+//! answer looks. Here is what they share: which dialect a body is in, and the
+//! one way from a body to [`crate::service::Service::score`] and back.
+
+mod cohere_v1;
+mod cohere_v2;
+mod infinity;
+mod jina;
+mod lenient;
+mod mixedbread;
+mod nim;
+mod refusal;
+mod rows;
+mod sglang_score;
+mod systemone;
+mod tei;
+mod tei_predict;
+mod vllm_score;
+mod voyage;
+mod weaviate;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State as Shared,
+    http::{Request, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    error::Result,
+    metrics::Lane,
+    profile::Profile,
+    request::{ScoreOptions, ScoreRequest},
+    service::ScoreResponse,
+};
+
+use super::{
+    call::{Call, RequestId},
+    http::{self, body, parse::parse},
+    state::State,
+};
+
+use lenient::Keys;
+use refusal::{Fields, Shape};
+
+/// One peer's request and answer.
+trait Dialect: DeserializeOwned + Send + 'static {
+    /// How the peer writes errors.
+    const SHAPE: Shape;
+    /// What the peer calls the query and the documents.
+    const FIELDS: Fields;
+    /// What the answer needs to know of the request.
+    type Kept: Send;
+
+    /// What is asked.
+    fn read(self, arrived: &Arrived<'_>) -> Result<(ScoreRequest, Self::Kept)>;
+
+    /// The answer's body.
+    fn write(kept: Self::Kept, response: &ScoreResponse, id: &RequestId) -> Result<Vec<u8>>;
+}
+
+/// What a dialect may look at beside the body's own fields.
+struct Arrived<'a> {
+    keys: &'a Keys,
+    profile: &'a Profile,
+}
+
+impl Arrived<'_> {
+    /// What was not done as asked: fields that are not `read`, and another model's name.
+    fn warnings(&self, read: &[&str], model: Option<&str>) -> Vec<String> {
+        let unread = self.keys.given().filter(|key| !read.contains(key));
+        let mut warnings: Vec<String> = unread.map(|key| format!("{key}: not used here")).collect();
+        if let Some(model) = model.filter(|model| !self.profile.answers_to(model)) {
+            warnings.push(format!("model: {model:?} is not served here; {:?} answered", self.profile.name));
+        }
+        warnings
+    }
+}
+
+/// As ranking dialects want it: best first, and whole or not at all, for they
+/// have no place for a pair's error.
+fn ranked() -> ScoreOptions {
+    ScoreOptions { sort: true, ..in_order() }
+}
+
+/// In input order, and whole or not at all.
+fn in_order() -> ScoreOptions {
+    ScoreOptions { whole: true, ..ScoreOptions::default() }
+}
+
+/// A dialect, to be chosen by a body's keys.
+struct Spoken {
+    shape: Shape,
+    fields: Fields,
+    answer: for<'a> fn(&'a Call, Exchange) -> BoxFuture<'a, Result<Response<Body>>>,
+}
+
+/// A request whose body was read.
+struct Exchange {
+    body: Bytes,
+    keys: Keys,
+    timeout: Option<std::time::Duration>,
+}
+
+fn spoken<D: Dialect>() -> Spoken {
+    Spoken { shape: D::SHAPE, fields: D::FIELDS, answer: |call, exchange| score::<D>(call, exchange).boxed() }
+}
+
+async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<Body>> {
+    let Exchange { body, keys, timeout } = exchange;
+    let service = call.service()?;
+    let arrived = Arrived { keys: &keys, profile: service.profile() };
+    let (mut request, kept) = {
+        let body = parse::<D>(&body)?;
+        keys.check()?;
+        body.read(&arrived)?
+    };
+    if let Some(timeout) = timeout {
+        request.limit_deadline(timeout);
+    }
+    let response = service.score(request).await?;
+    let mut answer = http::json(D::write(kept, &response, call.id())?);
+    answer.headers_mut().insert(http::SERVER_TIMING, http::server_timing(&response.timing));
+    Ok(answer)
+}
+
+/// A route, how it refuses what it cannot read, and whose body it is.
+struct Route {
+    path: &'static str,
+    shape: Shape,
+    choose: fn(&Keys) -> Spoken,
+}
+
+const ROUTES: [Route; 10] = [
+    route("/rerank", Shape::Any, rerank),
+    route("/v1/rerank", Shape::Jina, rerank_v1),
+    route("/v2/rerank", Shape::Cohere, |_| spoken::<cohere_v2::Body>()),
+    route("/v1/reranking", Shape::Mixedbread, |_| spoken::<mixedbread::Body>()),
+    route("/v1/ranking", Shape::Nim, |_| spoken::<nim::Body>()),
+    // NVIDIA's hosted models have their names in the path.
+    route("/v1/retrieval/{model}/reranking", Shape::Nim, |_| spoken::<nim::Body>()),
+    route("/v1/retrieval/{vendor}/{model}/reranking", Shape::Nim, |_| spoken::<nim::Body>()),
+    route("/v1/score", Shape::OpenAi, |keys| {
+        if keys.has("query") { spoken::<sglang_score::Body>() } else { spoken::<vllm_score::Body>() }
+    }),
+    route("/v1/systemone", Shape::OpenAi, |_| spoken::<systemone::Body>()),
+    route("/predict", Shape::Tei, |_| spoken::<tei_predict::Body>()),
+];
+
+const fn route(path: &'static str, shape: Shape, choose: fn(&Keys) -> Spoken) -> Route {
+    Route { path, shape, choose }
+}
+
+/// TEI, Weaviate, Infinity, Voyage; and what any other client writes there.
+fn rerank(keys: &Keys) -> Spoken {
+    if keys.has("texts") {
+        spoken::<tei::Body>()
+    } else if keys.has("property") {
+        spoken::<weaviate::Body>()
+    } else {
+        rerank_v1(keys)
+    }
+}
+
+/// Infinity, Voyage, Cohere; and the body that Jina, Cohere, vLLM and many others share.
+fn rerank_v1(keys: &Keys) -> Spoken {
+    if keys.has("raw_scores") && !keys.has("texts") {
+        spoken::<infinity::Body>()
+    } else if keys.has("texts") {
+        spoken::<tei::Body>()
+    } else if keys.has("top_k") || keys.has("truncation") {
+        spoken::<voyage::Body>()
+    } else if keys.has("rank_fields") || keys.has("max_chunks_per_doc") {
+        spoken::<cohere_v1::Body>()
+    } else {
+        spoken::<jina::Body>()
+    }
+}
+
+/// All dialects' routes.
+pub(super) fn routes() -> Router<Arc<State>> {
+    let weaviate = Router::new()
+        .route("/meta", get(weaviate::meta))
+        .route("/.well-known/live", get(weaviate::live))
+        .route("/.well-known/ready", get(weaviate::ready));
+    ROUTES.iter().fold(weaviate, |router, route| {
+        let handler = move |Shared(state): Shared<Arc<State>>, request: Request<Body>| async move {
+            serve(&state, route, request).await
+        };
+        router.route(route.path, post(handler))
+    })
+}
+
+/// An error, of a request that reached no handler or that broke it, as the clients
+/// of `path` read it; `None` if it is no dialect's route.
+pub(super) fn refuse(path: &str, error: &crate::error::Error) -> Option<Response<Body>> {
+    let route = ROUTES.iter().find(|route| leads(route.path, path))?;
+    Some(refusal::refuse(route.shape, Fields::default(), error))
+}
+
+/// Whether a path is one of a route; `{…}` in it stands for any part.
+fn leads(route: &str, path: &str) -> bool {
+    let (mut route, mut path) = (route.split('/'), path.split('/'));
+    loop {
+        match (route.next(), path.next()) {
+            (None, None) => return true,
+            (Some(named), Some(part)) if named.starts_with('{') || named == part => {}
+            _ => return false,
+        }
+    }
+}
+
+async fn serve(state: &Arc<State>, route: &'static Route, request: Request<Body>) -> Response<Body> {
+    let mut call = Call::begin(state, route.path, Lane::Score, http::id(&request));
+    let (mut shape, mut fields) = (route.shape, Fields::default());
+    let exchange = exchange(&mut call, request).await;
+    let answer = match exchange {
+        Ok(exchange) => {
+            let spoken = (route.choose)(&exchange.keys);
+            (shape, fields) = (spoken.shape, spoken.fields);
+            (spoken.answer)(&call, exchange).await
+        }
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(answer) => {
+            call.end(None);
+            answer
+        }
+        Err(error) => {
+            let answer = refusal::refuse(shape, fields, &error);
+            call.end(Some(&error));
+            answer
+        }
+    }
+}
+
+async fn exchange(call: &mut Call, request: Request<Body>) -> Result<Exchange> {
+    call.enter()?;
+    let (head, body) = request.into_parts();
+    let body = body::read(&head.headers, body, call.state()).await?;
+    let keys = Keys::of(&body);
+    Ok(Exchange { body, keys, timeout: http::timeout(&head.headers)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_to_their_routes() {
+        let found = |path: &str| ROUTES.iter().find(|route| leads(route.path, path)).map(|route| route.path);
+        for route in &ROUTES {
+            assert_eq!(found(route.path), Some(route.path));
+        }
+        let vendor = "/v1/retrieval/{vendor}/{model}/reranking";
+        assert_eq!(found("/v1/retrieval/nvidia/reranker/reranking"), Some(vendor));
+        for path in ["/score", "/rerank/", "/v1/retrieval/a/b/c/reranking", "/", ""] {
+            assert_eq!(found(path), None, "{path}");
+        }
+    }
+}
