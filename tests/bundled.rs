@@ -84,7 +84,8 @@ fn everyday_examples_are_ranked_right_and_explained() {
             let place = texts.iter().position(|(other, _)| *other == kind)?;
             answer["results"][place]["relevance_score"].as_f64()
         };
-        let (relevant, irrelevant) = (score("relevant").expect("scored"), score("irrelevant").expect("scored"));
+        let (relevant, irrelevant) =
+            (score("relevant").expect("scored"), score("irrelevant").expect("scored"));
         assert!(relevant > irrelevant + 0.4, "{}: {relevant} against {irrelevant}", example["query"]);
         if let Some(near) = score("near") {
             assert!(relevant > near + 0.2, "{}: {relevant} against {near}", example["query"]);
@@ -105,7 +106,10 @@ fn everyday_examples_are_ranked_right_and_explained() {
         }
     }
     let share = |part: usize, of: usize| part as f64 / of as f64;
-    assert!(share(above, paraphrases) >= 0.9, "{above} of {paraphrases} paraphrases over the irrelevant text");
+    assert!(
+        share(above, paraphrases) >= 0.9,
+        "{above} of {paraphrases} paraphrases over the irrelevant text"
+    );
     assert!(share(whole, reasons) >= 0.9, "{whole} of {reasons} reasons have all their sections");
     assert!(share(consistent, reasons) >= 0.9, "{consistent} of {reasons} verdicts agree with the grade");
     assert!(share(found, listed) >= 0.8, "{found} of {listed} words under match are in the text");

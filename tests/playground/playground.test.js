@@ -193,7 +193,8 @@ describe("the API reference", () => {
     await page.goto(`${server.origin}/docs`);
     await page.locator(".operation").first().waitFor();
     const titles = await page.locator(".operation h3").allTextContents();
-    assert.deepEqual(titles.slice(0, 2), ["POST/score", "GET/info"]);
+    assert.equal(titles[0], "POST/score");
+    assert.ok(titles.includes("GET/info"));
     for (const path of ["/rerank", "/v1/rerank", "/v2/rerank", "/predict", "/v1/score", "/v1/retrieval/{model}/reranking"]) {
       assert.ok(titles.includes(`POST${path}`), path);
     }

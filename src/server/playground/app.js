@@ -63,6 +63,7 @@ async function scoreNow() {
   try {
     check(request);
     const answer = await score(request, key(), signal);
+    if (!grades) await askInfo(); // a key that was just given opens it
     show(answer, request, signal);
   } catch (error) {
     if (error.name !== "AbortError") showProblem(error, scoreNow);
