@@ -80,7 +80,7 @@ pub struct Settings {
     /// PEM file of the certificate's private key
     #[arg(long, value_name = "FILE", env = "VERDICT_TLS_KEY", help_heading = "Access")]
     pub tls_key: Option<PathBuf>,
-    /// Origins whose web pages may call this server (https://app.example), with commas between them; * for all [default: none]
+    /// Origins whose web pages may call this server (scheme and host, as in `https://app.example`), with commas between them; * for all [default: none]
     #[arg(long, value_name = "ORIGINS", env = "VERDICT_CORS_ORIGINS", help_heading = "Access")]
     pub cors_origins: Option<Origins>,
     /// Directory of a Hugging Face checkpoint (config.json, tokenizer.json, *.safetensors) [default: the embedded model]

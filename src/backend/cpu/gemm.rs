@@ -1,8 +1,8 @@
 //! Matrix products against packed weights.
 //!
 //! A weight of `n` outputs over depth `k` is stored once, at load, as panels of
-//! [`PANEL`] outputs, depth-major: `panel[k][16]`. A product packs its input
-//! rows the same way, [`ROWS`] at a time, and one register-blocked kernel runs
+//! `PANEL` outputs, depth-major: `panel[k][16]`. A product packs its input
+//! rows the same way, `ROWS` at a time, and one register-blocked kernel runs
 //! over both (the scheme of Goto and van de Geijn, 2008, with the weight side
 //! packed ahead).
 //!
@@ -127,7 +127,7 @@ kernel! {
     }
 }
 
-/// Input rows packed for the kernel: groups of [`ROWS`] rows, depth-major; the
+/// Input rows packed for the kernel: groups of `ROWS` rows, depth-major; the
 /// last group may be narrower.
 #[derive(Default)]
 pub struct PackedRows {
@@ -155,7 +155,7 @@ impl PackedRows {
     }
 }
 
-/// Packs up to [`ROWS`] rows depth-major: `to[k][row]`.
+/// Packs up to `ROWS` rows depth-major: `to[k][row]`.
 pub(super) fn pack_group(isa: Isa, from: &[f32], rows: usize, depth: usize, to: &mut [f32]) {
     match rows {
         1 => to[..depth].copy_from_slice(&from[..depth]),
@@ -190,7 +190,7 @@ pub struct Target<'a> {
     pub add: bool,
 }
 
-/// `target[:, ..] = x · w[columns]ᵀ + bias`. `columns` starts at a multiple of [`PANEL`].
+/// `target[:, ..] = x · w[columns]ᵀ + bias`. `columns` starts at a multiple of `PANEL`.
 pub fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, columns: Range<usize>, target: Target<'_>) {
     debug_assert_eq!(x.depth, w.depth);
     debug_assert_eq!(columns.start % PANEL, 0);
