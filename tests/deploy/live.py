@@ -153,10 +153,10 @@ def configuration(admin):
 
 class Prometheus:
     def __init__(self, port):
-        self.base = f"http://127.0.0.1:{port}/api/v1"
+        self.root = f"http://127.0.0.1:{port}"
 
     def get(self, path, **query):
-        url = f"{self.base}/{path}?{urllib.parse.urlencode(query)}"
+        url = f"{self.root}/api/v1/{path}?{urllib.parse.urlencode(query)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 return json.load(answer)
@@ -165,9 +165,9 @@ class Prometheus:
 
     def wait(self):
         for _ in range(300):
-            with contextlib.suppress(OSError):
-                if self.get("query", query="1")["status"] == "success":
-                    return
+            # Refused before it listens, and 503 until it has read its own log.
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.root}/-/ready", timeout=10):
+                return
             time.sleep(0.1)
         raise SystemExit("Prometheus did not start")
 
