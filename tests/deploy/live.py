@@ -90,7 +90,9 @@ class Load:
     def leave(self, chance):
         """Asks, and is gone before the answer; the pairs that wait are dropped."""
         body = json.dumps(self.body(chance, 40)).encode()
-        head = f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
         with socket.create_connection((self.host, self.port), timeout=30) as connection:
             connection.sendall(head.encode() + body)
             time.sleep(0.01)
@@ -142,9 +144,7 @@ def configuration(admin):
             "scrape_configs": [
                 {
                     "job_name": "verdict",
-                    "static_configs": [
-                        {"targets": [admin], "labels": {"namespace": "verdict", "pod": "verdict-0"}}
-                    ],
+                    "static_configs": [{"targets": [admin], "labels": {"namespace": "verdict", "pod": "verdict-0"}}],
                 }
             ],
         }
@@ -223,9 +223,7 @@ def check(binary):
     settings = report.DEPLOY / "kubernetes/base/verdict.toml"
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = stack.enter_context(
-            running([binary, "serve", "--config", settings, *FLAGS], stderr=subprocess.PIPE)
-        )
+        server = stack.enter_context(running([binary, "serve", "--config", settings, *FLAGS], stderr=subprocess.PIPE))
         main, admin = addresses(server)
         (folder / "prometheus.yml").write_text(configuration(admin))
         port = free_port()
@@ -253,7 +251,10 @@ def check(binary):
         load.stop()
         statuses = {200, 400, 429}
         lacking = statuses - set(load.statuses)
-        report.result("the load was answered, refused and found wrong", [f"no {status}" for status in lacking],
-                      str(dict(sorted(load.statuses.items()))))
+        report.result(
+            "the load was answered, refused and found wrong",
+            [f"no {status}" for status in lacking],
+            str(dict(sorted(load.statuses.items()))),
+        )
         server.send_signal(signal.SIGTERM)
         report.result("the server stops when told", [] if server.wait(timeout=60) == 0 else ["not with 0"])

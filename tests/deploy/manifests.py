@@ -49,7 +49,7 @@ def schema_problems(resources):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     kubernetes_validate.validate(resource, version, strict=True)
-            except Exception as error:  # of several kinds, none of which is to pass
+            except Exception as error:  # noqa: BLE001 (of several kinds, none of which is to pass)
                 yield f"{name}, Kubernetes {version}: {str(error).splitlines()[0]}"
 
 

@@ -42,7 +42,9 @@ def tool(name):
 
 def command(*words, stdin=None):
     """A program's problems: none, or what it said."""
-    done = subprocess.run([str(word) for word in words], input=stdin, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [str(word) for word in words], input=stdin, capture_output=True, text=True, timeout=300, check=False
+    )
     if done.returncode == 0:
         return done.stdout, []
     return done.stdout, [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
