@@ -84,6 +84,37 @@ deny() {
     fi
 }
 
+# The playground in a headless browser, against the binary that was built above.
+playground() {
+    step "playground: the page in Chromium"
+    local browser
+    browser=$(command -v "${CHROMIUM:-chromium}" || command -v chromium-browser || command -v google-chrome || true)
+    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+        skip "there is no node and npm"
+    elif [ -z "$browser" ]; then
+        skip "there is no Chromium"
+    elif ! npm --prefix tests/playground ci --no-audit --no-fund >/dev/null; then
+        skip "playwright-core cannot be had (tests/playground/package.json)"
+    else
+        cargo build --release
+        CHROMIUM="$browser" npm --prefix tests/playground test
+    fi
+}
+
+# The server against its own OpenAPI description.
+schema() {
+    step "OpenAPI: the server as it is described"
+    local python=${SCHEMA_PYTHON:-python3}
+    if ! command -v "$python" >/dev/null; then
+        skip "there is no python3"
+    elif ! "$python" -c 'import schemathesis' 2>/dev/null; then
+        skip "python3 has no schemathesis (tests/schema/requirements.txt)"
+    else
+        cargo build --release
+        "$python" tests/schema/run.py
+    fi
+}
+
 training() {
     step "training: Python tests"
     if ! command -v python3 >/dev/null; then
@@ -121,9 +152,9 @@ deploy() {
 
 for name in "${@:-all}"; do
     case "$name" in
-        all) fmt; tests; serve; lint; doc; deny; training; clients; deploy ;;
-        fmt | tests | serve | lint | doc | deny | training | clients | deploy) "$name" ;;
-        *) echo "no step $name; there are fmt, tests, serve, lint, doc, deny, training, clients, deploy" >&2; exit 2 ;;
+        all) fmt; tests; serve; playground; schema; lint; doc; deny; training; clients; deploy ;;
+        fmt | tests | serve | playground | schema | lint | doc | deny | training | clients | deploy) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, playground, schema, lint, doc, deny, training, clients, deploy" >&2; exit 2 ;;
     esac
 done
 printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"

@@ -13,6 +13,8 @@ pub enum Code {
     NotFound,
     /// The request is well formed but past a size limit.
     TooLarge,
+    /// The body is of a kind or an encoding that is not read here.
+    UnsupportedMedia,
     /// The queue is full or the predicted wait is past the deadline.
     Overloaded,
     /// A fault of ours. The cause is logged once and never sent.
@@ -41,11 +43,12 @@ pub struct Row {
 }
 
 /// Every code once: HTTP status, gRPC status, and whether a retry makes sense.
-pub const TABLE: [Row; 9] = [
+pub const TABLE: [Row; 10] = [
     row(Code::Invalid, "invalid", 400, 3, false),
     row(Code::Unauthenticated, "unauthenticated", 401, 16, false),
     row(Code::NotFound, "not_found", 404, 5, false),
     row(Code::TooLarge, "too_large", 413, 3, false),
+    row(Code::UnsupportedMedia, "unsupported_media_type", 415, 3, false),
     row(Code::Overloaded, "overloaded", 429, 8, true),
     row(Code::Internal, "internal", 500, 13, false),
     row(Code::Unimplemented, "unimplemented", 501, 12, false),

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     backend::{self, Device, Options},
-    config::{Config, DeviceName, LogFormat, ServeArgs},
+    config::{ApiKeys, Config, DeviceName, LogFormat, ServeArgs},
     error::{Error, Result},
     server::{self, Server},
 };
@@ -33,6 +33,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     runtime.shutdown_timeout(LINGER);
     result.map_err(|failure| {
         let exit = match &failure {
+            server::Failure::Settings(_) => Exit::Usage,
             server::Failure::Bind(_) => Exit::Bind,
             server::Failure::Model(_) => Exit::Model,
             server::Failure::Runtime(_) => Exit::Runtime,
@@ -44,9 +45,10 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
 async fn serve(config: Config) -> Result<(), server::Failure> {
     let stop = stop_signal().map_err(server::Failure::Runtime)?;
     let (model, options) = (config.model.clone(), options(&config));
+    let (tls, keys) = (config.access.tls.is_some(), config.access.keys.as_ref().map_or(0, ApiKeys::len));
     let server = Server::bind(config).await?;
     let (address, admin) = (server.address(), server.admin_address());
-    tracing::info!(%address, %admin, version = crate::VERSION, "listening");
+    tracing::info!(%address, %admin, tls, api_keys = keys, version = crate::VERSION, "listening");
     let load = move || {
         let model = Arc::new(open_model(model.as_deref())?);
         let backend = backend::open(&model, options)?;

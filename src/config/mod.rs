@@ -3,6 +3,7 @@
 //! [`Settings`] is one list of names for all three sources; each wins over the
 //! next: flag, environment, file, default.
 
+mod access;
 mod duration;
 mod settings;
 
@@ -19,6 +20,7 @@ use crate::{
     request::Limits,
 };
 
+pub use access::{Access, ApiKeys, Origins, TlsFiles};
 pub use duration::Span;
 pub use settings::{DeviceName, LogFormat, ServeArgs, Settings};
 
@@ -31,6 +33,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Whether `/metrics` is on the main port as well.
     pub metrics_on_main: bool,
+    /// Who may ask, and from where.
+    pub access: Access,
     /// Directory of the checkpoint; the embedded model if `None`.
     pub model: Option<PathBuf>,
     /// Where to compute.
@@ -83,6 +87,7 @@ impl Config {
             address: SocketAddr::new(host, settings.port.unwrap_or(8080)),
             admin: SocketAddr::new(settings.admin_host.unwrap_or(host), settings.admin_port.unwrap_or(9090)),
             metrics_on_main: settings.metrics_on_main.unwrap_or(true),
+            access: Access::read(&settings)?,
             model: settings.model.clone(),
             device: settings.device.unwrap_or_default(),
             threads: settings.threads.unwrap_or(0),

@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use serde::Deserialize;
 
-use super::Span;
+use super::{ApiKeys, Origins, Span};
 
 /// Arguments of `verdict serve`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -62,6 +62,27 @@ pub struct Settings {
     /// Serve /metrics on the main port as well [default: true]
     #[arg(long, value_name = "BOOL", env = "VERDICT_METRICS_ON_MAIN", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Address")]
     pub metrics_on_main: Option<bool>,
+    /// API keys, of which a request then needs one, with commas between them; --api-keys-file keeps them out of sight [default: none needed]
+    #[arg(
+        long,
+        value_name = "KEYS",
+        env = "VERDICT_API_KEYS",
+        hide_env_values = true,
+        help_heading = "Access"
+    )]
+    pub api_keys: Option<ApiKeys>,
+    /// File of API keys, one a line; lines that start with # are comments [default: none needed]
+    #[arg(long, value_name = "FILE", env = "VERDICT_API_KEYS_FILE", help_heading = "Access")]
+    pub api_keys_file: Option<PathBuf>,
+    /// PEM file of the certificate and its chain: the main port then speaks TLS [default: in clear]
+    #[arg(long, value_name = "FILE", env = "VERDICT_TLS_CERT", help_heading = "Access")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, value_name = "FILE", env = "VERDICT_TLS_KEY", help_heading = "Access")]
+    pub tls_key: Option<PathBuf>,
+    /// Origins whose web pages may call this server (https://app.example), with commas between them; * for all [default: none]
+    #[arg(long, value_name = "ORIGINS", env = "VERDICT_CORS_ORIGINS", help_heading = "Access")]
+    pub cors_origins: Option<Origins>,
     /// Directory of a Hugging Face checkpoint (config.json, tokenizer.json, *.safetensors) [default: the embedded model]
     #[arg(long, value_name = "DIR", env = "VERDICT_MODEL", help_heading = "Model")]
     pub model: Option<PathBuf>,
@@ -215,6 +236,11 @@ impl Settings {
             admin_host: self.admin_host.or(other.admin_host),
             admin_port: self.admin_port.or(other.admin_port),
             metrics_on_main: self.metrics_on_main.or(other.metrics_on_main),
+            api_keys: self.api_keys.or(other.api_keys),
+            api_keys_file: self.api_keys_file.or(other.api_keys_file),
+            tls_cert: self.tls_cert.or(other.tls_cert),
+            tls_key: self.tls_key.or(other.tls_key),
+            cors_origins: self.cors_origins.or(other.cors_origins),
             model: self.model.or(other.model),
             device: self.device.or(other.device),
             threads: self.threads.or(other.threads),

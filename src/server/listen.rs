@@ -8,10 +8,12 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::metrics::Metrics;
 
@@ -26,17 +28,29 @@ const STREAMS: u32 = 1024;
 /// HTTP/2 flow control windows, in bytes: room for a request of usual size in one go.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// How long the two sides may take to agree on TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// What every connection of a port needs.
+#[derive(Clone)]
+pub(crate) struct Port {
+    /// What answers requests.
+    pub(crate) front: Arc<Front>,
+    /// TLS, unless the port speaks in clear.
+    pub(crate) tls: Option<TlsAcceptor>,
+    /// How long a client may take to send a request's head.
+    pub(crate) read_timeout: Duration,
+}
 
 /// Serves `listener` until `stop` turns true; then closes idle connections, and
 /// returns when the others have answered what they were asked.
 pub(crate) async fn serve(
     listener: TcpListener,
-    front: Arc<Front>,
-    read_timeout: Duration,
+    port: Port,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let builder = builder(read_timeout);
+    let builder = builder(port.read_timeout);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -45,7 +59,7 @@ pub(crate) async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let open = Open::new(&metrics);
-                    let one = connection(stream, builder.clone(), Arc::clone(&front), stop.clone());
+                    let one = connection(stream, builder.clone(), port.clone(), stop.clone());
                     connections.spawn(async move {
                         one.await;
                         drop(open);
@@ -82,13 +96,34 @@ fn builder(read_timeout: Duration) -> auto::Builder<TokioExecutor> {
 async fn connection(
     stream: TcpStream,
     builder: auto::Builder<TokioExecutor>,
-    front: Arc<Front>,
+    port: Port,
     mut stop: watch::Receiver<bool>,
 ) {
     // Answers are small and written whole: waiting to fill a packet only delays them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
+    let Some(tls) = port.tls else { return requests(stream, builder, port.front, stop).await };
+    let agreed = tokio::select! {
+        biased;
+        () = told(&mut stop) => return,
+        agreed = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => agreed,
+    };
+    match agreed {
+        // Apart, so that a connection in clear does not carry the size of one that is not.
+        Ok(Ok(stream)) => Box::pin(requests(stream, builder, port.front, stop)).await,
+        Ok(Err(error)) => tracing::debug!(%error, "no TLS was agreed on"),
+        Err(_) => tracing::debug!("no TLS was agreed on in time"),
+    }
+}
+
+/// Answers a connection's requests until it ends, or until it is idle after the server was told to stop.
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    builder: auto::Builder<TokioExecutor>,
+    front: Arc<Front>,
+    mut stop: watch::Receiver<bool>,
+) {
     let service = service_fn(move |request| Arc::clone(&front).call(request));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

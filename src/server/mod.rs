@@ -4,11 +4,16 @@
 mod admin;
 mod call;
 mod dialects;
+mod embedded;
 mod front;
 pub mod grpc;
+mod guard;
 pub(crate) mod http;
 mod listen;
+mod openapi;
+mod playground;
 mod state;
+mod tls;
 
 use std::{
     future::Future,
@@ -18,10 +23,11 @@ use std::{
 };
 
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     backend::Backend,
-    config::Config,
+    config::{Access, Config},
     engine::{Engine, EngineGuard},
     error::{Code, Error, Result},
     metrics::Metrics,
@@ -40,6 +46,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Why a server ended; each has its exit code.
 #[derive(Debug)]
 pub enum Failure {
+    /// A file that the configuration names cannot be used.
+    Settings(Error),
     /// An address could not be bound.
     Bind(Error),
     /// The model was refused, or its probes failed.
@@ -52,7 +60,10 @@ impl Failure {
     /// What went wrong.
     pub fn error(&self) -> &Error {
         match self {
-            Failure::Bind(error) | Failure::Model(error) | Failure::Runtime(error) => error,
+            Failure::Settings(error)
+            | Failure::Bind(error)
+            | Failure::Model(error)
+            | Failure::Runtime(error) => error,
         }
     }
 }
@@ -63,6 +74,7 @@ pub struct Server {
     metrics: Arc<Metrics>,
     main: TcpListener,
     admin: TcpListener,
+    tls: Option<TlsAcceptor>,
     state: Arc<State>,
 }
 
@@ -79,13 +91,15 @@ impl Server {
     ///
     /// # Errors
     ///
+    /// [`Failure::Settings`], naming the file of TLS that cannot be used;
     /// [`Failure::Bind`], naming the address.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
+        let tls = config.access.tls.as_ref().map(tls::acceptor).transpose().map_err(Failure::Settings)?;
         let metrics = Arc::new(Metrics::default());
         let main = bind(config.address).await?;
         let admin = bind(config.admin).await?;
         let state = Arc::new(State::new(&config, Arc::clone(&metrics)));
-        Ok(Self { config, metrics, main, admin, state })
+        Ok(Self { config, metrics, main, admin, tls, state })
     }
 
     /// Where HTTP and gRPC are served.
@@ -119,8 +133,8 @@ impl Server {
     where
         L: FnOnce() -> Result<(Arc<Model>, Box<dyn Backend>)> + Send + 'static,
     {
-        let Self { config, metrics, main, admin, state } = self;
-        let ports = Ports::open(main, admin, &state).map_err(Failure::Runtime)?;
+        let Self { config, metrics, main, admin, tls, state } = self;
+        let ports = Ports::open(main, admin, tls, &config.access, &state).map_err(Failure::Runtime)?;
         tokio::pin!(stop);
         let started = tokio::select! {
             biased;
@@ -202,15 +216,26 @@ async fn finish(state: &State, grace: Duration, guard: EngineGuard, died: bool) 
 }
 
 impl Ports {
-    fn open(main: TcpListener, admin: TcpListener, state: &Arc<State>) -> Result<Self> {
-        let front = Front::new(http::router(Arc::clone(state)), Some(grpc::router(state)?));
+    fn open(
+        main: TcpListener,
+        admin: TcpListener,
+        tls: Option<TlsAcceptor>,
+        access: &Access,
+        state: &Arc<State>,
+    ) -> Result<Self> {
+        let routes = guard::http_routes(http::router(Arc::clone(state)), access, state);
+        let calls = guard::grpc_routes(grpc::router(state)?, access, state);
+        let read_timeout = state.read_timeout;
+        let main_port = listen::Port { front: Front::new(routes, Some(calls)), tls, read_timeout };
+        // For the operator's own network: in clear, and no key is asked for.
         let admin_front = Front::new(admin::router(Arc::clone(state)), None);
+        let admin_port = listen::Port { front: admin_front, tls: None, read_timeout };
         let (stop_main, told_main) = watch::channel(false);
         let (stop_admin, told_admin) = watch::channel(false);
-        let (timeout, metrics) = (state.read_timeout, &state.metrics);
+        let metrics = &state.metrics;
         Ok(Self {
-            main: tokio::spawn(listen::serve(main, front, timeout, Arc::clone(metrics), told_main)),
-            admin: tokio::spawn(listen::serve(admin, admin_front, timeout, Arc::clone(metrics), told_admin)),
+            main: tokio::spawn(listen::serve(main, main_port, Arc::clone(metrics), told_main)),
+            admin: tokio::spawn(listen::serve(admin, admin_port, Arc::clone(metrics), told_admin)),
             stop_main,
             stop_admin,
         })

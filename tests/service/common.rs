@@ -214,6 +214,11 @@ impl Answer {
         String::from_utf8(self.body.to_vec()).expect("text")
     }
 
+    /// What of it is text.
+    pub(crate) fn text_lossy(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("text"))
     }

@@ -1,7 +1,9 @@
 //! The service end to end: a real server on free ports, asked over HTTP and
 //! gRPC, with a stub in place of the model's arithmetic.
 
+mod access;
 mod bad_input;
+mod bodies;
 mod common;
 mod dialect_errors;
 mod dialect_shapes;
@@ -10,6 +12,7 @@ mod explain;
 mod grpc;
 mod http;
 mod overload;
+mod pages;
 mod process;
 mod shutdown;
 mod tei_grpc;

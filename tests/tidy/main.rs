@@ -6,6 +6,7 @@
 mod code;
 mod house;
 mod licences;
+mod openapi;
 mod placement;
 mod wire;
 

@@ -33,7 +33,7 @@ const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 35] = [
+const TABLE: [(&str, Place); 40] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -41,6 +41,7 @@ const TABLE: [(&str, Place); 35] = [
     ("candle-nn", Only(REFERENCE)),
     ("candle-transformers", Only(REFERENCE)),
     ("clap", Only(&["src/main.rs", "src/cli/", "src/config/"])),
+    ("flate2", Only(&["src/server/http/body/"])),
     ("futures", Only(&["src/server/", "src/service/", "src/cli/"])),
     ("half", Only(COMPUTE)),
     ("http-body-util", Only(SERVER)),
@@ -56,9 +57,11 @@ const TABLE: [(&str, Place); 35] = [
     ("serde", But(PURE)),
     ("serde_json", But(PURE)),
     ("serde_path_to_error", Only(&["src/server/http/", "src/cli/"])),
+    ("subtle", Only(&["src/server/guard.rs"])),
     ("thiserror", Only(&["src/error.rs"])),
     ("tokenizers", Only(&["src/tokenize.rs", "src/tokenize/"])),
     ("tokio", Only(&["src/server/", "src/service/", "src/engine/job.rs", "src/engine/mod.rs", "src/cli/"])),
+    ("tokio-rustls", Only(SERVER)),
     ("tokio-stream", Only(&["src/server/", "src/cli/"])),
     ("toml", Only(&["src/profile.rs", "src/profile/", "src/config/"])),
     ("tonic", Only(GRPC)),
@@ -66,9 +69,11 @@ const TABLE: [(&str, Place); 35] = [
     ("tonic-prost", Only(GRPC)),
     ("tonic-reflection", Only(GRPC)),
     ("tower", Only(SERVER)),
+    ("tower-http", Only(&["src/server/guard.rs"])),
     ("tracing", But(PURE)),
     ("tracing-subscriber", Only(&["src/cli/"])),
     ("uuid", Only(SERVER)),
+    ("zstd", Only(&["src/server/http/body/"])),
 ];
 
 /// Dependencies that only code made from the protobuf files names.

@@ -8,11 +8,11 @@ use crate::{
     read, report, sources,
 };
 
-type Names = BTreeSet<String>;
+pub(crate) type Names = BTreeSet<String>;
 
 const PROTO: &str = "proto/relevance/v1/relevance.proto";
-const READS: &str = "src/server/http/wire.rs";
-const WRITES: &str = "src/server/http/write.rs";
+pub(crate) const READS: &str = "src/server/http/wire.rs";
+pub(crate) const WRITES: &str = "src/server/http/write.rs";
 const REGISTER: &str = "src/metrics/register.rs";
 
 /// A message, the Rust item that reads or writes its JSON, and what only one side has.
@@ -65,7 +65,7 @@ fn message(proto: &str, name: &str) -> Option<Names> {
 }
 
 /// The item that starts with `head`, from there to its end.
-fn item<'a>(text: &'a str, head: &str) -> Option<&'a str> {
+pub(crate) fn item<'a>(text: &'a str, head: &str) -> Option<&'a str> {
     let from = text.match_indices(head).map(|(at, _)| at).find(|&at| {
         let after = text[at + head.len()..].chars().next();
         !after.is_some_and(|c| c.is_alphanumeric() || c == '_')
@@ -74,7 +74,7 @@ fn item<'a>(text: &'a str, head: &str) -> Option<&'a str> {
 }
 
 /// The JSON names that an item of Rust reads or writes: a struct's fields, an implementation's entries.
-fn json(item: &str) -> Names {
+pub(crate) fn json(item: &str) -> Names {
     if item.starts_with("struct") {
         let bare = code(item);
         let fields = bare.lines().skip(1).filter_map(|line| line.trim().split_once(": "));

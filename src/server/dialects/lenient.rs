@@ -1,7 +1,7 @@
 //! What real clients write and serde alone would refuse: flags and counts as
 //! strings, one text where many may be, documents that are objects.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -9,26 +9,44 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use crate::request::{Body, Document};
+use crate::{
+    error::{Error, Result as Checked},
+    request::{Body, Document},
+    server::http::unique::Unique,
+};
 
 /// The names in a body's outermost object, and whether each has a value other than null.
 #[derive(Default)]
-pub(super) struct Keys(Vec<(String, bool)>);
+pub(super) struct Keys {
+    names: Vec<(String, bool)>,
+    /// What is wrong with a body that its own type may not see.
+    fault: Option<String>,
+}
 
 impl Keys {
     /// Those of a body; none if it is not an object, which its parser will tell better.
     pub(super) fn of(body: &[u8]) -> Self {
-        serde_json::from_slice(body).unwrap_or_default()
+        serde_json::from_slice(body)
+            .unwrap_or_else(|_| Self { names: Vec::new(), fault: Some("expected an object".to_owned()) })
+    }
+
+    /// That the body is an object in which no name is repeated, be it one that is not read.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid`, naming what is repeated.
+    pub(super) fn check(&self) -> Checked<()> {
+        self.fault.as_ref().map_or(Ok(()), |fault| Err(Error::invalid("body", fault)))
     }
 
     /// Whether the name is there. A client that knows a field may send it as null.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|(key, _)| key == name)
+        self.names.iter().any(|(key, _)| key == name)
     }
 
     /// The names with a value.
     pub(super) fn given(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(|(_, given)| *given).map(|(key, _)| key.as_str())
+        self.names.iter().filter(|(_, given)| *given).map(|(key, _)| key.as_str())
     }
 }
 
@@ -44,11 +62,14 @@ impl<'de> Deserialize<'de> for Keys {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
-                let mut keys = Vec::new();
+                let (mut keys, mut seen) = (Keys::default(), HashSet::new());
                 while let Some((key, value)) = map.next_entry::<String, Option<IgnoredAny>>()? {
-                    keys.push((key, value.is_some()));
+                    if !seen.insert(key.clone()) {
+                        keys.fault = Some(format!("duplicate field `{key}`"));
+                    }
+                    keys.names.push((key, value.is_some()));
                 }
-                Ok(Keys(keys))
+                Ok(keys)
             }
         }
 
@@ -94,14 +115,35 @@ pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     }
 }
 
-/// A document: a string, or an object that the profile renders.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a string or an object")]
+/// A document: a string, or an object that the profile renders; no name in it is repeated.
 pub(super) enum Text {
     /// As it is.
     Plain(String),
     /// `text` and what else there is.
     Fields(Map<String, Value>),
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Unique::deserialize(deserializer)?.0 {
+            Value::String(text) => Ok(Self::Plain(text)),
+            Value::Object(fields) => Ok(Self::Fields(fields)),
+            _ => Err(de::Error::custom("expected a string or an object")),
+        }
+    }
+}
+
+/// Any value in which no object has a name twice.
+pub(super) fn value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    Ok(Unique::deserialize(deserializer)?.0)
+}
+
+/// An object of such values.
+pub(super) fn object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
+    match value(deserializer)? {
+        Value::Object(entries) => Ok(entries),
+        _ => Err(de::Error::custom("expected an object")),
+    }
 }
 
 impl From<Text> for Document {

@@ -119,7 +119,11 @@ async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<B
     let Exchange { body, keys, timeout } = exchange;
     let service = call.service()?;
     let arrived = Arrived { keys: &keys, profile: service.profile() };
-    let (mut request, kept) = parse::<D>(&body)?.read(&arrived)?;
+    let (mut request, kept) = {
+        let body = parse::<D>(&body)?;
+        keys.check()?;
+        body.read(&arrived)?
+    };
     if let Some(timeout) = timeout {
         request.limit_deadline(timeout);
     }
@@ -199,8 +203,20 @@ pub(super) fn routes() -> Router<Arc<State>> {
 /// An error, of a request that reached no handler or that broke it, as the clients
 /// of `path` read it; `None` if it is no dialect's route.
 pub(super) fn refuse(path: &str, error: &crate::error::Error) -> Option<Response<Body>> {
-    let route = ROUTES.iter().find(|route| route.path == path)?;
+    let route = ROUTES.iter().find(|route| leads(route.path, path))?;
     Some(refusal::refuse(route.shape, Fields::default(), error))
+}
+
+/// Whether a path is one of a route; `{…}` in it stands for any part.
+fn leads(route: &str, path: &str) -> bool {
+    let (mut route, mut path) = (route.split('/'), path.split('/'));
+    loop {
+        match (route.next(), path.next()) {
+            (None, None) => return true,
+            (Some(named), Some(part)) if named.starts_with('{') || named == part => {}
+            _ => return false,
+        }
+    }
 }
 
 async fn serve(state: &Arc<State>, route: &'static Route, request: Request<Body>) -> Response<Body> {
@@ -234,4 +250,22 @@ async fn exchange(call: &mut Call, request: Request<Body>) -> Result<Exchange> {
     let body = body::read(&head.headers, body, call.state()).await?;
     let keys = Keys::of(&body);
     Ok(Exchange { body, keys, timeout: http::timeout(&head.headers)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_to_their_routes() {
+        let found = |path: &str| ROUTES.iter().find(|route| leads(route.path, path)).map(|route| route.path);
+        for route in &ROUTES {
+            assert_eq!(found(route.path), Some(route.path));
+        }
+        let vendor = "/v1/retrieval/{vendor}/{model}/reranking";
+        assert_eq!(found("/v1/retrieval/nvidia/reranker/reranking"), Some(vendor));
+        for path in ["/score", "/rerank/", "/v1/retrieval/a/b/c/reranking", "/", ""] {
+            assert_eq!(found(path), None, "{path}");
+        }
+    }
 }

@@ -16,16 +16,9 @@ use super::{
 
 #[derive(Deserialize)]
 pub(super) struct Body {
-    query: Query,
+    query: lenient::Text,
     passages: Vec<lenient::Text>,
     truncate: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected {\"text\": …} or a string")]
-enum Query {
-    Object { text: String },
-    Plain(String),
 }
 
 #[derive(Serialize)]
@@ -46,7 +39,13 @@ impl Dialect for Body {
     type Kept = ();
 
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, ())> {
-        let (Query::Object { text: query } | Query::Plain(query)) = self.query;
+        let query = match self.query {
+            lenient::Text::Plain(query) => query,
+            lenient::Text::Fields(mut fields) => match fields.remove("text") {
+                Some(serde_json::Value::String(query)) => query,
+                _ => return Err(Error::invalid("query", "expected {\"text\": …} or a string")),
+            },
+        };
         // NIM refuses what is too long unless it is told to cut.
         let truncation = match self.truncate.as_deref() {
             None | Some("NONE") => Truncation::Error,

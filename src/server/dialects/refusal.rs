@@ -79,7 +79,7 @@ pub(super) fn refuse(shape: Shape, fields: Fields, error: &Error) -> Response<Bo
     }
     let mut response = http::json(http::write::bytes(&body));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    http::retry_after(response.headers_mut(), &error);
+    http::advise(response.headers_mut(), &error);
     response
 }
 
@@ -95,9 +95,12 @@ fn status(shape: Shape, code: Code) -> u16 {
 /// TEI's names: clients wait and retry on `Overloaded`.
 fn tei_type(code: Code) -> &'static str {
     match code {
-        Code::Invalid | Code::TooLarge | Code::NotFound | Code::Unauthenticated | Code::Unimplemented => {
-            "Validation"
-        }
+        Code::Invalid
+        | Code::TooLarge
+        | Code::UnsupportedMedia
+        | Code::NotFound
+        | Code::Unauthenticated
+        | Code::Unimplemented => "Validation",
         Code::Overloaded | Code::DeadlineExceeded => "Overloaded",
         Code::Internal => "Backend",
         Code::Unavailable => "Unhealthy",
@@ -107,7 +110,7 @@ fn tei_type(code: Code) -> &'static str {
 /// The names of vLLM and SGLang.
 fn openai_type(code: Code) -> &'static str {
     match code {
-        Code::Invalid | Code::TooLarge => "BadRequestError",
+        Code::Invalid | Code::TooLarge | Code::UnsupportedMedia => "BadRequestError",
         Code::Unauthenticated => "AuthenticationError",
         Code::NotFound => "NotFoundError",
         Code::Overloaded => "RateLimitError",

@@ -10,11 +10,13 @@ use crate::{
     service::ScoreResponse,
 };
 
-use super::{Arrived, Dialect, Fields, Shape, in_order, rows::rows};
+use super::{Arrived, Dialect, Fields, Shape, in_order, lenient, rows::rows};
 
 #[derive(Deserialize)]
 pub(super) struct Body {
+    #[serde(deserialize_with = "lenient::value")]
     state: Value,
+    #[serde(deserialize_with = "lenient::object")]
     questions: Map<String, Value>,
 }
 

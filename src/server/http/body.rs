@@ -1,10 +1,12 @@
 //! Reading a request's body, within bounds of size and time.
 
+mod inflate;
+
 use axum::{
     body::Body,
     http::{
         HeaderMap,
-        header::{CONTENT_LENGTH, CONTENT_TYPE},
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
 use bytes::{Bytes, BytesMut};
@@ -15,26 +17,34 @@ use crate::{
     server::state::State,
 };
 
-/// The whole body of a JSON request.
+pub(super) use inflate::ENCODINGS;
+use inflate::Encoding;
+
+/// The whole body of a JSON request, inflated if it was sent compressed.
 ///
 /// # Errors
 ///
-/// `Invalid` for another content type or a connection that breaks, `TooLarge`
-/// past the limit, `DeadlineExceeded` if the client takes too long to send it.
+/// `UnsupportedMedia` for another content type or encoding, `Invalid` for a
+/// connection that breaks or a body that does not inflate, `TooLarge` past the
+/// limit as sent or as inflated, `DeadlineExceeded` if the client takes too long
+/// to send it.
 pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &State) -> Result<Bytes> {
     check_type(headers)?;
+    let encoding = Encoding::of(headers.get(CONTENT_ENCODING))?;
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if let Some(length) = announced
         && length > state.body_bytes
     {
         return Err(Error::too_large("body", "bytes", state.body_bytes, length));
     }
-    match tokio::time::timeout(state.read_timeout, collect(body, state.body_bytes)).await {
-        Ok(body) => body,
-        Err(_) => {
+    let body =
+        tokio::time::timeout(state.read_timeout, collect(body, state.body_bytes)).await.map_err(|_| {
             let message = format!("body: not sent within {} ms", state.read_timeout.as_millis());
-            Err(Error::new(Code::DeadlineExceeded, message))
-        }
+            Error::new(Code::DeadlineExceeded, message)
+        })??;
+    match encoding {
+        None => Ok(body),
+        Some(encoding) => inflate::inflate(encoding, body, state.body_bytes).await,
     }
 }
 
@@ -48,7 +58,8 @@ fn check_type(headers: &HeaderMap) -> Result<()> {
     if json {
         Ok(())
     } else {
-        Err(Error::invalid("content-type", format!("{value:?}, expected application/json")))
+        let message = format!("content-type: {value:?}, expected application/json");
+        Err(Error::new(Code::UnsupportedMedia, message))
     }
 }
 

@@ -1,9 +1,10 @@
-//! Native HTTP: `POST /score`, `GET /info`, `/v1/models`, `/health`, `/metrics`.
+//! Native HTTP: `POST /score`, `GET /info`, `/v1/models`, `/health`, `/metrics`; and the pages.
 
 pub(in crate::server) mod body;
 mod explain;
 pub(in crate::server) mod parse;
 mod problem;
+pub(crate) mod unique;
 pub(crate) mod wire;
 pub(crate) mod write;
 
@@ -29,12 +30,12 @@ use crate::{
 use super::{
     admin,
     call::{Call, RequestId},
-    dialects,
+    dialects, openapi, playground,
     state::State,
 };
 
 use problem::problem_with;
-pub(crate) use problem::{problem, retry_after};
+pub(crate) use problem::{advise, problem};
 
 const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 pub(in crate::server) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -50,6 +51,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     if state.metrics_on_main {
         router = router.route("/metrics", get(admin::metrics));
     }
+    router = router.merge(playground::routes()).merge(openapi::routes());
     router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(state)
 }
 
@@ -163,6 +165,7 @@ pub(crate) async fn method_not_allowed(
     response
 }
 
+/// The id that the request was given when it arrived.
 pub(in crate::server) fn id(request: &Request<Body>) -> RequestId {
     let made = || RequestId(HeaderValue::from_static("-"));
     request.extensions().get::<RequestId>().cloned().unwrap_or_else(made)

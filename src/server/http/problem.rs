@@ -4,12 +4,17 @@ use axum::{
     body::Body,
     http::{
         HeaderMap, HeaderValue, Response, StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER},
+        header::{ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
 };
 use serde::Serialize;
 
-use crate::{error::Error, server::call::RequestId};
+use crate::{
+    error::{Code, Error},
+    server::call::RequestId,
+};
+
+use super::body::ENCODINGS;
 
 #[derive(Serialize)]
 struct Problem<'a> {
@@ -55,12 +60,18 @@ pub(crate) fn problem_with(status: StatusCode, error: &Error, id: &RequestId) ->
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    retry_after(headers, error);
+    advise(headers, error);
     response
 }
 
-/// Tells when to try again, if the error says so.
-pub(crate) fn retry_after(headers: &mut HeaderMap, error: &Error) {
+/// Headers that tell a client what to do next: when to try again, how to show a
+/// key, which encodings are read.
+pub(crate) fn advise(headers: &mut HeaderMap, error: &Error) {
+    match error.code() {
+        Code::Unauthenticated => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+        Code::UnsupportedMedia => headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS)),
+        _ => None,
+    };
     if let Some(wait) = error.retry_after() {
         // Whole seconds, and never "at once".
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -75,7 +86,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::error::{Code, TABLE};
+    use crate::error::TABLE;
 
     async fn parts(error: &Error) -> (u16, Option<String>, serde_json::Value) {
         let response = problem(error, &RequestId(HeaderValue::from_static("r-1")));

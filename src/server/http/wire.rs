@@ -6,14 +6,17 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor},
 };
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use crate::{
     error::{Error, Result},
     request::{Document, ExplainRequest, Explained, Items, Pair, ScoreOptions, ScoreRequest, Truncation},
 };
 
-use super::parse::parse;
+use super::{
+    parse::parse,
+    unique::{Unique, repeated},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,12 +78,18 @@ impl<'de> Deserialize<'de> for DocumentBody {
                 let mut fields = Map::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if key == "id" {
-                        id = map.next_value::<Option<String>>()?;
+                        if id.replace(map.next_value::<Option<String>>()?).is_some() {
+                            return Err(repeated(&key));
+                        }
                     } else {
-                        fields.insert(key, map.next_value::<Value>()?);
+                        if fields.contains_key(&key) {
+                            return Err(repeated(&key));
+                        }
+                        let Unique(value) = map.next_value()?;
+                        fields.insert(key, value);
                     }
                 }
-                Ok(DocumentBody(Document::fields(fields).with_id(id)))
+                Ok(DocumentBody(Document::fields(fields).with_id(id.flatten())))
             }
         }
 
@@ -222,6 +231,37 @@ mod tests {
         assert!(message.starts_with("topn: unknown field `topn`, expected one of `model`"), "{message}");
         let message = refusal(r#"{"pairs": [{"query": "q", "document": "d", "doc": 1}]}"#);
         assert!(message.starts_with("pairs[0].doc: unknown field `doc`"), "{message}");
+    }
+
+    #[test]
+    fn a_field_twice_is_refused_by_name() {
+        for (body, message) in [
+            (r#"{"query": "a", "query": "b", "documents": ["d"]}"#, "body: duplicate field `query`"),
+            (
+                r#"{"query": "q", "documents": [{"id": "a", "t": "x", "id": "b"}]}"#,
+                "documents[0]: duplicate field `id`",
+            ),
+            (r#"{"query": "q", "documents": [{"t": "x", "t": "y"}]}"#, "documents[0]: duplicate field `t`"),
+            (
+                r#"{"query": "q", "documents": [{"t": {"u": 1, "u": 2}}]}"#,
+                "documents[0].t: duplicate field `u`",
+            ),
+        ] {
+            assert!(refusal(body).starts_with(message), "{}", refusal(body));
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_where_it_is_too_deep() {
+        let deep = |depth: usize| {
+            format!(r#"{{"query": "q", "documents": [{{"t": {}{}}}]}}"#, "[".repeat(depth), "]".repeat(depth))
+        };
+        score(deep(100).as_bytes()).expect("deep, but not too deep");
+        for depth in [200, 100_000] {
+            let message = refusal(&deep(depth));
+            assert!(message.contains("recursion limit exceeded"), "{message}");
+            assert!(message.starts_with("documents[0].t[0]") && message.len() < 600, "{message}");
+        }
     }
 
     #[test]

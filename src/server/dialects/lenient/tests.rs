@@ -57,6 +57,19 @@ fn keys_are_seen_without_their_values() {
 }
 
 #[test]
+fn a_name_twice_and_what_is_no_object_are_refused() {
+    let check = |body: &[u8]| Keys::of(body).check().map_err(|error| error.message().to_owned());
+    assert_eq!(check(br#"{"a": 1, "b": {"a": 2}}"#), Ok(()));
+    assert_eq!(check(br#"{"a": 1, "b": 2, "a": 3}"#), Err("body: duplicate field `a`".into()));
+    assert_eq!(check(br#"["query", ["text"], null]"#), Err("body: expected an object".into()));
+    let text = |body: &str| serde_json::from_str::<Text>(body).err().map(|error| error.to_string());
+    assert_eq!(text(r#"{"text": "x"}"#), None);
+    let message = text(r#"{"text": {"u": 1, "u": 2}}"#).expect("refused");
+    assert!(message.starts_with("duplicate field `u`"), "{message}");
+    assert!(text("5").expect("refused").starts_with("expected a string or an object"));
+}
+
+#[test]
 fn named_fields_alone_are_read() {
     let texts = || -> Vec<Text> {
         let body = json!(["plain", {"title": "t", "text": "x", "n": 5}]);
