@@ -137,11 +137,24 @@ clients() {
     fi
 }
 
+# What is in deploy/, with the tools that will read it (tests/deploy/requirements.txt).
+deploy() {
+    step "deploy: rules, dashboard, manifests"
+    if ! command -v python3 >/dev/null; then
+        skip "there is no python3"
+    else
+        local python=python3
+        [ -x .venv/deploy/bin/python ] && python=.venv/deploy/bin/python
+        cargo build --release --locked
+        "$python" tests/deploy/run.py "${CARGO_TARGET_DIR:-target}/release/verdict"
+    fi
+}
+
 for name in "${@:-all}"; do
     case "$name" in
-        all) fmt; tests; serve; playground; schema; lint; doc; deny; training; clients ;;
-        fmt | tests | serve | playground | schema | lint | doc | deny | training | clients) "$name" ;;
-        *) echo "no step $name; there are fmt, tests, serve, playground, schema, lint, doc, deny, training, clients" >&2; exit 2 ;;
+        all) fmt; tests; serve; playground; schema; lint; doc; deny; training; clients; deploy ;;
+        fmt | tests | serve | playground | schema | lint | doc | deny | training | clients | deploy) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, playground, schema, lint, doc, deny, training, clients, deploy" >&2; exit 2 ;;
     esac
 done
 printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"
