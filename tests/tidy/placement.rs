@@ -33,7 +33,7 @@ const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 40] = [
+const TABLE: [(&str, Place); 41] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -48,6 +48,7 @@ const TABLE: [(&str, Place); 40] = [
     ("hyper", Only(SERVER)),
     ("hyper-util", Only(SERVER)),
     ("indicatif", Only(&["src/cli/"])),
+    ("libc", Only(&["src/backend/cpu/amx.rs"])),
     ("memmap2", Only(&["src/model/weights.rs"])),
     ("prometheus", Only(&["src/metrics/"])),
     ("prost", Only(GRPC)),

@@ -14,11 +14,11 @@ use std::{cell::RefCell, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    gemm::{DEPTH, pack_group},
     isa::{Isa, kernel},
     rows::exponentials,
     shared::SharedRows,
     tile::{PANEL, ROWS, tile},
+    vector::{DEPTH, pack_group},
 };
 use crate::engine::{kv::KvRef, tree::TokenTree};
 

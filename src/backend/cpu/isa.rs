@@ -2,7 +2,8 @@
 //! kernel once for each.
 //!
 //! Every kernel is plain Rust over fixed-size arrays with `mul_add`, so all the
-//! variants round alike: a score does not depend on the instruction set.
+//! variants round alike: a score does not depend on the instruction set. The one
+//! exception is [`Isa::Amx`], whose matrix products add in another order.
 
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL.
     Avx512,
+    /// The same with Intel's tile unit for bf16 (AMX), which `amx` runs products on.
+    Amx,
 }
 
 impl Isa {
@@ -26,6 +29,9 @@ impl Isa {
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 && super::amx::available() {
+                return Isa::Amx;
+            }
             if avx2 && avx512 {
                 return Isa::Avx512;
             }
@@ -42,7 +48,13 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "avx512, amx",
         }
+    }
+
+    /// Whether it has 32 vector registers of sixteen f32.
+    pub(super) fn is_avx512(self) -> bool {
+        matches!(self, Isa::Avx512 | Isa::Amx)
     }
 }
 
@@ -67,7 +79,7 @@ macro_rules! kernel {
             match isa {
                 // SAFETY: an Isa value other than Portable only comes from `Isa::detect`, which saw these features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::cpu::isa::Isa::Avx512 => unsafe { avx512 $(::<$($generic),+>)? ($($arg),*) },
+                $crate::backend::cpu::isa::Isa::Avx512 | $crate::backend::cpu::isa::Isa::Amx => unsafe { avx512 $(::<$($generic),+>)? ($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::cpu::isa::Isa::Avx2 => unsafe { avx2 $(::<$($generic),+>)? ($($arg),*) },

@@ -31,8 +31,9 @@ pub(super) fn open(model: &Model, threads: usize) -> Result<CpuBackend> {
     } else {
         Some(RowMatrix::new(checkpoint.tensor("lm_head.weight", &[vocabulary, hidden])?))
     };
-    let layers = threads
-        .install(|| (0..config.layers).map(|i| layer(checkpoint, &config, i)).collect::<Result<Vec<_>>>())?;
+    let layers = threads.install(|| {
+        (0..config.layers).map(|i| layer(isa, checkpoint, &config, i)).collect::<Result<Vec<_>>>()
+    })?;
     let head = Head {
         grades: model.profile.grades.iter().map(|grade| grade.token).collect(),
         log_sum_exp: true,
@@ -55,7 +56,7 @@ pub(super) fn open(model: &Model, threads: usize) -> Result<CpuBackend> {
     })
 }
 
-fn layer(checkpoint: &Checkpoint, config: &ModelConfig, index: usize) -> Result<Layer> {
+fn layer(isa: Isa, checkpoint: &Checkpoint, config: &ModelConfig, index: usize) -> Result<Layer> {
     let name = |part: &str| format!("model.layers.{index}.{part}");
     let hidden = config.hidden_size;
     let inner = config.intermediate_size;
@@ -71,7 +72,7 @@ fn layer(checkpoint: &Checkpoint, config: &ModelConfig, index: usize) -> Result<
             .map(|(part, outputs)| vector(checkpoint, &name(&format!("{part}.bias")), *outputs))
             .take(if bias { parts.len() } else { 0 })
             .collect::<Result<Vec<_>>>()?;
-        pack(&tensors, depth, bias.then(|| biases.concat()))
+        pack(isa, &tensors, depth, bias.then(|| biases.concat()))
     };
     let norm = |part: &str, width: usize| vector(checkpoint, &name(&format!("{part}.weight")), width);
     let head_norm = |part: &str| config.qk_norm.then(|| norm(part, config.head_dim)).transpose();
@@ -92,18 +93,18 @@ fn layer(checkpoint: &Checkpoint, config: &ModelConfig, index: usize) -> Result<
 }
 
 /// Packs tensors that share their input; mixed types (rare) meet in f32.
-fn pack(tensors: &[Tensor], depth: usize, bias: Option<Vec<f32>>) -> Result<PackedMatrix> {
+fn pack(isa: Isa, tensors: &[Tensor], depth: usize, bias: Option<Vec<f32>>) -> Result<PackedMatrix> {
     let dtype = tensors[0].dtype;
     if tensors.iter().all(|tensor| tensor.dtype == dtype) {
         let parts: Vec<&[u8]> = tensors.iter().map(Tensor::bytes).collect();
-        let packed = PackedMatrix::pack(dtype, depth, &parts, bias);
+        let packed = PackedMatrix::pack(isa, dtype, depth, &parts, bias);
         tensors.iter().for_each(Tensor::release);
         return Ok(packed);
     }
     let wide: Vec<Vec<u8>> =
         tensors.iter().map(|t| floats(t).iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let parts: Vec<&[u8]> = wide.iter().map(Vec::as_slice).collect();
-    Ok(PackedMatrix::pack(Dtype::F32, depth, &parts, bias))
+    Ok(PackedMatrix::pack(isa, Dtype::F32, depth, &parts, bias))
 }
 
 fn vector(checkpoint: &Checkpoint, name: &str, width: usize) -> Result<Vec<f32>> {

@@ -1,15 +1,19 @@
 //! The CPU backend: f32 arithmetic over weights in the checkpoint's own precision.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 pub mod gemm;
 mod head;
 pub mod isa;
 mod load;
+mod panels;
 mod pass;
 pub mod peak;
 mod rows;
 mod shared;
 mod tile;
+mod vector;
 
 use crate::{
     engine::{kv::BLOCK_TOKENS, tree::TokenTree},

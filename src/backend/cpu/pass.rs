@@ -98,9 +98,9 @@ impl<'a> Pass<'a> {
     }
 
     /// Packs `normed` once for all the products that read it.
-    fn pack_normed(&mut self) {
-        if !self.packed_is_normed {
-            self.work.packed.pack(self.isa, &self.work.normed, self.rows.len(), self.config.hidden_size);
+    fn pack_normed(&mut self, w: &PackedMatrix) {
+        if !self.packed_is_normed || !self.work.packed.fits(w) {
+            self.work.packed.pack(self.isa, &self.work.normed, self.rows.len(), w);
             self.packed_is_normed = true;
         }
     }
@@ -108,7 +108,7 @@ impl<'a> Pass<'a> {
     /// residual += input · wᵀ
     fn add_to_residual(&mut self, w: &PackedMatrix, input: fn(&Workspace) -> &Vec<f32>) {
         let mut packed = std::mem::take(&mut self.work.packed);
-        packed.pack(self.isa, input(self.work), self.rows.len(), w.depth());
+        packed.pack(self.isa, input(self.work), self.rows.len(), w);
         self.packed_is_normed = false;
         let target = Target { stride: w.outputs(), column: 0, add: true, buffer: &mut self.work.residual };
         product(self.isa, &packed, w, 0..w.outputs(), target);
@@ -206,8 +206,8 @@ impl Ops for Pass<'_> {
     }
 
     fn keys_values(&mut self, layer: usize) -> Result<()> {
-        self.pack_normed();
         let weights = &self.layers[layer];
+        self.pack_normed(&weights.qkv);
         let (width, first) = (self.kv_width(), self.q_width());
         let mut kv = std::mem::take(&mut self.work.kv);
         let rows = sized(&mut kv, self.rows.len() * width);
@@ -239,8 +239,8 @@ impl Ops for Pass<'_> {
     }
 
     fn queries(&mut self, layer: usize) -> Result<()> {
-        self.pack_normed();
         let weights = &self.layers[layer];
+        self.pack_normed(&weights.qkv);
         let width = self.q_width();
         let mut q = std::mem::take(&mut self.work.q);
         let rows = sized(&mut q, self.rows.len() * width);
@@ -275,8 +275,8 @@ impl Ops for Pass<'_> {
     }
 
     fn mlp(&mut self, layer: usize) -> Result<()> {
-        self.pack_normed();
         let weights = &self.layers[layer];
+        self.pack_normed(&weights.gate_up);
         let inner = self.config.intermediate_size;
         let count = self.rows.len();
         let both = sized(&mut self.work.gate_up, count * 2 * inner);

@@ -39,7 +39,7 @@ fn chains(isa: Isa, steps: usize) -> usize {
         #[expect(unsafe_code, reason = "calls functions compiled for instructions that Isa::detect found")]
         match isa {
             // SAFETY: an Isa other than Portable comes from `Isa::detect`, which saw the features.
-            Isa::Avx512 => {
+            Isa::Avx512 | Isa::Amx => {
                 unsafe { avx512(black_box(steps)) };
                 return steps * CHAINS * 16;
             }
