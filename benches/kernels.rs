@@ -37,7 +37,7 @@ fn main() {
         "{:>6} {:>6} {:>6} {:>5} {:>10} {:>8} {:>7} {:>7}",
         "rows", "out", "depth", "type", "ms", "GFLOP/s", "of peak", "by CPU"
     );
-    for dtype in [Dtype::BF16] {
+    for dtype in [Dtype::F32, Dtype::BF16] {
         for (m, n, k) in [
             (2200, 4096, 1024),
             (2200, 1024, 2048),

@@ -48,7 +48,7 @@ const TABLE: [(&str, Place); 41] = [
     ("hyper", Only(SERVER)),
     ("hyper-util", Only(SERVER)),
     ("indicatif", Only(&["src/cli/"])),
-    ("libc", Only(&["src/backend/cpu/amx.rs"])),
+    ("libc", Only(&["src/backend/cpu/amx/mod.rs"])),
     ("memmap2", Only(&["src/model/weights.rs"])),
     ("prometheus", Only(&["src/metrics/"])),
     ("prost", Only(GRPC)),

@@ -17,7 +17,7 @@ use super::{
     isa::{Isa, kernel},
     rows::exponentials,
     shared::SharedRows,
-    tile::{PANEL, ROWS, tile},
+    tile::{PAIR, PANEL, ROWS, tiles},
     vector::{DEPTH, pack_group},
 };
 use crate::engine::{kv::KvRef, tree::TokenTree};
@@ -154,7 +154,12 @@ impl<P: Past> Inputs<'_, P> {
 
         let seen = self.keys_seen(self.pair(task, from + R - 1).0).next_multiple_of(PANEL);
         scratch.scores.resize(R * seen, 0.0);
-        scores::<R>(self.isa, &scratch.packed[..R * dim], &scratch.keys, dim, &mut scratch.scores, seen);
+        let (queries, keys) = (&scratch.packed[..R * dim], &scratch.keys);
+        if self.isa.is_avx512() {
+            scores::<R, PAIR>(self.isa, queries, keys, dim, &mut scratch.scores, seen);
+        } else {
+            scores::<R, 1>(self.isa, queries, keys, dim, &mut scratch.scores, seen);
+        }
         let mut sums = [0.0; R];
         for (i, sum) in sums.iter_mut().enumerate() {
             let valid = self.keys_seen(self.pair(task, from + i).0);
@@ -163,10 +168,9 @@ impl<P: Past> Inputs<'_, P> {
         scratch.weights.resize(R * seen, 0.0);
         pack_group(self.isa, &scratch.scores, R, seen, &mut scratch.weights);
 
-        let padded = gathered.next_multiple_of(PANEL);
-        for panel in 0..self.shape.padded_dim() / PANEL {
-            let values = &scratch.values[panel * padded * PANEL..][..seen * PANEL];
-            let tile = weighted::<R>(self.isa, &scratch.weights, values);
+        let stride = gathered.next_multiple_of(PANEL) * PANEL;
+        let values = |panel: usize| &scratch.values[panel * stride..][..seen * PANEL];
+        let keep = |panel: usize, tile: &[[f32; PANEL]; R]| {
             let columns = PANEL.min(dim - panel * PANEL);
             for i in 0..R {
                 let (row, head) = self.pair(task, from + i);
@@ -175,6 +179,18 @@ impl<P: Past> Inputs<'_, P> {
                 let to = unsafe { out.slice(row * width + head * dim + panel * PANEL, columns) };
                 to.iter_mut().zip(&tile[i]).for_each(|(to, sum)| *to = sum / sums[i]);
             }
+        };
+        let panels = self.shape.padded_dim() / PANEL;
+        let mut panel = 0;
+        while self.isa.is_avx512() && panel + PAIR <= panels {
+            let pair = [values(panel), values(panel + 1)];
+            let tiles = weighted::<R, PAIR>(self.isa, &scratch.weights, pair);
+            tiles.iter().enumerate().for_each(|(i, tile)| keep(panel + i, tile));
+            panel += PAIR;
+        }
+        for panel in panel..panels {
+            let [tile] = weighted::<R, 1>(self.isa, &scratch.weights, [values(panel)]);
+            keep(panel, &tile);
         }
     }
 
@@ -215,26 +231,42 @@ impl<P: Past> Inputs<'_, P> {
 }
 
 kernel! {
-    /// `out[r, j] = queries[r] · keys[j]` for the first `seen` keys, a multiple of [`PANEL`].
-    fn scores<const R: usize>(queries: &[f32], keys: &[f32], dim: usize, out: &mut [f32], seen: usize) {
-        for (panel, keys) in keys.chunks_exact(dim * PANEL).take(seen / PANEL).enumerate() {
-            let tile = tile::<R>(queries, keys);
+    /// `out[r, j] = queries[r] · keys[j]` for the first `seen` keys, a multiple of [`PANEL`]; `P` panels
+    /// of keys at a time.
+    fn scores<const R: usize, const P: usize>(queries: &[f32], keys: &[f32], dim: usize, out: &mut [f32], seen: usize) {
+        let panel = |i: usize| keys[i * dim * PANEL..(i + 1) * dim * PANEL].as_chunks::<PANEL>().0;
+        let panels = seen / PANEL;
+        let mut at = 0;
+        while at + P <= panels {
+            let [tile] = tiles::<R, 1, P>([queries], std::array::from_fn(|i| panel(at + i)));
             for (r, row) in tile.iter().enumerate() {
-                out[r * seen + panel * PANEL..][..PANEL].copy_from_slice(row);
+                out[r * seen + at * PANEL..][..P * PANEL]
+                    .as_chunks_mut::<PANEL>().0.iter_mut().zip(row).for_each(|(to, sums)| *to = sums.0);
+            }
+            at += P;
+        }
+        for at in at..panels {
+            let [tile] = tiles::<R, 1, 1>([queries], [panel(at)]);
+            for (r, row) in tile.iter().enumerate() {
+                out[r * seen + at * PANEL..][..PANEL].copy_from_slice(&row[0].0);
             }
         }
     }
 }
 
 kernel! {
-    /// Sum of values by weight, in blocks of [`DEPTH`] absolute positions.
-    fn weighted<const R: usize>(weights: &[f32], values: &[f32]) -> [[f32; PANEL]; R] {
-        let mut sums = [[0.0; PANEL]; R];
-        for (weights, values) in weights.chunks(DEPTH * R).zip(values.chunks(DEPTH * PANEL)) {
-            let part = tile::<R>(weights, values);
-            for r in 0..R {
-                for j in 0..PANEL {
-                    sums[r][j] += part[r][j];
+    /// Sums of `P` panels of values by weight, in blocks of [`DEPTH`] absolute positions.
+    fn weighted<const R: usize, const P: usize>(weights: &[f32], values: [&[f32]; P]) -> [[[f32; PANEL]; R]; P] {
+        let mut sums = [[[0.0; PANEL]; R]; P];
+        let values = values.map(|values| values.as_chunks::<PANEL>().0);
+        for (block, weights) in weights.chunks(DEPTH * R).enumerate() {
+            let rows = block * DEPTH..block * DEPTH + weights.len() / R;
+            let [tile] = tiles::<R, 1, P>([weights], values.map(|values| &values[rows.clone()]));
+            for (p, sums) in sums.iter_mut().enumerate() {
+                for r in 0..R {
+                    for j in 0..PANEL {
+                        sums[r][j] += tile[r][p].0[j];
+                    }
                 }
             }
         }

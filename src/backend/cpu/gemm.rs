@@ -14,7 +14,6 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::isa::Isa;
 pub use super::panels::PackedMatrix;
@@ -29,10 +28,9 @@ pub struct PackedRows {
     /// For vectors: groups of `ROWS` rows, depth-major; the last group may be narrower.
     pub(super) values: Vec<f32>,
     /// For the tile unit: see [`amx::cut`].
-    #[cfg(target_arch = "x86_64")]
     tiles: Vec<amx::Tile>,
-    pub(super) rows: usize,
-    pub(super) depth: usize,
+    rows: usize,
+    depth: usize,
     /// Whether the rows lie in `tiles`.
     tiled: bool,
 }
@@ -42,7 +40,6 @@ impl PackedRows {
     pub fn pack(&mut self, isa: Isa, x: &[f32], rows: usize, w: &PackedMatrix) {
         let depth = w.depth();
         (self.rows, self.depth, self.tiled) = (rows, depth, w.is_tiled());
-        #[cfg(target_arch = "x86_64")]
         if self.tiled {
             let len = amx::parts_len(rows, depth);
             if self.tiles.len() < len {
@@ -57,6 +54,11 @@ impl PackedRows {
         groups.zip(x[..rows * depth].par_chunks(ROWS * depth)).for_each(|(to, from)| {
             pack_group(isa, from, from.len() / depth, depth, to);
         });
+    }
+
+    /// Number of rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Whether these rows are packed as products with `w` need them.
@@ -77,7 +79,8 @@ pub struct Target<'a> {
     pub add: bool,
 }
 
-/// `target[:, ..] = x · w[columns]ᵀ + bias`. `columns` starts at a multiple of `PANEL`.
+/// `target[:, ..] = x · w[columns]ᵀ + bias`. `columns` starts at a multiple of `PANEL`. For a gated `w`,
+/// all columns: `target[:, i] = silu(x · gate[i] + bias) · (x · up[i] + bias)`, half as many.
 pub fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, columns: Range<usize>, target: Target<'_>) {
     debug_assert!(x.fits(w));
     debug_assert_eq!(columns.start % PANEL, 0);
@@ -86,7 +89,6 @@ pub fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, columns: Range<usize>
     let out = SharedRows::new(buffer);
     let product = Product { isa, x, w, columns, out: &out, stride, column, add };
     match &w.panels {
-        #[cfg(target_arch = "x86_64")]
         Panels::Bf16Tiles(tiles) => amx::run(&product, &x.tiles, tiles, panels),
         _ => vector::run(&product, panels),
     }
@@ -105,12 +107,18 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
+    /// Whether gate and up alternate by panels, and only the activated product is wanted.
+    pub(super) fn gated(&self) -> bool {
+        self.w.is_gated()
+    }
+
     /// Where the outputs of `panels` panels from `panel` on go, for rows from `row` on. `partial`: an
     /// earlier depth block is there already.
     pub(super) fn place(&self, row: usize, panel: usize, panels: usize, partial: bool) -> Place {
         let first = panel * PANEL;
+        let column = if self.gated() { first / 2 } else { first - self.columns.start };
         Place {
-            at: row * self.stride + self.column + first - self.columns.start,
+            at: row * self.stride + self.column + column,
             stride: self.stride,
             width: (panels * PANEL).min(self.columns.end - first),
             add: self.add || partial,

@@ -1,9 +1,12 @@
 //! The head: logits at answer rows, read from the checkpoint's own row-major
 //! matrix, so that a tied or mapped embedding is held once.
 
+use std::ops::Range;
+
 use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
+use super::amx::{self, Answers};
 use super::isa::{Isa, kernel};
 use crate::model::weights::{Dtype, Tensor};
 
@@ -75,17 +78,33 @@ impl RowMatrix {
         if rows == 0 {
             return Vec::new();
         }
+        let tiled =
+            isa == Isa::Amx && self.tensor.dtype == Dtype::BF16 && self.width.is_multiple_of(amx::BLOCK);
+        let answers = tiled.then(|| Answers::new(x, self.width));
         let chunks: Vec<Vec<Partial>> = (0..self.rows().div_ceil(CHUNK))
             .into_par_iter()
-            .map(|chunk| self.chunk(isa, chunk * CHUNK..((chunk + 1) * CHUNK).min(self.rows()), x, rows))
+            .map(|chunk| chunk * CHUNK..((chunk + 1) * CHUNK).min(self.rows()))
+            .map(|ids| self.chunk(isa, ids, x, answers.as_ref()))
             .collect();
         (0..rows).map(|row| combine(chunks.iter().map(|chunk| chunk[row]))).collect()
     }
 
-    fn chunk(&self, isa: Isa, ids: std::ops::Range<usize>, x: &[f32], rows: usize) -> Vec<Partial> {
+    /// As many of the first ids' logits as the tile unit takes; returns their number.
+    fn tile_logits(&self, ids: &Range<usize>, answers: Option<&Answers>, logits: &mut [f32]) -> usize {
+        let Some(answers) = answers else { return 0 };
+        const AT_A_TIME: usize = 32;
+        let done = ids.len() / AT_A_TIME * AT_A_TIME;
+        let bytes = self.width * self.tensor.dtype.size();
+        amx::logits(&self.tensor.bytes()[ids.start * bytes..][..done * bytes], answers, logits, ids.len());
+        done
+    }
+
+    fn chunk(&self, isa: Isa, ids: Range<usize>, x: &[f32], answers: Option<&Answers>) -> Vec<Partial> {
+        let rows = x.len() / self.width;
         let mut weights = vec![0.0; self.width];
         let mut logits = vec![0.0; ids.len() * rows];
-        for (i, id) in ids.clone().enumerate() {
+        let done = self.tile_logits(&ids, answers, &mut logits);
+        for (i, id) in ids.clone().enumerate().skip(done) {
             self.read(isa, id, &mut weights);
             for (row, x) in x.chunks_exact(self.width).enumerate() {
                 logits[row * ids.len() + i] = dot(isa, &weights, x);

@@ -92,12 +92,15 @@ fn layer(isa: Isa, checkpoint: &Checkpoint, config: &ModelConfig, index: usize) 
     })
 }
 
-/// Packs tensors that share their input; mixed types (rare) meet in f32.
+/// Packs tensors that share their input; mixed types (rare) meet in f32. Two are an MLP's gate and up.
 fn pack(isa: Isa, tensors: &[Tensor], depth: usize, bias: Option<Vec<f32>>) -> Result<PackedMatrix> {
     let dtype = tensors[0].dtype;
     if tensors.iter().all(|tensor| tensor.dtype == dtype) {
         let parts: Vec<&[u8]> = tensors.iter().map(Tensor::bytes).collect();
-        let packed = PackedMatrix::pack(isa, dtype, depth, &parts, bias);
+        let packed = match parts[..] {
+            [gate, up] => PackedMatrix::pack_gated(isa, dtype, depth, [gate, up], bias),
+            _ => PackedMatrix::pack(isa, dtype, depth, &parts, bias),
+        };
         tensors.iter().for_each(Tensor::release);
         return Ok(packed);
     }

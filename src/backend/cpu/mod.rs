@@ -1,6 +1,5 @@
 //! The CPU backend: f32 arithmetic over weights in the checkpoint's own precision.
 
-#[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
 pub mod gemm;

@@ -3,7 +3,6 @@
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::isa::{Isa, kernel};
 use super::tile::{Lanes, PANEL, align, widen};
@@ -15,6 +14,7 @@ pub struct PackedMatrix {
     depth: usize,
     pub(super) panels: Panels,
     pub(super) bias: Option<Vec<f32>>,
+    gated: bool,
 }
 
 /// `panel[depth][16]`, one panel after the other.
@@ -23,7 +23,6 @@ pub(super) enum Panels {
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
     /// bf16 for the tile unit: by panel and depth block, `tile[depth / 2][16][2]`.
-    #[cfg(target_arch = "x86_64")]
     Bf16Tiles(Vec<amx::Tile>),
 }
 
@@ -31,16 +30,47 @@ impl PackedMatrix {
     /// Packs row-major weights `[rows, depth]` given as parts that follow each other by rows
     /// (q, k, v, say), all of one `dtype`, as little-endian bytes.
     pub fn pack(isa: Isa, dtype: Dtype, depth: usize, parts: &[&[u8]], bias: Option<Vec<f32>>) -> Self {
-        let rows: Vec<&[u8]> =
-            parts.iter().flat_map(|part| part.chunks_exact(depth * dtype.size())).collect();
+        let rows = parts.iter().flat_map(|part| part.chunks_exact(depth * dtype.size())).collect();
+        Self::pack_rows(isa, dtype, depth, rows, bias)
+    }
+
+    /// Packs an MLP's gate and up weights. Where they can be computed panel beside panel, products with the
+    /// result are gated ([`super::gemm::product`]); else gate's outputs come first, then up's.
+    pub fn pack_gated(
+        isa: Isa,
+        dtype: Dtype,
+        depth: usize,
+        parts: [&[u8]; 2],
+        bias: Option<Vec<f32>>,
+    ) -> Self {
+        let panel = PANEL * depth * dtype.size();
+        let whole = parts[0].len() == parts[1].len() && parts[0].len().is_multiple_of(panel);
+        if !(isa == Isa::Amx && dtype == Dtype::BF16 && whole) {
+            return Self::pack(isa, dtype, depth, &parts, bias);
+        }
+        let [gate, up] = parts.map(|part| part.chunks_exact(panel));
+        let rows = gate.zip(up).flat_map(|(gate, up)| [gate, up]);
+        let rows = rows.flat_map(|panel| panel.chunks_exact(depth * dtype.size())).collect();
+        let bias = bias.map(|bias| {
+            let (gate, up) = bias.split_at(bias.len() / 2);
+            gate.chunks(PANEL)
+                .zip(up.chunks(PANEL))
+                .flat_map(|(gate, up)| [gate, up])
+                .flatten()
+                .copied()
+                .collect()
+        });
+        Self { gated: true, ..Self::pack_rows(isa, dtype, depth, rows, bias) }
+    }
+
+    fn pack_rows(isa: Isa, dtype: Dtype, depth: usize, rows: Vec<&[u8]>, bias: Option<Vec<f32>>) -> Self {
         let panels = match dtype {
             Dtype::F32 => Panels::F32(align(&interleave(&rows, depth, f32::from_le_bytes))),
             Dtype::F16 => Panels::F16(interleave(&rows, depth, f16::from_le_bytes)),
-            #[cfg(target_arch = "x86_64")]
             Dtype::BF16 if isa == Isa::Amx => Panels::Bf16Tiles(amx::weight_tiles(&rows, depth)),
             Dtype::BF16 => Panels::Bf16(interleave(&rows, depth, bf16::from_le_bytes)),
         };
-        Self { outputs: rows.len(), depth, panels, bias }
+        Self { outputs: rows.len(), depth, panels, bias, gated: false }
     }
 
     /// Number of outputs.
@@ -55,10 +85,12 @@ impl PackedMatrix {
 
     /// Whether these weights are laid out for the tile unit.
     pub(super) fn is_tiled(&self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return matches!(self.panels, Panels::Bf16Tiles(_));
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+        matches!(self.panels, Panels::Bf16Tiles(_))
+    }
+
+    /// Whether products with these weights are gated.
+    pub(super) fn is_gated(&self) -> bool {
+        self.gated
     }
 
     /// Bytes held.
@@ -67,7 +99,6 @@ impl PackedMatrix {
             Panels::F32(p) => size_of_val(p.as_slice()),
             Panels::F16(p) => p.len() * 2,
             Panels::Bf16(p) => p.len() * 2,
-            #[cfg(target_arch = "x86_64")]
             Panels::Bf16Tiles(p) => size_of_val(p.as_slice()),
         }
     }
@@ -91,7 +122,6 @@ impl PackedMatrix {
                 scratch.iter_mut().zip(from).for_each(|(to, from)| from.convert_to_f32_slice(&mut to.0));
             }
             Panels::Bf16(all) => expand_bf16(isa, &all[values], scratch),
-            #[cfg(target_arch = "x86_64")]
             Panels::Bf16Tiles(_) => unreachable!("tiles are never expanded"),
         }
         scratch

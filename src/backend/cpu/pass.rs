@@ -279,14 +279,19 @@ impl Ops for Pass<'_> {
         self.pack_normed(&weights.gate_up);
         let inner = self.config.intermediate_size;
         let count = self.rows.len();
-        let both = sized(&mut self.work.gate_up, count * 2 * inner);
-        let target = Target { buffer: both, stride: 2 * inner, column: 0, add: false };
-        product(self.isa, &self.work.packed, &weights.gate_up, 0..2 * inner, target);
         let activated = sized(&mut self.work.activated, count * inner);
-        let rows = activated.par_chunks_exact_mut(inner).with_min_len(TASK_ROWS);
-        rows.zip(self.work.gate_up.par_chunks_exact(2 * inner)).for_each(|(to, both)| {
-            rows::silu_mul(self.isa, &both[..inner], &both[inner..], to);
-        });
+        if weights.gate_up.is_gated() {
+            let target = Target { buffer: activated, stride: inner, column: 0, add: false };
+            product(self.isa, &self.work.packed, &weights.gate_up, 0..2 * inner, target);
+        } else {
+            let both = sized(&mut self.work.gate_up, count * 2 * inner);
+            let target = Target { buffer: both, stride: 2 * inner, column: 0, add: false };
+            product(self.isa, &self.work.packed, &weights.gate_up, 0..2 * inner, target);
+            let rows = activated.par_chunks_exact_mut(inner).with_min_len(TASK_ROWS);
+            rows.zip(self.work.gate_up.par_chunks_exact(2 * inner)).for_each(|(to, both)| {
+                rows::silu_mul(self.isa, &both[..inner], &both[inner..], to);
+            });
+        }
         self.add_to_residual(&weights.down, |work| &work.activated);
         Ok(())
     }

@@ -9,11 +9,16 @@ const LANES: usize = 16;
 
 /// Sum of the lanes, in halves: the order is part of the result.
 #[inline(always)]
-pub(super) fn add_lanes<const N: usize>(mut lanes: [f32; N]) -> f32 {
+pub(super) fn add_lanes<const N: usize>(lanes: [f32; N]) -> f32 {
+    halve(lanes, |a, b| a + b)
+}
+
+#[inline(always)]
+fn halve<const N: usize>(mut lanes: [f32; N], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = N / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] += lanes[i + width];
+            lanes[i] = join(lanes[i], lanes[i + width]);
         }
         width /= 2;
     }
@@ -83,11 +88,17 @@ kernel! {
     }
 }
 
+/// x · sigmoid(x)
+#[inline(always)]
+pub(super) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
 kernel! {
     /// to = silu(gate) · up, element by element.
     pub(super) fn silu_mul(gate: &[f32], up: &[f32], to: &mut [f32]) {
         for ((to, gate), up) in to.iter_mut().zip(gate).zip(up) {
-            *to = *gate / (1.0 + exp(-*gate)) * up;
+            *to = silu(*gate) * up;
         }
     }
 }
@@ -95,10 +106,9 @@ kernel! {
 kernel! {
     /// In place over `scores[..valid]`: e^(x - max); the rest becomes 0. Returns the sum.
     pub(super) fn exponentials(scores: &mut [f32], valid: usize) -> f32 {
-        let (live, dead) = scores.split_at_mut(valid);
-        dead.fill(0.0);
+        scores[valid..].fill(f32::NEG_INFINITY);
         let mut max = [f32::NEG_INFINITY; LANES];
-        let (chunks, tail) = live.as_chunks::<LANES>();
+        let (chunks, tail) = scores.as_chunks::<LANES>();
         for chunk in chunks {
             for i in 0..LANES {
                 max[i] = if chunk[i] > max[i] { chunk[i] } else { max[i] };
@@ -107,9 +117,9 @@ kernel! {
         for (max, x) in max.iter_mut().zip(tail) {
             *max = if *x > *max { *x } else { *max };
         }
-        let max = max.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let max = halve(max, |a, b| if b > a { b } else { a });
         let mut lanes = [0.0f32; LANES];
-        let (chunks, tail) = live.as_chunks_mut::<LANES>();
+        let (chunks, tail) = scores.as_chunks_mut::<LANES>();
         for chunk in chunks {
             for i in 0..LANES {
                 chunk[i] = exp(chunk[i] - max);

@@ -87,10 +87,3 @@ pub(super) fn tiles<const R: usize, const G: usize, const P: usize>(
     }
     sums
 }
-
-/// One register block: `R` packed rows against one panel block.
-#[inline(always)]
-pub(super) fn tile<const R: usize>(a: &[f32], b: &[f32]) -> [[f32; PANEL]; R] {
-    let [tile] = tiles::<R, 1, 1>([a], [b.as_chunks::<PANEL>().0]);
-    tile.map(|[row]| row.0)
-}

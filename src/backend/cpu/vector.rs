@@ -44,7 +44,7 @@ kernel! {
 
 /// Every output of `product`, by tasks of row groups and panels.
 pub(super) fn run(product: &Product<'_>, panels: Range<usize>) {
-    let groups = product.x.rows.div_ceil(ROWS);
+    let groups = product.x.rows().div_ceil(ROWS);
     let row_tasks = groups.div_ceil(TASK_ROW_PANELS);
     let column_tasks = panels.len().div_ceil(TASK_COLUMN_PANELS);
     (0..row_tasks * column_tasks).into_par_iter().for_each(|task| {
@@ -79,7 +79,7 @@ impl Strip<'_> {
         EXPANDED.with_borrow_mut(|scratch| {
             for from in (0..self.product.w.depth()).step_by(DEPTH) {
                 let mut at = panels.start;
-                if self.product.x.rows <= WIDE_ROWS {
+                if self.product.x.rows() <= WIDE_ROWS {
                     at = self.side_by_side::<WIDE>(&groups, at..panels.end, from, scratch);
                 } else if self.product.isa.is_avx512() {
                     at = self.side_by_side::<PAIR>(&groups, at..panels.end, from, scratch);
@@ -100,7 +100,8 @@ impl Strip<'_> {
         let len = DEPTH.min(self.product.w.depth() - from);
         let mut panel = panels.start;
         while panel + P <= panels.end {
-            if let (Panels::Bf16(all), true) = (&self.product.w.panels, self.product.x.rows <= DIRECT_ROWS) {
+            if let (Panels::Bf16(all), true) = (&self.product.w.panels, self.product.x.rows() <= DIRECT_ROWS)
+            {
                 let start = |i| ((panel + i) * self.product.w.depth() + from) * PANEL;
                 let blocks: [&[[bf16; PANEL]]; P] =
                     std::array::from_fn(|i| all[start(i)..start(i) + len * PANEL].as_chunks().0);
@@ -135,14 +136,14 @@ impl Strip<'_> {
         let width = place(groups.start).width;
         let bias = if from + len == depth { self.product.bias(panel, width) } else { None };
         // Two groups at once where there are registers for them: half the reads of the weights.
-        let full = x.rows / ROWS;
+        let full = x.rows() / ROWS;
         while P <= PAIR && isa.is_avx512() && groups.start + 2 <= groups.end.min(full) {
             let a = [part(groups.start, ROWS), part(groups.start + 1, ROWS)];
             write::<ROWS, 2, P>(isa, a, b, out, place(groups.start), bias);
             groups.start += 2;
         }
         for group in groups {
-            let rows = ROWS.min(x.rows - group * ROWS);
+            let rows = ROWS.min(x.rows() - group * ROWS);
             let (a, place) = ([part(group, rows)], place(group));
             match rows {
                 1 => write::<1, 1, P>(isa, a, b, out, place, bias),
