@@ -210,8 +210,13 @@ impl<P: Past> Inputs<'_, P> {
                 for (to, x) in panel[at % PANEL..].iter_mut().step_by(PANEL).zip(key) {
                     *to = *x;
                 }
-                for (panel, value) in value.chunks(PANEL).enumerate() {
-                    scratch.values[(panel * padded + at) * PANEL..][..value.len()].copy_from_slice(value);
+                let (whole, tail) = value.as_chunks::<PANEL>();
+                let panels = scratch.values.as_chunks_mut::<PANEL>().0;
+                for (panel, value) in whole.iter().enumerate() {
+                    panels[panel * padded + at] = *value;
+                }
+                if !tail.is_empty() {
+                    panels[whole.len() * padded + at][..tail.len()].copy_from_slice(tail);
                 }
             }
             at += 1;

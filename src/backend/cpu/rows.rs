@@ -31,7 +31,8 @@ fn halve<const N: usize>(mut lanes: [f32; N], join: impl Fn(f32, f32) -> f32) ->
 pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, clamped));
     let mut p = 1.987_569_1e-4_f32;
     p = p.mul_add(r, 1.398_2e-3);
@@ -40,7 +41,8 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 0.166_666_66);
     p = p.mul_add(r, 0.5);
     let y = p.mul_add(r * r, r) + 1.0;
-    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // The lowest bits of `shifted` are n, and the bits above fall off: no conversion, which would check its range.
+    let scale = f32::from_bits((shifted.to_bits().wrapping_add(127)) << 23);
     if x < -87.0 { 0.0 } else { y * scale }
 }
 
