@@ -44,8 +44,15 @@ fn main() {
     let runs = std::env::var("VERDICT_BENCH_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
     let a = prompts(&model.config, 1, 75, DOCUMENT);
     let b = prompts(&model.config, 20, PREFIX, DOCUMENT);
-    report("A: 1 pair", &mut backend, &model.config, &[&a], peak, runs);
+    // For a profile of one kind of work: VERDICT_BENCH_WORK=B, and many runs.
+    let only_b = std::env::var("VERDICT_BENCH_WORK").is_ok_and(|work| work == "B");
+    if !only_b {
+        report("A: 1 pair", &mut backend, &model.config, &[&a], peak, runs);
+    }
     let shared = report("B: 1 x 20, shared", &mut backend, &model.config, &[&b], peak, runs);
+    if only_b {
+        return;
+    }
     check(&mut backend, &b);
     let singles: Vec<Vec<Vec<u32>>> = b.iter().map(|prompt| vec![prompt.clone()]).collect();
     let singles: Vec<&Vec<Vec<u32>>> = singles.iter().collect();

@@ -14,7 +14,7 @@ use std::{cell::RefCell, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    isa::{Isa, kernel},
+    isa::{Isa, kernel, prefetch},
     rows::exponentials,
     shared::SharedRows,
     tile::{PAIR, PANEL, ROWS, tiles},
@@ -24,6 +24,8 @@ use crate::engine::{kv::KvRef, tree::TokenTree};
 
 /// Queries of a long segment are shared out in pieces of this many rows.
 const TASK_ROWS: usize = 128;
+/// Rows of keys and values that are fetched ahead of the one that is gathered.
+const GATHER_AHEAD: usize = 4;
 
 /// The shape of one layer's attention.
 #[derive(Clone, Copy, Debug)]
@@ -177,19 +179,19 @@ impl<P: Past> Inputs<'_, P> {
                 // SAFETY: a (row, head) belongs to one task.
                 #[expect(unsafe_code, reason = "tasks write disjoint heads of disjoint rows")]
                 let to = unsafe { out.slice(row * width + head * dim + panel * PANEL, columns) };
-                to.iter_mut().zip(&tile[i]).for_each(|(to, sum)| *to = sum / sums[i]);
+                to.copy_from_slice(&tile[i][..columns]);
             }
         };
         let panels = self.shape.padded_dim() / PANEL;
         let mut panel = 0;
         while self.isa.is_avx512() && panel + PAIR <= panels {
             let pair = [values(panel), values(panel + 1)];
-            let tiles = weighted::<R, PAIR>(self.isa, &scratch.weights, pair);
+            let tiles = weighted::<R, PAIR>(self.isa, &scratch.weights, pair, sums);
             tiles.iter().enumerate().for_each(|(i, tile)| keep(panel + i, tile));
             panel += PAIR;
         }
         for panel in panel..panels {
-            let [tile] = weighted::<R, 1>(self.isa, &scratch.weights, [values(panel)]);
+            let [tile] = weighted::<R, 1>(self.isa, &scratch.weights, [values(panel)], sums);
             keep(panel, &tile);
         }
     }
@@ -198,11 +200,13 @@ impl<P: Past> Inputs<'_, P> {
     fn gather(&self, task: &Task, keys: usize, scratch: &mut Scratch) {
         let Shape { kv_heads, head_dim: dim, .. } = self.shape;
         let padded = keys.next_multiple_of(PANEL);
-        // Stale numbers may stay behind `keys` in the last panel: make them zero, not NaN.
-        scratch.keys.clear();
+        // What lies behind `keys` in the last panel has weight zero: make it zero too, not a stale NaN.
         scratch.keys.resize(padded * dim, 0.0);
-        scratch.values.clear();
+        scratch.keys[(padded - PANEL) * dim..].fill(0.0);
         scratch.values.resize(padded * self.shape.padded_dim(), 0.0);
+        for panel in scratch.values.chunks_exact_mut(padded * PANEL) {
+            panel[keys * PANEL..].fill(0.0);
+        }
         let mut at = 0;
         let mut put = |key: &[f32], value: &[f32]| {
             if at < keys {
@@ -228,9 +232,16 @@ impl<P: Past> Inputs<'_, P> {
             }
         }
         let stride = 2 * kv_heads * dim;
+        let (key_at, value_at) = (task.head * dim, (kv_heads + task.head) * dim);
         for row in path.iter().flat_map(|&segment| self.batch.segments[segment].rows.clone()) {
+            // A head's vectors lie a row apart, which no prefetcher of the processor follows.
+            for line in (0..dim).step_by(PANEL) {
+                let ahead = self.kv.as_ptr().wrapping_add((row + GATHER_AHEAD) * stride + line);
+                prefetch(ahead.wrapping_add(key_at));
+                prefetch(ahead.wrapping_add(value_at));
+            }
             let row = &self.kv[row * stride..(row + 1) * stride];
-            put(&row[task.head * dim..][..dim], &row[(kv_heads + task.head) * dim..][..dim]);
+            put(&row[key_at..][..dim], &row[value_at..][..dim]);
         }
     }
 }
@@ -260,18 +271,31 @@ kernel! {
 }
 
 kernel! {
-    /// Sums of `P` panels of values by weight, in blocks of [`DEPTH`] absolute positions.
-    fn weighted<const R: usize, const P: usize>(weights: &[f32], values: [&[f32]; P]) -> [[[f32; PANEL]; R]; P] {
+    /// Means of `P` panels of values by weight, in blocks of [`DEPTH`] absolute positions; `totals` are the
+    /// sums of the weights.
+    fn weighted<const R: usize, const P: usize>(
+        weights: &[f32], values: [&[f32]; P], totals: [f32; R],
+    ) -> [[[f32; PANEL]; R]; P] {
         let mut sums = [[[0.0; PANEL]; R]; P];
-        let values = values.map(|values| values.as_chunks::<PANEL>().0);
         for (block, weights) in weights.chunks(DEPTH * R).enumerate() {
             let rows = block * DEPTH..block * DEPTH + weights.len() / R;
-            let [tile] = tiles::<R, 1, P>([weights], values.map(|values| &values[rows.clone()]));
+            let mut panels: [&[[f32; PANEL]]; P] = [&[]; P];
+            for (panel, values) in panels.iter_mut().zip(&values) {
+                *panel = &values.as_chunks::<PANEL>().0[rows.clone()];
+            }
+            let [tile] = tiles::<R, 1, P>([weights], panels);
             for (p, sums) in sums.iter_mut().enumerate() {
                 for r in 0..R {
                     for j in 0..PANEL {
                         sums[r][j] += tile[r][p].0[j];
                     }
+                }
+            }
+        }
+        for sums in &mut sums {
+            for r in 0..R {
+                for j in 0..PANEL {
+                    sums[r][j] /= totals[r];
                 }
             }
         }
