@@ -50,7 +50,7 @@ class Verdict:
         self.grades = Checkpoint(args.model).names
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)
         command = [args.verdict, "serve", "--model", args.model, "--port", "0", "--admin-port", "0"]
-        command += ["--threads", str(args.threads), "--max-deadline", "10m", "--read-timeout", "1h"]
+        command += ["--threads", str(args.threads), "--max-deadline", "10m", "--read-timeout", "60m"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("VERDICT_")}
         self.process = subprocess.Popen(
             [str(word) for word in command], stderr=self.log, stdin=subprocess.DEVNULL, env=environment
