@@ -191,10 +191,7 @@ impl Service {
         let patience = request.options().deadline.unwrap_or(inner.limits.deadline).min(inner.limits.deadline);
         let deadline = arrived + patience;
         let (mut work, answers, options) = Work::new(request, keep, deadline, &inner.model.profile)?;
-        let load = Load {
-            queued_tokens: inner.engine.queued_tokens(),
-            tokens_per_second: inner.engine.tokens_per_second(),
-        };
+        let load = Load { pace: inner.engine.pace(), stalled: inner.engine.stalled() };
         work.admit(inner.admission.admit(answers.len(), work.bound(), Some(patience), load)?);
         let all = self.compute(work, answers, options, arrived, deadline);
         match tokio::time::timeout_at(deadline.into(), all).await {

@@ -1,6 +1,7 @@
 //! gRPC: `relevance.v1`, `tei.v1`, health, reflection. The same calls as HTTP, on the same port.
 
 mod from_wire;
+mod late;
 pub mod tei;
 mod to_wire;
 
@@ -37,6 +38,7 @@ pub mod pb {
     tonic::include_proto!("relevance.v1");
 }
 
+pub(super) use late::sent_within;
 use pb::relevance_service_server::{RelevanceService, RelevanceServiceServer};
 
 /// What reflection serves.
