@@ -257,3 +257,24 @@ fn next(backend: &mut dyn Backend, tokens: &[u32]) -> u32 {
         ref other => panic!("not a token: {other:?}"),
     }
 }
+
+#[test]
+fn a_model_that_is_replaced_under_the_server_stays_what_it_was() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(&golden).expect("golden files") {
+        let path = entry.expect("a file").path();
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("copied");
+    }
+    let model = Model::load(folder.path()).expect("loads");
+    let mut backend = open(&model, Options { threads: 1, ..Options::default() }).expect("opens");
+    let tokens: Vec<u32> = (20..75).collect();
+    let before = next(backend.as_mut(), &tokens);
+    // As tools write a checkpoint: beside it, and then renamed over it.
+    let new = folder.path().join("new");
+    std::fs::write(&new, b"another model").expect("written");
+    std::fs::rename(&new, folder.path().join("model.safetensors")).expect("renamed");
+    assert_eq!(next(backend.as_mut(), &tokens), before);
+    // What starts now sees the new one.
+    assert!(Model::load(folder.path()).and_then(|model| open(&model, Options::default())).is_err());
+}

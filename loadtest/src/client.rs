@@ -77,6 +77,7 @@ impl Client {
     pub(crate) async fn send(&self, ask: &Ask, number: usize) -> Outcome {
         let sent = match ask.way {
             Way::Http => futures::future::Either::Left(self.http(ask, "/score")),
+            Way::Rerank => futures::future::Either::Left(self.http(ask, "/rerank")),
             Way::Sse => futures::future::Either::Left(self.http(ask, "/score?explain=true")),
             Way::Grpc => futures::future::Either::Right(self.grpc(ask, number)),
         };

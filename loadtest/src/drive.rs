@@ -102,32 +102,65 @@ pub(crate) async fn step(
     tally
 }
 
-/// Clients that wait for each answer, for `span`; answers a second.
-pub(crate) async fn capacity(client: &Client, scenario: &Scenario, clients: usize, span: Duration) -> f64 {
+/// Clients that wait for each answer before they ask again, for `span`, without
+/// deadlines: what a server does at most, and how long each answer took.
+pub(crate) async fn waiting(
+    client: &Client,
+    scenario: &Scenario,
+    kinds: &[&Traffic],
+    clients: usize,
+    span: Duration,
+) -> Tally {
     let end = Instant::now() + span;
-    let answered = Arc::new(AtomicUsize::new(0));
+    let shared = Shared {
+        client: client.clone(),
+        tally: Arc::default(),
+        open: Arc::default(),
+        slo_ms: scenario.slo_ms,
+    };
     let running: Vec<_> = (0..clients)
         .map(|number| {
-            let (client, scenario, answered) = (client.clone(), scenario.clone(), Arc::clone(&answered));
+            let (one, kinds): (Shared, Vec<Traffic>) =
+                (shared.clone(), kinds.iter().map(|kind| (*kind).clone()).collect());
             tokio::spawn(async move {
                 let mut texts = Texts::new(1_000_003 * (number as u64 + 1));
                 let mut random = fastrand::Rng::with_seed(number as u64);
+                let kinds: Vec<&Traffic> = kinds.iter().collect();
                 while Instant::now() < end {
-                    let mut ask =
-                        texts.ask(choose(&scenario.traffic.iter().collect::<Vec<_>>(), &mut random));
+                    let mut ask = texts.ask(choose(&kinds, &mut random));
                     ask.relax();
-                    if matches!(client.send(&ask, number).await, Outcome::Ok(_)) && Instant::now() < end {
-                        answered.fetch_add(1, Ordering::Relaxed);
+                    let due = Instant::now();
+                    let outcome = one.client.send(&ask, number).await;
+                    if Instant::now() >= end {
+                        break;
+                    }
+                    one.tally().sent += 1;
+                    match outcome {
+                        Outcome::Ok(answer) => {
+                            one.tally().answered(
+                                &answer,
+                                due.elapsed(),
+                                Duration::ZERO,
+                                one.slo_ms,
+                                ask.pairs,
+                            );
+                        }
+                        Outcome::Refused(_) => one.tally().refused(due.elapsed(), false),
+                        Outcome::Unavailable => one.tally().unavailable += 1,
+                        Outcome::Late => one.tally().late += 1,
+                        Outcome::Failed(why) => one.tally().failure(why),
                     }
                 }
             })
         })
         .collect();
     for task in running {
-        // A client that broke has answered nothing more: the rate says so.
-        let _ = task.await;
+        if let Err(error) = task.await {
+            shared.tally().failure(format!("the client's fault: {error}"));
+        }
     }
-    answered.load(Ordering::Relaxed) as f64 / span.as_secs_f64()
+    let tally = shared.tally().clone();
+    tally
 }
 
 fn choose<'a>(traffic: &[&'a Traffic], random: &mut fastrand::Rng) -> &'a Traffic {

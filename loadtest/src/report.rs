@@ -191,8 +191,8 @@ fn table(name: &str, run: &Run) -> String {
         let wasted = 100.0 * step.server.wasted_tokens / step.server.computed_tokens.max(1.0);
         let _ = write!(
             html,
-            "<tr><td>{:.1}<td>{}<td>{}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{}<td>{:.1}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{shared:.0}<td>{wasted:.2}<td>{}</tr>",
-            step.rate,
+            "<tr><td>{}<td>{}<td>{}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{}<td>{:.1}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{shared:.0}<td>{wasted:.2}<td>{}</tr>",
+            step.clients.map_or(format!("{:.1}", step.rate), |clients| format!("{clients} waiting")),
             step.capacity.map(|times| format!("{times:.2}")).unwrap_or_default(),
             step.sent,
             step.answers_per_second,

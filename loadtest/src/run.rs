@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -39,8 +39,9 @@ pub(crate) struct Run {
 /// Runs a scenario against a server.
 pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
     let client = Client::new(&target.url)?;
-    let info: serde_json::Value = serde_json::from_str(&client.get(&format!("{}/info", target.url)).await?)
-        .context("/info is no JSON: is it a Verdict server?")?;
+    // Another program's server may have none.
+    let info = client.get(&format!("{}/info", target.url)).await?;
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap_or_default();
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     let mut run = Run {
         scenario: scenario.clone(),
@@ -56,7 +57,9 @@ pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
     };
     if scenario.calibration_seconds > 0.0 {
         let span = Duration::from_secs_f64(scenario.calibration_seconds);
-        let rate = drive::capacity(&client, scenario, scenario.calibration_clients, span).await;
+        let kinds: Vec<_> = scenario.traffic.iter().collect();
+        let tally = drive::waiting(&client, scenario, &kinds, scenario.calibration_clients, span).await;
+        let rate = tally.ok as f64 / scenario.calibration_seconds;
         eprintln!(
             "{}: {rate:.1} answers/s by {} clients that wait",
             scenario.name, scenario.calibration_clients
@@ -67,9 +70,15 @@ pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
     let (mut texts, mut random) = (Texts::new(scenario.seed), fastrand::Rng::with_seed(scenario.seed));
     for step in &scenario.step {
         let capacity = step.capacity.zip(run.capacity_per_second).map(|(times, rate)| times * rate);
-        let rate = step.rate.or(capacity).context("a step without a rate")?;
         let before = metrics(&client, target).await?;
-        let tally = drive::step(&client, scenario, step, rate, &mut texts, &mut random).await;
+        let rate = step.rate.or(capacity).unwrap_or(0.0);
+        let tally = match step.clients {
+            Some(clients) => {
+                let (kinds, span) = (scenario.kinds(step), Duration::from_secs_f64(step.seconds));
+                drive::waiting(&client, scenario, &kinds, clients, span).await
+            }
+            None => drive::step(&client, scenario, step, rate, &mut texts, &mut random).await,
+        };
         let after = match &target.admin {
             Some(admin) => Some(settled(&client, admin, SETTLE).await.unwrap_or_else(|error| {
                 run.broken.push(format!("{error:#}"));
@@ -78,7 +87,7 @@ pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
             None => None,
         };
         let delta = delta(before.as_ref(), after.as_ref(), target);
-        let outcome = tally.outcome(rate, step.seconds, step.capacity, delta);
+        let outcome = tally.outcome(rate, step, delta);
         eprintln!("{}", line(&outcome));
         if !step.warm_up {
             run.steps.push(outcome);
@@ -108,11 +117,13 @@ fn delta(before: Option<&Metrics>, after: Option<&Metrics>, target: &Target) -> 
 }
 
 fn line(step: &StepOutcome) -> String {
+    let load = step.clients.map_or(format!("{:.1}/s", step.rate), |clients| format!("{clients} waiting"));
     format!(
-        "{:8.1}/s {:5.0} s: ok {} good {:.1}/s p50 {:.1} p95 {:.1} p99 {:.1} ms | refused {} (p99 {:.1} ms) late {} left {} unavailable {} failed {} | reasons {} shed {} | wasted {:.2} %{}",
-        step.rate,
+        "{load:>12} {:5.0} s: ok {} ({:.1}/s, {:.1} pairs/s) good {:.1}/s p50 {:.1} p95 {:.1} p99 {:.1} ms | refused {} (p99 {:.1} ms) late {} left {} unavailable {} failed {} | reasons {} shed {} | wasted {:.2} %{}",
         step.seconds,
         step.ok,
+        step.answers_per_second,
+        step.pairs_per_second,
         step.goodput_per_second,
         step.latency.p50_ms,
         step.latency.p95_ms,
@@ -205,12 +216,10 @@ mod tests {
     fn step(good: u64, refused: u64, capacity: f64) -> StepOutcome {
         let mut tally = Tally { sent: good + refused, ok: good, good, refused, ..Tally::default() };
         tally.refusal.add(Duration::from_millis(3));
-        tally.outcome(
-            1.0,
-            1.0,
-            Some(capacity),
-            ServerDelta { computed_tokens: 100.0, wasted_tokens: 1.0, ..ServerDelta::default() },
-        )
+        let step: crate::scenario::Step =
+            toml::from_str(&format!("seconds = 1.0\ncapacity = {capacity:?}")).expect("a step");
+        let server = ServerDelta { computed_tokens: 100.0, wasted_tokens: 1.0, ..ServerDelta::default() };
+        tally.outcome(1.0, &step, server)
     }
 
     #[test]

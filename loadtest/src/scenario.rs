@@ -46,6 +46,8 @@ pub(crate) enum Way {
     Sse,
     /// `relevance.v1`, Score.
     Grpc,
+    /// `POST /rerank`, as other rerank servers have it: to compare with them.
+    Rerank,
 }
 
 /// One kind of request.
@@ -89,6 +91,9 @@ pub(crate) struct Step {
     /// Times the measured capacity.
     #[serde(default)]
     pub(crate) capacity: Option<f64>,
+    /// So many clients that wait for each answer, in place of a rate.
+    #[serde(default)]
+    pub(crate) clients: Option<usize>,
     #[serde(default)]
     pub(crate) arrivals: Arrivals,
     /// Which kinds of traffic, by position; all if none is named.
@@ -167,19 +172,18 @@ impl Scenario {
             bail!("there is no traffic or no step");
         }
         for (index, step) in self.step.iter().enumerate() {
-            match (step.rate, step.capacity) {
-                (Some(_), Some(_)) | (None, None) => {
-                    bail!("step {index}: one of rate and capacity is needed")
-                }
-                (None, Some(_)) if self.calibration_seconds <= 0.0 => {
-                    bail!("step {index}: capacity needs calibration_seconds")
-                }
-                _ => {}
+            let given = [step.rate.is_some(), step.capacity.is_some(), step.clients.is_some()];
+            if given.iter().filter(|given| **given).count() != 1 {
+                bail!("step {index}: one of rate, capacity and clients is needed");
+            }
+            if step.capacity.is_some() && self.calibration_seconds <= 0.0 {
+                bail!("step {index}: capacity needs calibration_seconds");
             }
             if let Some(kind) = step.kinds.iter().find(|kind| **kind >= self.traffic.len()) {
                 bail!("step {index}: there is no traffic {kind}");
             }
-            if !(step.seconds > 0.0 && step.rate.or(step.capacity).is_some_and(|rate| rate > 0.0)) {
+            let many = step.rate.or(step.capacity).or(step.clients.map(|clients| clients as f64));
+            if !(step.seconds > 0.0 && many.is_some_and(|many| many > 0.0)) {
                 bail!("step {index}: seconds and rate are more than 0");
             }
         }
@@ -228,7 +232,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_named() {
         toml::from_str::<Scenario>(GOOD).expect("read").check().expect("good");
-        assert!(refusal(&GOOD.replace("rate = 5.0", "")).contains("one of rate and capacity"));
+        assert!(refusal(&GOOD.replace("rate = 5.0", "")).contains("one of rate, capacity and clients"));
         assert!(refusal(&GOOD.replace("rate = 5.0", "capacity = 5.0")).contains("calibration_seconds"));
         assert!(refusal(&GOOD.replace("rate = 5.0", "rate = 0.0")).contains("more than 0"));
         assert!(refusal(&GOOD.replace("[1, 2]", "[2, 1]")).contains("from 1 on"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::client::Answer;
+use crate::{client::Answer, scenario::Step};
 
 /// Three digits, up to ten minutes, in microseconds.
 const LONGEST_US: u64 = 600_000_000;
@@ -136,16 +136,13 @@ impl Tally {
         }
     }
 
-    pub(crate) fn outcome(
-        &self,
-        rate: f64,
-        seconds: f64,
-        capacity: Option<f64>,
-        server: ServerDelta,
-    ) -> StepOutcome {
+    /// As it is written down; a rate of 0 is clients that waited.
+    pub(crate) fn outcome(&self, rate: f64, step: &Step, server: ServerDelta) -> StepOutcome {
+        let seconds = step.seconds;
         StepOutcome {
             rate,
-            capacity,
+            capacity: step.capacity,
+            clients: step.clients,
             seconds,
             sent: self.sent,
             ok: self.ok,
@@ -192,6 +189,7 @@ pub(crate) struct ServerDelta {
 pub(crate) struct StepOutcome {
     pub(crate) rate: f64,
     pub(crate) capacity: Option<f64>,
+    pub(crate) clients: Option<usize>,
     pub(crate) seconds: f64,
     pub(crate) sent: u64,
     pub(crate) ok: u64,

@@ -128,7 +128,9 @@ impl Ledger {
         let own = self.expected(bound);
         let ahead = self.ahead(own.max(pace.pass_tokens));
         let alone = seconds(pace.seconds(own) / self.doubt);
-        let wait = seconds(pace.seconds(ahead + own) / self.doubt).max(load.stalled);
+        // Its answer comes with the end of its pass, which others join while those ahead run.
+        let beside = ahead.min(pace.pass_tokens);
+        let wait = seconds(pace.seconds(ahead + own + beside) / self.doubt).max(load.stalled);
         if alone > patience {
             if self.pairs == 0 {
                 // Nothing runs that could prove the estimate wrong: the more it refuses, the less it is trusted.

@@ -290,18 +290,19 @@ mod tests {
     #[test]
     fn a_wait_past_the_deadline_is_refused() {
         let gate = gate(100, 100_000, 1);
-        let pace = Pace { overhead: 0.0, per_token: 0.001, pass_tokens: 100_000 };
+        let pace = Pace { overhead: 0.0, per_token: 0.001, pass_tokens: 1000 };
         let load = Load { pace: Some(pace), stalled: Duration::ZERO };
         let _held = gate.admit(1, 9000, None, load).expect("room");
-        let error = gate.admit(1, 1000, Some(Duration::from_secs(4)), load).expect_err("too slow");
+        let error = gate.admit(1, 1000, Some(Duration::from_millis(2500)), load).expect_err("too slow");
         assert_eq!(error.code(), Code::Overloaded);
-        assert_eq!(error.message(), "the predicted wait of 10000 ms is past the deadline of 4000 ms");
-        assert_eq!(error.retry_after(), Some(Duration::from_secs(6)));
+        // Of the one ahead as much as it is long itself, its own, and the rest of its pass.
+        assert_eq!(error.message(), "the predicted wait of 3000 ms is past the deadline of 2500 ms");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
         let error = gate.admit(1, 5000, Some(Duration::from_secs(4)), load).expect_err("too slow alone");
         assert_eq!(error.code(), Code::DeadlineExceeded);
         assert!(error.message().ends_with("the request alone is predicted to take 5000 ms"), "{error}");
         assert_eq!(error.retry_after(), None, "no retry could succeed");
-        gate.admit(1, 1000, Some(Duration::from_secs(11)), load).expect("in time");
+        gate.admit(1, 1000, Some(Duration::from_secs(3)), load).expect("in time");
         gate.admit(1, 1000, Some(Duration::from_secs(4)), Load::default()).expect("nothing is known yet");
     }
 

@@ -33,6 +33,8 @@ use crate::{
     error::{Code, Error, Result},
     metrics::Metrics,
     model::Model,
+    profile::Profile,
+    request::ScoreRequest,
     service::Service,
 };
 
@@ -159,6 +161,17 @@ impl Server {
         state.drain();
         ports.close().await;
         result
+    }
+}
+
+/// What the route at `path` makes of a request's body, as its handler does: for
+/// whoever wants to know before a server runs, tests first of all. `None` if no
+/// route takes a body there.
+pub fn read_body(path: &str, body: &[u8], profile: &Profile) -> Option<Result<ScoreRequest>> {
+    match path {
+        "/score" => Some(http::wire::score(body)),
+        "/score?explain=true" => Some(http::wire::explain(body).map(|request| request.into_parts().0)),
+        _ => dialects::read_body(path, body, profile),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
 /// Calls whose clients send messages when they like.
-const STREAMS: [&str; 2] = ["/ScoreStream", "/ServerReflectionInfo"];
+const STREAMS: [&str; 3] = ["/ScoreStream", "/RerankStream", "/ServerReflectionInfo"];
 
 /// A request's body that fails as `DEADLINE_EXCEEDED` where a part of it takes
 /// longer than `limit`; those of calls that stay open are left as they are.

@@ -281,6 +281,12 @@ pub(crate) fn status(error: &Error) -> Status {
     Status::with_metadata(GrpcCode::from_i32(row.grpc), error.public_message(), metadata)
 }
 
+/// What Score makes of a message, as its handler does; `None` if it is not a message.
+pub fn read_message(message: &[u8]) -> Option<Result<crate::request::ScoreRequest>> {
+    let wire = <pb::ScoreRequest as prost::Message>::decode(message).ok()?;
+    Some(from_wire::score(wire))
+}
+
 /// The code of our table that a status came from, as its metadata say.
 pub fn code_of(status: &Status) -> Option<Code> {
     let name = status.metadata().get("x-verdict-code")?.to_str().ok()?;
