@@ -108,7 +108,7 @@ pub(crate) struct Step {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Expect {
-    /// The least goodput of the steps at or above capacity, relative to the best step's.
+    /// The least goodput of the steps after the best one, relative to it.
     #[serde(default)]
     pub(crate) goodput_kept: Option<f64>,
     /// The 99th percentile of how long refusals take.

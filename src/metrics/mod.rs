@@ -212,7 +212,7 @@ impl Metrics {
         self.engine.queue_length.with_label_values(&[lane.as_str()]).sub(signed(count));
     }
 
-    /// Tokens were computed for a pair whose client had left meanwhile.
+    /// Tokens were computed for a request that nobody waited for in the end.
     pub fn wasted(&self, tokens: usize) {
         self.engine.wasted_tokens.inc_by(tokens as u64);
     }

@@ -189,3 +189,24 @@ async fn a_stop_under_load_fails_nothing_that_was_admitted() {
     assert_eq!(metrics.admitted_now(), (0, 0, 0));
     assert_eq!(metrics.pairs_computed(), 52, "and nothing of what was refused was computed");
 }
+
+#[tokio::test]
+async fn what_is_computed_for_who_left_is_counted() {
+    let server = TestServer::with(Settings { batch_sequences: Some(1), ..settings() }, model()).await;
+    server.score(&json!({"query": "q", "documents": ["d"]})).await.ok();
+    assert!(server.metric("verdict_wasted_tokens_total").await == 0.0);
+    let computed = server.stub.tokens();
+    server.stub.hold_after(1);
+    // The first pair is answered, the second is in a pass, the third waits.
+    let leaves = send(&server, &json!({"query": "q", "documents": ["e one", "f two", "g three"]}));
+    until(|| server.stub.waiting() == 1 && server.metrics.pairs_computed() == 2).await;
+    leaves.abort();
+    until(|| server.metrics.requests_ended("/score", Lane::Score, "cancelled") == 1).await;
+    server.stub.release();
+    until(|| server.held_pairs() == 0 && server.metrics.pairs_computed() == 3).await;
+    // The first two pairs, and nothing of the third.
+    let spent = || (server.stub.tokens() - computed) as f64;
+    within(async { while server.metric("verdict_wasted_tokens_total").await != spent() {} }).await;
+    assert!(spent() > 0.0);
+    assert_eq!(server.metrics.pairs_computed(), 3);
+}
