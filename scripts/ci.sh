@@ -15,12 +15,12 @@ skip() { printf 'SKIPPED: %s\n' "$1"; }
 
 fmt() {
     step "format"
-    cargo fmt --check
+    cargo fmt --all --check
 }
 
 lint() {
     step "lint: clippy, warnings are errors"
-    cargo clippy --release --locked --all-targets -- -D warnings
+    cargo clippy --release --locked --workspace --all-targets -- -D warnings
 }
 
 doc() {
@@ -70,6 +70,14 @@ serve() {
     wait "$server" || { cat "$log"; echo "the server did not stop cleanly" >&2; exit 1; }
     trap - EXIT
     rm -f "$log"
+}
+
+# Load scenarios against the real server, over a backend that only takes time: so they say
+# the same on any machine. With the model: loadtest/README.md.
+load() {
+    step "load: overload, clients that leave, reasons, bursts, fairness"
+    cargo test --release --locked -p verdict-loadtest
+    cargo run --release --locked -p verdict-loadtest -- run --stub 20000 loadtest/scenarios/ci/*.toml 2>&1 | tr '\r' '\n' | grep -v ' open '
 }
 
 deny() {
@@ -152,9 +160,9 @@ deploy() {
 
 for name in "${@:-all}"; do
     case "$name" in
-        all) fmt; tests; serve; playground; schema; lint; doc; deny; training; clients; deploy ;;
-        fmt | tests | serve | playground | schema | lint | doc | deny | training | clients | deploy) "$name" ;;
-        *) echo "no step $name; there are fmt, tests, serve, playground, schema, lint, doc, deny, training, clients, deploy" >&2; exit 2 ;;
+        all) fmt; tests; serve; load; playground; schema; lint; doc; deny; training; clients; deploy ;;
+        fmt | tests | serve | load | playground | schema | lint | doc | deny | training | clients | deploy) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, load, playground, schema, lint, doc, deny, training, clients, deploy" >&2; exit 2 ;;
     esac
 done
 printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"

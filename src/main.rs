@@ -1,6 +1,6 @@
 //! The `verdict` binary: parse, run, exit code.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser as _;
 use verdict::cli::{Cli, Exit};
@@ -9,7 +9,8 @@ fn main() -> ExitCode {
     match verdict::cli::run(Cli::parse()) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
-            eprintln!("verdict: {failure}");
+            // Where standard error cannot be written, the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "verdict: {failure}");
             failure.exit.into()
         }
     }

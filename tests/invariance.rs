@@ -65,6 +65,7 @@ fn job(
     let prompt = Prompt { tokens: tokens.to_vec(), document: prefix..tokens.len(), truncated: false };
     let job = ScoreJob {
         prompt: Arc::new(prompt),
+        request: 0,
         keep_kv: prefix.is_multiple_of(2),
         deadline: None,
         enqueued: Instant::now(),

@@ -1,8 +1,22 @@
 //! The arithmetic of admission. Pure: no lock, no clock.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use super::Capacity;
+use super::{Capacity, Load};
+
+/// How much a pair counts for less, with each later one, in what bounds turn out to be.
+const BOUND_DECAY: f64 = 0.99;
+/// What an estimate that refuses while nothing is queued is taken to be too large by, a refusal.
+const DOUBT: f64 = 1.25;
+/// The most that a refused client is told to wait.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// The least: refused clients that come back at once would only be refused again.
+const SHORTEST_RETRY: Duration = Duration::from_secs(1);
+/// A day is as good as for ever, and keeps the arithmetic in range.
+const FOR_EVER: f64 = 86_400.0;
 
 /// What is held, of how much there is.
 #[derive(Clone, Debug)]
@@ -11,71 +25,193 @@ pub(super) struct Ledger {
     pairs: usize,
     tokens: usize,
     explanations: usize,
+    /// Every request that holds something.
+    shares: BTreeMap<u64, Share>,
+    requests: u64,
+    /// Bounds and tokens of pairs that were tokenized: what a bound is worth.
+    bounds: f64,
+    actual: f64,
+    /// How much too large the predicted waits seem to be, at least 1.
+    doubt: f64,
+    /// Until when the room to come is promised to clients that were refused.
+    promised: Option<Instant>,
+}
+
+/// What one request holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    pairs: usize,
+    /// Tokens of pairs that were tokenized.
+    known: usize,
+    /// Bounds of those that were not.
+    bound: usize,
+}
+
+/// A request that asks to be taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) pairs: usize,
+    /// At most so many tokens.
+    pub(super) bound: usize,
+    /// It is worth nothing after so long.
+    pub(super) patience: Option<Duration>,
+    pub(super) now: Instant,
 }
 
 /// Why a request is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Refusal {
     /// More pairs than an idle queue takes.
     TooManyPairs { limit: usize, asked: usize },
     /// More tokens than an idle queue takes.
     TooManyTokens { limit: usize, asked: usize },
     /// No room for its pairs now.
-    PairsFull { limit: usize, held: usize },
+    PairsFull { limit: usize, held: usize, retry: Duration },
     /// No room for its tokens now.
-    TokensFull { limit: usize, held: usize },
+    TokensFull { limit: usize, held: usize, retry: Duration },
     /// It would end too late.
-    TooSlow { wait: Duration, patience: Duration },
+    TooSlow { wait: Duration, patience: Duration, retry: Duration },
+    /// It would end too late if it were alone.
+    Hopeless { alone: Duration, patience: Duration },
 }
 
 impl Ledger {
     pub(super) fn new(capacity: Capacity) -> Self {
-        Self { capacity, pairs: 0, tokens: 0, explanations: 0 }
+        Self {
+            capacity,
+            pairs: 0,
+            tokens: 0,
+            explanations: 0,
+            shares: BTreeMap::new(),
+            requests: 0,
+            bounds: 0.0,
+            actual: 0.0,
+            doubt: 1.0,
+            promised: None,
+        }
     }
 
-    /// Takes all of a request or nothing of it.
-    pub(super) fn admit(
-        &mut self,
-        pairs: usize,
-        tokens: usize,
-        patience: Option<Duration>,
-        wait: Option<Duration>,
-    ) -> Result<(), Refusal> {
+    /// Takes all of a request, and numbers it, or takes nothing of it.
+    pub(super) fn admit(&mut self, asked: Asked, load: Load) -> Result<u64, Refusal> {
         let Capacity { pairs: most_pairs, tokens: most_tokens, .. } = self.capacity;
+        let Asked { pairs, bound, patience, now } = asked;
         if pairs > most_pairs {
             return Err(Refusal::TooManyPairs { limit: most_pairs, asked: pairs });
         }
-        if tokens > most_tokens {
-            return Err(Refusal::TooManyTokens { limit: most_tokens, asked: tokens });
+        if bound > most_tokens {
+            return Err(Refusal::TooManyTokens { limit: most_tokens, asked: bound });
         }
-        if pairs > most_pairs.saturating_sub(self.pairs) {
-            return Err(Refusal::PairsFull { limit: most_pairs, held: self.pairs });
+        let (held_pairs, held_tokens) = (self.pairs, self.tokens);
+        if pairs > most_pairs.saturating_sub(held_pairs) {
+            let part = (held_pairs + pairs - most_pairs) as f64 / held_pairs.max(1) as f64;
+            let retry = self.retry_when_worked_off(part, &asked, load);
+            return Err(Refusal::PairsFull { limit: most_pairs, held: held_pairs, retry });
         }
-        if tokens > most_tokens.saturating_sub(self.tokens) {
-            return Err(Refusal::TokensFull { limit: most_tokens, held: self.tokens });
+        if bound > most_tokens.saturating_sub(held_tokens) {
+            let part = (held_tokens + bound - most_tokens) as f64 / held_tokens.max(1) as f64;
+            let retry = self.retry_when_worked_off(part, &asked, load);
+            return Err(Refusal::TokensFull { limit: most_tokens, held: held_tokens, retry });
         }
-        if let (Some(wait), Some(patience)) = (wait, patience)
-            && wait > patience
-        {
-            return Err(Refusal::TooSlow { wait, patience });
+        if let Some(patience) = patience {
+            self.in_time(bound, patience, now, load)?;
         }
         self.pairs += pairs;
-        self.tokens += tokens;
+        self.tokens += bound;
+        self.requests += 1;
+        self.shares.insert(self.requests, Share { pairs, known: 0, bound });
+        Ok(self.requests)
+    }
+
+    /// Refuses what is predicted to end after `patience`.
+    fn in_time(&mut self, bound: usize, patience: Duration, now: Instant, load: Load) -> Result<(), Refusal> {
+        let Some(pace) = load.pace else { return Ok(()) };
+        let own = self.expected(bound);
+        let ahead = self.ahead(own.max(pace.pass_tokens));
+        let alone = seconds(pace.seconds(own) / self.doubt);
+        // Its answer comes with the end of its pass, which others join while those ahead run.
+        let beside = ahead.min(pace.pass_tokens);
+        let wait = seconds(pace.seconds(ahead + own + beside) / self.doubt).max(load.stalled);
+        if alone > patience {
+            if self.pairs == 0 {
+                // Nothing runs that could prove the estimate wrong: the more it refuses, the less it is trusted.
+                self.doubt *= DOUBT;
+            }
+            return Err(Refusal::Hopeless { alone, patience });
+        }
+        if wait > patience {
+            let retry = self.promise(wait - patience, alone, now);
+            return Err(Refusal::TooSlow { wait, patience, retry });
+        }
         Ok(())
     }
 
-    /// A share ends.
-    pub(super) fn give_back(&mut self, pairs: usize, tokens: usize) {
-        debug_assert!(pairs <= self.pairs && tokens <= self.tokens, "more is given back than was taken");
-        self.pairs = self.pairs.saturating_sub(pairs);
-        self.tokens = self.tokens.saturating_sub(tokens);
+    /// The tokens that run before or beside those of a new request: of each
+    /// request no more than `most`, because none is served for ever at a stretch.
+    fn ahead(&self, most: usize) -> usize {
+        let worth = self.worth();
+        let expected = |share: &Share| share.known + (share.bound as f64 * worth) as usize;
+        self.shares.values().map(|share| expected(share).min(most)).sum()
     }
 
-    /// A share's tokens turn out to be `actual`. They are rarely more than the
+    /// How many tokens a bound turns out to be.
+    fn expected(&self, bound: usize) -> usize {
+        (bound as f64 * self.worth()).ceil() as usize
+    }
+
+    fn worth(&self) -> f64 {
+        if self.bounds > 0.0 { (self.actual / self.bounds).clamp(0.01, 4.0) } else { 1.0 }
+    }
+
+    /// When `part` of what is held will have been worked off.
+    fn retry_when_worked_off(&mut self, part: f64, asked: &Asked, load: Load) -> Duration {
+        let Some(pace) = load.pace else { return SHORTEST_RETRY };
+        let all = pace.seconds(self.ahead(usize::MAX)).max(load.stalled.as_secs_f64());
+        let own = pace.seconds(self.expected(asked.bound));
+        self.promise(seconds(part.min(1.0) * all), seconds(own), asked.now)
+    }
+
+    /// When to come back for room that is there after `wait`, for work that takes
+    /// `cost`: behind those who were told to come back before.
+    fn promise(&mut self, wait: Duration, cost: Duration, now: Instant) -> Duration {
+        let latest = now + LONGEST_RETRY;
+        let turn = self.promised.unwrap_or(now).max(now + wait).min(latest);
+        self.promised = Some((turn + cost).min(latest));
+        turn.saturating_duration_since(now).max(SHORTEST_RETRY)
+    }
+
+    /// Part of a request's share ends.
+    pub(super) fn give_back(&mut self, request: u64, pairs: usize, known: usize, bound: usize) {
+        debug_assert!(
+            pairs <= self.pairs && known + bound <= self.tokens,
+            "more is given back than was taken"
+        );
+        self.pairs = self.pairs.saturating_sub(pairs);
+        self.tokens = self.tokens.saturating_sub(known + bound);
+        if known > 0 {
+            // Something was worked off: what is known of the pace is fresh.
+            self.doubt = 1.0;
+        }
+        if let Some(share) = self.shares.get_mut(&request) {
+            share.pairs = share.pairs.saturating_sub(pairs);
+            share.known = share.known.saturating_sub(known);
+            share.bound = share.bound.saturating_sub(bound);
+            if share.pairs == 0 && share.known + share.bound == 0 {
+                self.shares.remove(&request);
+            }
+        }
+    }
+
+    /// A pair's tokens turn out to be `actual`. They are rarely more than the
     /// bound; then the queue may be over its capacity for a moment.
-    pub(super) fn correct(&mut self, bound: usize, actual: usize) {
+    pub(super) fn correct(&mut self, request: u64, bound: usize, actual: usize) {
         debug_assert!(bound <= self.tokens, "more is corrected than was taken");
         self.tokens = self.tokens.saturating_sub(bound).saturating_add(actual);
+        if let Some(share) = self.shares.get_mut(&request) {
+            share.bound = share.bound.saturating_sub(bound);
+            share.known += actual;
+        }
+        self.bounds = self.bounds * BOUND_DECAY + bound as f64;
+        self.actual = self.actual * BOUND_DECAY + actual as f64;
     }
 
     /// Takes one explanation, if there is room.
@@ -103,91 +239,9 @@ impl Ledger {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Admit { pairs: usize, tokens: usize },
-        GiveBack { which: usize },
-        Correct { which: usize, actual: usize },
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (1..12_usize, 1..300_usize).prop_map(|(pairs, tokens)| Step::Admit { pairs, tokens }),
-            (0..16_usize).prop_map(|which| Step::GiveBack { which }),
-            (0..16_usize, 0..300_usize).prop_map(|(which, actual)| Step::Correct { which, actual }),
-        ]
-    }
-
-    proptest! {
-        /// The ledger is always the sum of what is outstanding; an admission
-        /// takes all or nothing, never passes the capacity, and is refused only
-        /// when it would.
-        #[test]
-        fn the_ledger_is_the_sum_of_its_shares(
-            steps in prop::collection::vec(step(), 1..200),
-            pairs in 1..20_usize,
-            tokens in 1..1000_usize,
-        ) {
-            let mut ledger = Ledger::new(Capacity { pairs, tokens, explanations: 0 });
-            let mut shares: Vec<(usize, usize)> = Vec::new();
-            for step in steps {
-                let held: (usize, usize) =
-                    shares.iter().fold((0, 0), |sum, share| (sum.0 + share.0, sum.1 + share.1));
-                match step {
-                    Step::Admit { pairs: more_pairs, tokens: more_tokens } => {
-                        let fits = held.0 + more_pairs <= pairs && held.1 + more_tokens <= tokens;
-                        let taken = ledger.admit(more_pairs, more_tokens, None, None);
-                        prop_assert_eq!(taken.is_ok(), fits);
-                        if fits {
-                            shares.push((more_pairs, more_tokens));
-                        }
-                    }
-                    Step::GiveBack { which } if which < shares.len() => {
-                        let share = shares.swap_remove(which);
-                        ledger.give_back(share.0, share.1);
-                    }
-                    Step::Correct { which, actual } if which < shares.len() => {
-                        ledger.correct(shares[which].1, actual);
-                        shares[which].1 = actual;
-                    }
-                    Step::GiveBack { .. } | Step::Correct { .. } => {}
-                }
-                prop_assert_eq!(ledger.pairs(), shares.iter().map(|share| share.0).sum::<usize>());
-                prop_assert_eq!(ledger.tokens(), shares.iter().map(|share| share.1).sum::<usize>());
-            }
-        }
-
-        /// A predicted wait refuses exactly when it is past the patience.
-        #[test]
-        fn patience_decides(wait in 0..5000_u64, patience in 0..5000_u64) {
-            let mut ledger = Ledger::new(Capacity { pairs: 1, tokens: 1, explanations: 0 });
-            let taken = ledger.admit(
-                1, 1, Some(Duration::from_millis(patience)), Some(Duration::from_millis(wait)),
-            );
-            prop_assert_eq!(taken.is_ok(), wait <= patience);
-        }
-
-        /// The explain lane never holds more than its capacity.
-        #[test]
-        fn explanations_are_bounded(steps in prop::collection::vec(any::<bool>(), 1..100), room in 0..5_usize) {
-            let mut ledger = Ledger::new(Capacity { pairs: 0, tokens: 0, explanations: room });
-            let mut held = 0;
-            for take in steps {
-                if take {
-                    prop_assert_eq!(ledger.admit_explanation(), held < room);
-                    held = (held + 1).min(room);
-                } else if held > 0 {
-                    ledger.give_back_explanation();
-                    held -= 1;
-                }
-                prop_assert_eq!(ledger.explanations(), held);
-            }
-        }
-    }
+fn seconds(count: f64) -> Duration {
+    Duration::from_secs_f64(count.clamp(0.0, FOR_EVER))
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,14 +10,15 @@ mod ledger;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
+    engine::pace::Pace,
     error::{Code, Error, Result},
     metrics::{Metrics, Rejection},
 };
-use ledger::{Ledger, Refusal};
+use ledger::{Asked, Ledger, Refusal};
 
 /// How much may be admitted and unanswered at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,23 +31,13 @@ pub struct Capacity {
     pub explanations: usize,
 }
 
-/// What the engine has before it, to predict how long a new request would wait.
+/// What is known of the engine, to predict how long a new request would wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// Prompt tokens queued and not yet computed.
-    pub queued_tokens: usize,
-    /// Measured rate; `None` until there is one, and then no wait is predicted.
-    pub tokens_per_second: Option<f64>,
-}
-
-impl Load {
-    /// How long `tokens` more than what is queued would take.
-    fn wait(self, tokens: usize) -> Option<Duration> {
-        let rate = self.tokens_per_second.filter(|rate| rate.is_finite() && *rate > 0.0)?;
-        let seconds = (self.queued_tokens + tokens) as f64 / rate;
-        // A day is as good as for ever, and keeps the arithmetic in range.
-        Some(Duration::from_secs_f64(seconds.min(86_400.0)))
-    }
+    /// What passes take; `None` until there was one, and then no wait is predicted.
+    pub pace: Option<Pace>,
+    /// How long the running pass has taken so far: the next one is not expected sooner than that.
+    pub stalled: Duration,
 }
 
 /// The queue's gate. Cheap to clone.
@@ -83,8 +74,10 @@ impl Admission {
     /// # Errors
     ///
     /// `Overloaded` with when to try again if the queue has no room for all of
-    /// it, or if its last pair is predicted to end after `patience`. A request
-    /// larger than an idle queue is `TooLarge`, because no retry could succeed.
+    /// it, or if its last pair is predicted to end after `patience` because of
+    /// what is ahead. `DeadlineExceeded` if it would end too late on an idle
+    /// server, and `TooLarge` if it is larger than an idle queue: then no retry
+    /// could succeed.
     pub fn admit(
         &self,
         pairs: usize,
@@ -92,17 +85,17 @@ impl Admission {
         patience: Option<Duration>,
         load: Load,
     ) -> Result<Grant> {
+        let asked = Asked { pairs, bound: tokens, patience, now: Instant::now() };
         let mut ledger = self.shared.ledger();
-        let wait = load.wait(tokens);
-        match ledger.admit(pairs, tokens, patience, wait) {
-            Ok(()) => {
+        match ledger.admit(asked, load) {
+            Ok(request) => {
                 self.shared.report(&ledger);
                 drop(ledger);
-                Ok(Grant { shared: Arc::clone(&self.shared), pairs, tokens })
+                Ok(Grant { shared: Arc::clone(&self.shared), request, pairs, tokens })
             }
             Err(refusal) => {
                 drop(ledger);
-                Err(self.refused(refusal, load))
+                Err(self.refused(refusal))
             }
         }
     }
@@ -124,9 +117,7 @@ impl Admission {
         (ledger.pairs(), ledger.tokens(), ledger.explanations())
     }
 
-    fn refused(&self, refusal: Refusal, load: Load) -> Error {
-        // What is over has to be worked off first; a second when nothing is known.
-        let retry = |tokens: usize| load.wait(tokens).unwrap_or(Duration::ZERO).max(Duration::from_secs(1));
+    fn refused(&self, refusal: Refusal) -> Error {
         let (reason, error) = match refusal {
             Refusal::TooManyPairs { limit, asked } => {
                 (Rejection::Pairs, Error::too_large("documents", "pairs", limit, asked))
@@ -134,25 +125,33 @@ impl Admission {
             Refusal::TooManyTokens { limit, asked } => {
                 (Rejection::Tokens, Error::too_large("documents", "tokens", limit, asked))
             }
-            Refusal::PairsFull { limit, held } => (
+            Refusal::PairsFull { limit, held, retry } => (
                 Rejection::Pairs,
                 overloaded(format!("the queue holds {held} of at most {limit} pairs"))
-                    .with_retry_after(retry(0)),
+                    .with_retry_after(retry),
             ),
-            Refusal::TokensFull { limit, held } => (
+            Refusal::TokensFull { limit, held, retry } => (
                 Rejection::Tokens,
                 overloaded(format!("the queue holds {held} of at most {limit} tokens"))
-                    .with_retry_after(retry(0)),
+                    .with_retry_after(retry),
             ),
-            Refusal::TooSlow { wait, patience } => (
+            Refusal::TooSlow { wait, patience, retry } => (
                 Rejection::Deadline,
                 overloaded(format!(
                     "the predicted wait of {} ms is past the deadline of {} ms",
                     wait.as_millis(),
                     patience.as_millis()
                 ))
-                .with_retry_after((wait - patience).max(Duration::from_secs(1))),
+                .with_retry_after(retry),
             ),
+            Refusal::Hopeless { alone, patience } => {
+                let message = format!(
+                    "the deadline of {} ms is too short: the request alone is predicted to take {} ms",
+                    patience.as_millis(),
+                    alone.as_millis()
+                );
+                (Rejection::Deadline, Error::new(Code::DeadlineExceeded, message))
+            }
         };
         self.shared.metrics.rejected(reason);
         error
@@ -168,11 +167,17 @@ fn overloaded(message: String) -> Error {
 #[derive(Debug)]
 pub struct Grant {
     shared: Arc<Shared>,
+    request: u64,
     pairs: usize,
     tokens: usize,
 }
 
 impl Grant {
+    /// The request's number; no other of this gate has it.
+    pub fn request(&self) -> u64 {
+        self.request
+    }
+
     /// One pair's permit, which holds `bound` of the grant's tokens.
     ///
     /// Takes no more than the grant has left, so that nothing is given back twice.
@@ -181,7 +186,11 @@ impl Grant {
         let tokens = bound.min(self.tokens);
         self.pairs -= pairs;
         self.tokens -= tokens;
-        Permit { shared: Arc::clone(&self.shared), held: Held::Pair { pairs, tokens } }
+        let request = self.request;
+        Permit {
+            shared: Arc::clone(&self.shared),
+            held: Held::Pair { request, pairs, tokens, tokenized: false },
+        }
     }
 }
 
@@ -189,7 +198,7 @@ impl Drop for Grant {
     fn drop(&mut self) {
         if self.pairs > 0 || self.tokens > 0 {
             let mut ledger = self.shared.ledger();
-            ledger.give_back(self.pairs, self.tokens);
+            ledger.give_back(self.request, self.pairs, 0, self.tokens);
             self.shared.report(&ledger);
         }
     }
@@ -204,20 +213,18 @@ pub struct Permit {
 
 #[derive(Clone, Copy, Debug)]
 enum Held {
-    Pair { pairs: usize, tokens: usize },
+    Pair { request: u64, pairs: usize, tokens: usize, tokenized: bool },
     Explanation,
 }
 
 impl Permit {
     /// Replaces the bound of this pair's tokens by their number, as tokenized.
     pub fn correct(&mut self, actual: usize) {
-        if let Held::Pair { tokens, .. } = &mut self.held
-            && *tokens != actual
-        {
+        if let Held::Pair { request, tokens, tokenized: tokenized @ false, .. } = &mut self.held {
             let mut ledger = self.shared.ledger();
-            ledger.correct(*tokens, actual);
+            ledger.correct(*request, *tokens, actual);
             self.shared.report(&ledger);
-            *tokens = actual;
+            (*tokens, *tokenized) = (actual, true);
         }
     }
 }
@@ -226,7 +233,10 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut ledger = self.shared.ledger();
         match self.held {
-            Held::Pair { pairs, tokens } => ledger.give_back(pairs, tokens),
+            Held::Pair { request, pairs, tokens, tokenized } => {
+                let (known, bound) = if tokenized { (tokens, 0) } else { (0, tokens) };
+                ledger.give_back(request, pairs, known, bound);
+            }
             Held::Explanation => ledger.give_back_explanation(),
         }
         self.shared.report(&ledger);
@@ -280,12 +290,19 @@ mod tests {
     #[test]
     fn a_wait_past_the_deadline_is_refused() {
         let gate = gate(100, 100_000, 1);
-        let load = Load { queued_tokens: 9_000, tokens_per_second: Some(1000.0) };
-        let error = gate.admit(1, 1000, Some(Duration::from_secs(4)), load).expect_err("too slow");
+        let pace = Pace { overhead: 0.0, per_token: 0.001, pass_tokens: 1000 };
+        let load = Load { pace: Some(pace), stalled: Duration::ZERO };
+        let _held = gate.admit(1, 9000, None, load).expect("room");
+        let error = gate.admit(1, 1000, Some(Duration::from_millis(2500)), load).expect_err("too slow");
         assert_eq!(error.code(), Code::Overloaded);
-        assert_eq!(error.message(), "the predicted wait of 10000 ms is past the deadline of 4000 ms");
-        assert_eq!(error.retry_after(), Some(Duration::from_secs(6)));
-        gate.admit(1, 1000, Some(Duration::from_secs(11)), load).expect("in time");
+        // Of the one ahead as much as it is long itself, its own, and the rest of its pass.
+        assert_eq!(error.message(), "the predicted wait of 3000 ms is past the deadline of 2500 ms");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
+        let error = gate.admit(1, 5000, Some(Duration::from_secs(4)), load).expect_err("too slow alone");
+        assert_eq!(error.code(), Code::DeadlineExceeded);
+        assert!(error.message().ends_with("the request alone is predicted to take 5000 ms"), "{error}");
+        assert_eq!(error.retry_after(), None, "no retry could succeed");
+        gate.admit(1, 1000, Some(Duration::from_secs(3)), load).expect("in time");
         gate.admit(1, 1000, Some(Duration::from_secs(4)), Load::default()).expect("nothing is known yet");
     }
 

@@ -4,9 +4,12 @@
 //! it finds that path as a real device would: by following segments and KV
 //! blocks. So a scheduling, sharing or caching fault changes its scores.
 
-use std::sync::{
-    Arc, Condvar, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use super::{Backend, Description, Reading};
@@ -28,10 +31,20 @@ pub struct StubControl {
     allowed: Mutex<Option<usize>>,
     changed: Condvar,
     fault: Mutex<Option<Fault>>,
+    pace: Mutex<Option<StubPace>>,
     passes: AtomicUsize,
     tokens: AtomicUsize,
     answers: AtomicUsize,
     waiting: AtomicUsize,
+}
+
+/// How long a stub's pass takes, as a device's would.
+#[derive(Clone, Copy, Debug)]
+pub struct StubPace {
+    /// Every pass.
+    pub overhead: Duration,
+    /// Each token that is computed.
+    pub token: Duration,
 }
 
 /// What the next pass does instead of answering.
@@ -59,6 +72,11 @@ impl StubControl {
     /// Lets waiting passes go on.
     pub fn release(&self) {
         self.allow(None);
+    }
+
+    /// From now on passes take time.
+    pub fn pace(&self, pace: StubPace) {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
     }
 
     fn allow(&self, passes: Option<usize>) {
@@ -196,6 +214,10 @@ impl Backend for StubBackend {
             Some(Fault::Panic) => panic!("a fault injected by a test"),
             Some(Fault::NotFinite(token)) => self.poison = Some(token),
             None => {}
+        }
+        let pace = *self.control.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(StubPace { overhead, token }) = pace {
+            std::thread::sleep(overhead + token * u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX));
         }
         self.control.tokens.fetch_add(batch.tokens.len(), Ordering::SeqCst);
         self.control.answers.fetch_add(batch.answers.len(), Ordering::SeqCst);

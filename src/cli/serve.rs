@@ -95,6 +95,8 @@ fn start_log(config: &Config) -> Result<(), Failure> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A log that cannot be written would be told of on the same full disk, and end the process.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let started = match config.log_format {
         LogFormat::Text => log.with_target(false).try_init(),

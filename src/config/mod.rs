@@ -55,6 +55,8 @@ pub struct Config {
     pub read_timeout: Duration,
     /// How often a quiet event stream gets a comment.
     pub keep_alive: Duration,
+    /// Connections of the main port at once.
+    pub connections: usize,
     /// How the log is written.
     pub log_format: LogFormat,
     /// What is logged, in tracing's filter syntax.
@@ -101,6 +103,7 @@ impl Config {
             stall: span(settings.stall, Duration::from_secs(120)),
             read_timeout: span(settings.read_timeout, Duration::from_secs(75)),
             keep_alive: span(settings.keep_alive, Duration::from_secs(15)),
+            connections: settings.max_connections.unwrap_or(4096),
             log_format: settings.log_format.unwrap_or_default(),
             log: settings.log.clone().unwrap_or_else(|| "info".to_owned()),
             limits,
@@ -110,7 +113,8 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let positive: [(&str, usize); 12] = [
+        let positive: [(&str, usize); 13] = [
+            ("max_connections", self.connections),
             ("batch_tokens", self.engine.batch_tokens),
             ("batch_sequences", self.engine.batch_sequences),
             ("explain_sequences", self.engine.explain_sequences),
@@ -265,6 +269,7 @@ mod tests {
             ("--stall", Span(config.stall).to_string()),
             ("--read-timeout", Span(config.read_timeout).to_string()),
             ("--keep-alive", Span(config.keep_alive).to_string()),
+            ("--max-connections", config.connections.to_string()),
         ] {
             let from = help.find(&format!("{flag} <")).unwrap_or_else(|| panic!("{flag} is not in the help"));
             let rest = &help[from + flag.len()..];

@@ -212,12 +212,15 @@ pub struct Settings {
     /// With work and no finished forward pass for so long, the server is not ready [default: 120s]
     #[arg(long, value_name = "TIME", env = "VERDICT_STALL", help_heading = "Operation")]
     pub stall: Option<Span>,
-    /// How long a client may take to send a request's head, its body, and its next request [default: 75s]
+    /// How long a client may take to send a request's head, its body, its next request, and to take some of an answer [default: 75s]
     #[arg(long, value_name = "TIME", env = "VERDICT_READ_TIMEOUT", help_heading = "Operation")]
     pub read_timeout: Option<Span>,
     /// How often a quiet event stream gets a comment [default: 15s]
     #[arg(long, value_name = "TIME", env = "VERDICT_KEEP_ALIVE", help_heading = "Operation")]
     pub keep_alive: Option<Span>,
+    /// Connections of the main port at once; more wait to be accepted [default: 4096]
+    #[arg(long, value_name = "N", env = "VERDICT_MAX_CONNECTIONS", help_heading = "Operation")]
+    pub max_connections: Option<usize>,
     /// What is logged: error, warn, info, debug (one line per request), trace, or a filter by module [default: info]
     #[arg(long, value_name = "FILTER", env = "VERDICT_LOG", help_heading = "Operation")]
     pub log: Option<String>,
@@ -266,6 +269,7 @@ impl Settings {
             stall: self.stall.or(other.stall),
             read_timeout: self.read_timeout.or(other.read_timeout),
             keep_alive: self.keep_alive.or(other.keep_alive),
+            max_connections: self.max_connections.or(other.max_connections),
             log: self.log.or(other.log),
             log_format: self.log_format.or(other.log_format),
         }

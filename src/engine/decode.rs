@@ -8,12 +8,15 @@ use super::{
     prefix::PrefixCache,
 };
 
+/// Tokens of a prompt that one step feeds: a score that arrives waits for no more of each sequence.
+const PORTION: usize = 64;
+
 /// An explanation being decoded.
 pub(super) struct ExplainSequence {
     job: ExplainJob,
     /// KV of everything before `pending`.
     past: Vec<KvRef>,
-    /// Tokens to feed in the next step; their KV goes to `room`.
+    /// Tokens to feed next, a portion a step; their KV goes to `room`.
     pending: Vec<u32>,
     /// Where this sequence's own KV goes; `None` until its first step.
     room: Option<Arc<Span>>,
@@ -57,8 +60,14 @@ impl ExplainSequence {
         &self.past
     }
 
-    pub(super) fn pending(&self) -> &[u32] {
-        &self.pending
+    /// Tokens of the next step.
+    pub(super) fn portion(&self) -> &[u32] {
+        &self.pending[..self.pending.len().min(PORTION)]
+    }
+
+    /// Whether the next step reads a token; one that feeds a part of the prompt does not.
+    pub(super) fn reads(&self) -> bool {
+        self.pending.len() <= PORTION
     }
 
     /// Absolute position of the first pending token.
@@ -66,14 +75,26 @@ impl ExplainSequence {
         self.past.iter().map(|part| part.len).sum()
     }
 
-    /// Where the pending tokens' KV goes.
+    /// Where the next step's KV goes.
     pub(super) fn destination(&self) -> Option<KvRef> {
         let span = self.room.clone()?;
-        Some(KvRef { span, start: self.written, len: self.pending.len() })
+        Some(KvRef { span, start: self.written, len: self.portion().len() })
+    }
+
+    /// The step's KV was written.
+    fn wrote(&mut self) {
+        self.past.extend(self.destination());
+        let len = self.portion().len();
+        self.written += len;
+        self.pending.drain(..len);
     }
 
     /// Takes the step's result. Returns the sequence if it goes on.
     pub(super) fn advance(mut self, token: u32, now: Instant, max_positions: usize) -> Option<Self> {
+        if !self.reads() {
+            self.wrote();
+            return Some(self);
+        }
         if self.job.stop_tokens.contains(&token) {
             self.finish(FinishReason::Stop);
             return None;
@@ -83,9 +104,8 @@ impl ExplainSequence {
             return None;
         }
         self.sent += 1;
-        self.past.extend(self.destination());
-        self.written += self.pending.len();
-        self.pending = vec![token];
+        self.wrote();
+        self.pending.push(token);
         let late = self.job.deadline.is_some_and(|deadline| now >= deadline);
         if self.sent == self.job.max_tokens || late || self.position() + 1 >= max_positions {
             self.finish(FinishReason::Length);

@@ -19,6 +19,8 @@ use super::kv::KeptSequence;
 pub struct ScoreJob {
     /// Rendered prompt.
     pub prompt: Arc<Prompt>,
+    /// The request that it is part of: jobs of one request share its turn.
+    pub request: u64,
     /// Keep the sequence's KV if memory allows, because it may be explained.
     pub keep_kv: bool,
     /// Past this instant the job is dropped before any compute.

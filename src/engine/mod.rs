@@ -4,6 +4,7 @@
 pub mod decode;
 pub mod job;
 pub mod kv;
+pub mod pace;
 pub mod prefix;
 pub mod scheduler;
 pub mod tree;
@@ -11,8 +12,8 @@ mod worker;
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -24,9 +25,11 @@ use tokio::sync::watch;
 use crate::{
     backend::Backend,
     error::{Code, Error, Result},
-    metrics::Metrics,
+    metrics::{Lane, Metrics},
 };
 use job::{ExplainEvent, ExplainJob, ScoreJob};
+use kv::KvPool;
+use pace::{Pace, Passes};
 use worker::Worker;
 
 /// How the engine batches, and how much KV memory it may use.
@@ -70,9 +73,12 @@ enum Message {
 struct Shared {
     started: Instant,
     stopping: AtomicBool,
-    queued_tokens: AtomicUsize,
-    /// Bits of an f64; 0 before the first batch.
-    tokens_per_second: AtomicU64,
+    /// What the score lane's passes took.
+    passes: Mutex<Passes>,
+    batch_tokens: usize,
+    prefix_pool: Arc<KvPool>,
+    explain_pool: Arc<KvPool>,
+    metrics: Arc<Metrics>,
     /// Milliseconds after `started` of the last sign of progress.
     progress_ms: AtomicU64,
     idle: AtomicBool,
@@ -82,6 +88,17 @@ struct Shared {
 impl Shared {
     fn progress(&self) {
         self.progress_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Since the last sign of progress.
+    fn quiet(&self) -> Duration {
+        let progress = Duration::from_millis(self.progress_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(progress)
+    }
+
+    fn passes(&self) -> std::sync::MutexGuard<'_, Passes> {
+        // Sums are as good after a panic as before.
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -114,14 +131,17 @@ impl Engine {
         let shared = Arc::new(Shared {
             started: Instant::now(),
             stopping: AtomicBool::new(false),
-            queued_tokens: AtomicUsize::new(0),
-            tokens_per_second: AtomicU64::new(0),
+            passes: Mutex::default(),
+            batch_tokens: config.batch_tokens,
+            prefix_pool: KvPool::new(0, prefix_blocks),
+            explain_pool: KvPool::new(prefix_blocks, explain_blocks),
+            metrics,
             progress_ms: AtomicU64::new(0),
             idle: AtomicBool::new(true),
             dead: AtomicBool::new(false),
         });
         let (alive, ended) = watch::channel(());
-        let worker = Worker::new(backend, config, metrics, shared.clone(), (prefix_blocks, explain_blocks));
+        let worker = Worker::new(backend, config, shared.clone());
         let last_words = LastWords { shared: shared.clone(), _alive: alive };
         let thread = std::thread::Builder::new()
             .name("engine".into())
@@ -136,15 +156,15 @@ impl Engine {
 
     /// Queues pairs that belong together; a stopped engine answers their tickets with `Unavailable`.
     pub fn score_all(&self, jobs: Vec<ScoreJob>) {
-        let tokens: usize = jobs.iter().map(|job| job.prompt.tokens.len()).sum();
-        self.shared.queued_tokens.fetch_add(tokens, Ordering::Relaxed);
+        let count = jobs.len();
+        self.shared.metrics.jobs_queued(Lane::Score, count);
         let refused = if self.shared.stopping.load(Ordering::Acquire) {
             Some(Message::Score(jobs))
         } else {
             self.sender.send(Message::Score(jobs)).err().map(|error| error.0)
         };
         if let Some(Message::Score(jobs)) = refused {
-            self.shared.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
+            self.shared.metrics.jobs_taken(Lane::Score, count);
             jobs.into_iter().for_each(|job| job.ticket.fail(stopped()));
         }
     }
@@ -156,32 +176,35 @@ impl Engine {
 
     /// Queues an explanation. Explanations of requests that were admitted run even while stopping.
     pub fn explain(&self, job: ExplainJob) {
+        self.shared.metrics.jobs_queued(Lane::Explain, 1);
         if let Err(error) = self.sender.send(Message::Explain(Box::new(job)))
             && let Message::Explain(job) = error.0
         {
+            self.shared.metrics.jobs_taken(Lane::Explain, 1);
             // The client may have left: then there is nobody to tell.
             let _ = job.sink.send(ExplainEvent::Failed(stopped()));
         }
     }
 
-    /// Prompt tokens queued or being computed.
-    pub fn queued_tokens(&self) -> usize {
-        self.shared.queued_tokens.load(Ordering::Relaxed)
+    /// What the score lane's passes take; `None` before the first.
+    pub fn pace(&self) -> Option<Pace> {
+        self.shared.passes().pace(self.shared.batch_tokens)
     }
 
-    /// Smoothed rate at which the score lane retires prompt tokens, shared ones included, a
-    /// second; `None` before the first batch.
-    pub fn tokens_per_second(&self) -> Option<f64> {
-        let rate = f64::from_bits(self.shared.tokens_per_second.load(Ordering::Relaxed));
-        (rate > 0.0).then_some(rate)
+    /// How long the running pass has taken so far; zero when idle.
+    pub fn stalled(&self) -> Duration {
+        if self.shared.idle.load(Ordering::Relaxed) { Duration::ZERO } else { self.shared.quiet() }
+    }
+
+    /// KV blocks held, of how many there are.
+    pub fn kv_blocks(&self) -> (usize, usize) {
+        let Shared { prefix_pool, explain_pool, .. } = &*self.shared;
+        (prefix_pool.used() + explain_pool.used(), prefix_pool.total() + explain_pool.total())
     }
 
     /// The thread runs, and it is idle or made progress within `window`.
     pub fn is_alive(&self, window: Duration) -> bool {
-        let shared = &self.shared;
-        let progress = Duration::from_millis(shared.progress_ms.load(Ordering::Relaxed));
-        let recent = shared.started.elapsed().saturating_sub(progress) <= window;
-        !shared.dead.load(Ordering::Acquire) && (shared.idle.load(Ordering::Relaxed) || recent)
+        !self.shared.dead.load(Ordering::Acquire) && self.stalled() <= window
     }
 }
 

@@ -1,12 +1,25 @@
 //! Which jobs make the next batch. Pure: no clock, no threads, no IO.
 //!
-//! Two lanes. Score jobs go first, in order of arrival, as many as the budget
-//! holds. Explain sequences take turns, one step at a time, when no score job
-//! waits, and at the latest after `explain_every` score batches in a row.
+//! Two lanes. Score jobs go first, as many as the budget holds. Explain sequences
+//! take turns, one step at a time, when no score job waits, and at the latest
+//! after `explain_every` score batches in a row.
+//!
+//! Score jobs run in the order in which they are due. A request's jobs are due as
+//! they arrive, up to one batch of tokens; what it has beyond is due later, a
+//! batch for every [`SHARE`] batches that are served. So requests up to a batch
+//! are first come, first served; one of many batches lets those that come after
+//! it pass, and yet gets its share when they never end. Nothing is held back:
+//! where nobody else waits, what is due later runs now.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::Instant,
+};
 
 use super::prefix::common_prefix;
+
+/// A request of many batches is entitled to one of so many that are served.
+pub const SHARE: u64 = 4;
 
 /// How much one batch may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +38,8 @@ pub struct Budget {
 pub trait Schedulable {
     /// Its prompt.
     fn tokens(&self) -> &[u32];
+    /// The request that it is part of.
+    fn request(&self) -> u64;
     /// Whether it is still worth computing.
     fn fate(&self, now: Instant) -> Fate;
 }
@@ -55,20 +70,50 @@ pub struct Plan<S, E> {
 #[derive(Debug)]
 pub struct Scheduler<S, E> {
     budget: Budget,
-    score: VecDeque<S>,
+    /// By when they are due, in tokens served; then by arrival.
+    score: BTreeMap<(u64, u64), S>,
+    /// Requests with jobs in the queue.
+    flows: HashMap<u64, Flow>,
+    /// Prompt tokens given to batches so far: the clock of what is due.
+    served: u64,
+    arrivals: u64,
     explain: VecDeque<E>,
     score_batches: usize,
+}
+
+/// One request's jobs in the queue.
+#[derive(Debug)]
+struct Flow {
+    jobs: usize,
+    /// When its first token was due.
+    start: u64,
+    /// Tokens that it has queued since.
+    tokens: u64,
 }
 
 impl<S: Schedulable, E> Scheduler<S, E> {
     /// Empty queues.
     pub fn new(budget: Budget) -> Self {
-        Self { budget, score: VecDeque::new(), explain: VecDeque::new(), score_batches: 0 }
+        Self {
+            budget,
+            score: BTreeMap::new(),
+            flows: HashMap::new(),
+            served: 0,
+            arrivals: 0,
+            explain: VecDeque::new(),
+            score_batches: 0,
+        }
     }
 
     /// Queues a score job.
     pub fn push(&mut self, job: S) {
-        self.score.push_back(job);
+        let flow = self.flows.entry(job.request()).or_insert(Flow { jobs: 0, start: self.served, tokens: 0 });
+        let batch = (self.budget.tokens as u64).max(1);
+        let due = flow.start + SHARE * (flow.tokens / batch) * batch;
+        flow.jobs += 1;
+        flow.tokens += job.tokens().len() as u64;
+        self.score.insert((due, self.arrivals), job);
+        self.arrivals += 1;
     }
 
     /// Queues an explain sequence, new or unfinished: it goes behind the others.
@@ -88,7 +133,8 @@ impl<S: Schedulable, E> Scheduler<S, E> {
 
     /// Takes everything out, in order.
     pub fn drain(&mut self) -> (Vec<S>, Vec<E>) {
-        (self.score.drain(..).collect(), self.explain.drain(..).collect())
+        self.flows.clear();
+        (std::mem::take(&mut self.score).into_values().collect(), self.explain.drain(..).collect())
     }
 
     /// The next batch; empty only if nothing live waits.
@@ -107,22 +153,33 @@ impl<S: Schedulable, E> Scheduler<S, E> {
     fn take_score(&mut self, now: Instant, plan: &mut Plan<S, E>) {
         let mut tokens = 0;
         while plan.score.len() < self.budget.sequences {
-            let Some(job) = self.score.pop_front() else { break };
-            match job.fate(now) {
-                Fate::Live => {}
-                fate => {
-                    plan.dropped.push((job, fate));
-                    continue;
-                }
+            let Some((due, job)) = self.score.pop_first() else { break };
+            let fate = job.fate(now);
+            if fate != Fate::Live {
+                self.leave(&job);
+                plan.dropped.push((job, fate));
+                continue;
             }
             let shared = plan.score.last().map_or(0, |before| common_prefix(before.tokens(), job.tokens()));
             let cost = job.tokens().len() - shared;
             if !plan.score.is_empty() && tokens + cost > self.budget.tokens {
-                self.score.push_front(job);
+                self.score.insert(due, job);
                 break;
             }
             tokens += cost;
+            self.leave(&job);
+            self.served += job.tokens().len() as u64;
             plan.score.push(job);
+        }
+    }
+
+    /// A job leaves the queue; its request is forgotten with its last one.
+    fn leave(&mut self, job: &S) {
+        if let Some(flow) = self.flows.get_mut(&job.request()) {
+            flow.jobs -= 1;
+            if flow.jobs == 0 {
+                self.flows.remove(&job.request());
+            }
         }
     }
 }
@@ -136,6 +193,7 @@ mod tests {
     #[derive(Clone, Debug, PartialEq)]
     struct Fake {
         id: usize,
+        request: u64,
         tokens: Vec<u32>,
         fate: Fate,
     }
@@ -144,13 +202,27 @@ mod tests {
         fn tokens(&self) -> &[u32] {
             &self.tokens
         }
+        fn request(&self) -> u64 {
+            self.request
+        }
         fn fate(&self, _: Instant) -> Fate {
             self.fate
         }
     }
 
+    /// A request of one job.
     fn fake(id: usize, len: usize) -> Fake {
-        Fake { id, tokens: vec![id as u32; len], fate: Fate::Live }
+        Fake { id, request: id as u64, tokens: vec![id as u32; len], fate: Fate::Live }
+    }
+
+    /// One of many jobs of one request.
+    fn part(id: usize, len: usize) -> Fake {
+        Fake { request: u64::MAX, ..fake(id, len) }
+    }
+
+    /// The ids of the next batch.
+    fn batch(scheduler: &mut Scheduler<Fake, ()>) -> Vec<usize> {
+        scheduler.next_batch(Instant::now()).score.iter().map(|job| job.id).collect()
     }
 
     const BUDGET: Budget = Budget { tokens: 20, sequences: 4, explain_sequences: 2, explain_every: 3 };
@@ -193,7 +265,76 @@ mod tests {
         assert_eq!(steps, [0, 0, 0, 1, 0, 0, 0, 1]);
     }
 
+    #[test]
+    fn a_small_request_waits_for_one_batch_of_a_huge_one() {
+        let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+        (0..100).for_each(|id| scheduler.push(part(id, 10)));
+        assert_eq!(batch(&mut scheduler), [0, 1]);
+        for id in 500..510 {
+            scheduler.push(fake(id, 10));
+            assert_eq!(batch(&mut scheduler)[0], id, "it is in the very next batch");
+        }
+        assert_eq!(scheduler.waiting().0, 100 - 2 - 10);
+    }
+
+    #[test]
+    fn a_huge_request_gets_its_share_of_what_never_ends() {
+        let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+        (0..20).for_each(|id| scheduler.push(part(id, 10)));
+        let mut batches = 0;
+        let mut next = 1000;
+        while scheduler.score.values().any(|job| job.id < 1000) {
+            // Twice what a batch holds, for ever.
+            for _ in 0..4 {
+                scheduler.push(fake(next, 10));
+                next += 1;
+            }
+            scheduler.next_batch(Instant::now());
+            batches += 1;
+            assert!(batches <= 100, "starved");
+        }
+        // Its ten batches are due within SHARE times as many; the flood that came before them is served first.
+        assert!(batches > 10, "{batches}");
+    }
+
+    #[test]
+    fn requests_up_to_a_batch_are_first_come_first_served() {
+        let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+        for id in 0..12 {
+            scheduler.push(Fake { request: id as u64 / 2, ..fake(id, 10) });
+        }
+        let order: Vec<usize> = std::iter::repeat_with(|| batch(&mut scheduler)).take(6).flatten().collect();
+        assert_eq!(order, (0..12).collect::<Vec<_>>());
+        assert!(scheduler.flows.is_empty());
+    }
+
     proptest! {
+        #[test]
+        fn any_requests_come_out_once_and_in_their_own_order(
+            jobs in prop::collection::vec((1usize..30, 0u64..4, 0usize..5), 1..80), pushes in prop::collection::vec(0usize..6, 80)
+        ) {
+            let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+            let (mut next, mut out) = (0, Vec::new());
+            for push in pushes.into_iter().chain(std::iter::repeat_n(0, 200)) {
+                for _ in 0..push.min(jobs.len() - next) {
+                    let (len, request, fate) = jobs[next];
+                    let fate = if fate == 0 { Fate::Abandoned } else { Fate::Live };
+                    scheduler.push(Fake { fate, request, ..fake(next, len) });
+                    next += 1;
+                }
+                let plan = scheduler.next_batch(Instant::now());
+                out.extend(plan.score.into_iter().chain(plan.dropped.into_iter().map(|(job, _)| job)));
+            }
+            prop_assert!(scheduler.is_idle() && scheduler.flows.is_empty());
+            for request in 0..4 {
+                let live = |job: &&Fake| job.request == request && job.fate == Fate::Live;
+                prop_assert!(out.iter().filter(live).map(|job| job.id).is_sorted());
+            }
+            let mut all: Vec<usize> = out.iter().map(|job| job.id).collect();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..next).collect::<Vec<_>>());
+        }
+
         #[test]
         fn budgets_hold_order_is_kept_and_every_job_comes_out_once(
             jobs in prop::collection::vec((1usize..12, 0usize..5), 1..60), pushes in prop::collection::vec(0usize..6, 60)

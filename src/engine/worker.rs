@@ -17,11 +17,8 @@ use super::{
 use crate::{
     backend::{Backend, Reading},
     error::{Code, Error},
-    metrics::{BatchStats, DropReason, Lane, Metrics},
+    metrics::{BatchStats, DropReason, Lane, Metrics, Rejection},
 };
-
-/// Weight of the newest batch in the smoothed rate.
-const RATE_SMOOTHING: f64 = 0.2;
 
 /// Explain sequences' keys never meet a prefix cache's.
 const EXPLAIN_KEY: usize = usize::MAX;
@@ -30,7 +27,6 @@ pub(super) struct Worker {
     backend: Box<dyn Backend>,
     scheduler: Scheduler<ScoreJob, ExplainSequence>,
     cache: PrefixCache,
-    prefix_pool: Arc<KvPool>,
     explain_pool: Arc<KvPool>,
     config: EngineConfig,
     metrics: Arc<Metrics>,
@@ -45,6 +41,10 @@ impl Schedulable for ScoreJob {
         &self.prompt.tokens
     }
 
+    fn request(&self) -> u64 {
+        self.request
+    }
+
     fn fate(&self, now: Instant) -> Fate {
         if self.ticket.is_abandoned() {
             Fate::Abandoned
@@ -57,15 +57,7 @@ impl Schedulable for ScoreJob {
 }
 
 impl Worker {
-    pub(super) fn new(
-        backend: Box<dyn Backend>,
-        config: EngineConfig,
-        metrics: Arc<Metrics>,
-        shared: Arc<Shared>,
-        (prefix_blocks, explain_blocks): (usize, usize),
-    ) -> Self {
-        let prefix_pool = KvPool::new(0, prefix_blocks);
-        let explain_pool = KvPool::new(prefix_blocks, explain_blocks);
+    pub(super) fn new(backend: Box<dyn Backend>, config: EngineConfig, shared: Arc<Shared>) -> Self {
         let budget = Budget {
             tokens: config.batch_tokens,
             sequences: config.batch_sequences,
@@ -76,11 +68,10 @@ impl Worker {
             max_positions: backend.describe().max_positions,
             backend,
             scheduler: Scheduler::new(budget),
-            cache: PrefixCache::new(prefix_pool.clone()),
-            prefix_pool,
-            explain_pool,
+            cache: PrefixCache::new(shared.prefix_pool.clone()),
+            explain_pool: shared.explain_pool.clone(),
             config,
-            metrics,
+            metrics: shared.metrics.clone(),
             shared,
             decoding: 0,
         }
@@ -98,7 +89,6 @@ impl Worker {
 
     /// Takes all that has arrived; blocks only when idle. False once told to stop.
     fn receive(&mut self, inbox: &mpsc::Receiver<Message>, mut open: bool) -> bool {
-        self.gauge();
         if open && self.scheduler.is_idle() {
             self.shared.idle.store(true, Ordering::Relaxed);
             let first = inbox.recv();
@@ -112,34 +102,23 @@ impl Worker {
         open
     }
 
-    fn gauge(&mut self) {
-        let (score, explain) = self.scheduler.waiting();
-        self.metrics.queue_lengths(score, explain);
-        self.metrics.kv_blocks(
-            self.prefix_pool.used() + self.explain_pool.used(),
-            self.prefix_pool.total() + self.explain_pool.total(),
-        );
-    }
-
     /// False for the message to stop.
     fn take(&mut self, message: Message) -> bool {
         match message {
             Message::Score(jobs) => {
                 for job in jobs {
-                    self.metrics.job_queued(Lane::Score);
                     self.scheduler.push(job);
                 }
             }
-            Message::Explain(job) => {
-                self.metrics.job_queued(Lane::Explain);
-                self.scheduler.requeue(ExplainSequence::new(*job));
-            }
+            Message::Explain(job) => self.scheduler.requeue(ExplainSequence::new(*job)),
             Message::Stop => return false,
         }
         true
     }
 
     fn step(&mut self, plan: Plan<ScoreJob, ExplainSequence>) {
+        self.metrics.jobs_taken(Lane::Score, plan.score.len() + plan.dropped.len());
+        self.metrics.jobs_taken(Lane::Explain, plan.explain.len());
         plan.dropped.into_iter().for_each(|(job, fate)| self.drop_job(job, fate));
         let explain = self.settle(plan.explain);
         if plan.score.is_empty() && explain.is_empty() {
@@ -160,7 +139,6 @@ impl Worker {
     }
 
     fn drop_job(&self, job: ScoreJob, fate: Fate) {
-        self.shared.queued_tokens.fetch_sub(job.prompt.tokens.len(), Ordering::Relaxed);
         let reason = if fate == Fate::Expired { DropReason::Expired } else { DropReason::Abandoned };
         self.metrics.dropped(reason);
         job.ticket.fail(Error::new(
@@ -184,8 +162,9 @@ impl Worker {
                 self.decoding += 1;
                 ready.push(sequence);
             } else if self.decoding > 0 {
-                self.scheduler.requeue(sequence);
+                self.requeue(sequence);
             } else {
+                self.metrics.rejected(Rejection::Explain);
                 sequence.finish(FinishReason::Shed);
             }
         }
@@ -193,8 +172,6 @@ impl Worker {
     }
 
     fn count(&mut self, score: &[ScoreJob], explain_steps: usize, batch: &Batch, took: Duration) {
-        let tokens: usize = score.iter().map(|job| job.prompt.tokens.len()).sum();
-        self.shared.queued_tokens.fetch_sub(tokens, Ordering::Relaxed);
         self.metrics.compute_seconds(took);
         let hits = batch.hits.iter().map(|hit| hit.len).sum();
         self.metrics.prefix_cache(hits, self.cache.take_evicted());
@@ -206,12 +183,16 @@ impl Worker {
             explain_steps,
             seconds: took.as_secs_f64(),
         });
-        if tokens > 0 {
-            let rate = tokens as f64 / took.as_secs_f64().max(1e-9);
-            let before = f64::from_bits(self.shared.tokens_per_second.load(Ordering::Relaxed));
-            let rate = if before > 0.0 { before + RATE_SMOOTHING * (rate - before) } else { rate };
-            self.shared.tokens_per_second.store(rate.to_bits(), Ordering::Relaxed);
+        if !score.is_empty() {
+            let tokens = score.iter().map(|job| job.prompt.tokens.len()).sum();
+            self.shared.passes().saw(tokens, took);
         }
+    }
+
+    /// An explain sequence waits for its next step.
+    fn requeue(&mut self, sequence: ExplainSequence) {
+        self.metrics.jobs_waiting(Lane::Explain, 1);
+        self.scheduler.requeue(sequence);
     }
 
     fn answer(
@@ -229,6 +210,9 @@ impl Worker {
             self.metrics.tokens_by_fate(tokens.computed, tokens.shared, tokens.cached);
             let queued = start.saturating_duration_since(job.enqueued);
             self.metrics.queue_seconds(queued);
+            if job.ticket.is_abandoned() {
+                self.metrics.wasted(tokens.computed);
+            }
             match &readings[batch.tree.answer_of[i]] {
                 Reading::Grades { logits, log_sum_exp } => job.ticket.answer(Scored {
                     grade_logits: logits.clone(),
@@ -244,9 +228,11 @@ impl Worker {
         for (i, sequence) in explain.into_iter().enumerate() {
             match readings[batch.tree.answer_of[count + i]] {
                 Reading::Next(token) => {
-                    self.metrics.explain_token();
+                    if sequence.reads() {
+                        self.metrics.explain_token();
+                    }
                     match sequence.advance(token, Instant::now(), self.max_positions) {
-                        Some(sequence) => self.scheduler.requeue(sequence),
+                        Some(sequence) => self.requeue(sequence),
                         None => self.decoding -= 1,
                     }
                 }
@@ -306,7 +292,7 @@ impl Batch {
             past: sequence.past(),
             key: (EXPLAIN_KEY, i),
             position: sequence.position(),
-            tokens: sequence.pending(),
+            tokens: sequence.portion(),
             cut: 0,
             read: Read::Next,
         }));

@@ -137,6 +137,7 @@ struct EngineMetrics {
     batch_pairs: IntCounter,
     batch_steps: IntCounter,
     tokens: IntCounterVec,
+    wasted_tokens: IntCounter,
     kv_blocks_used: IntGauge,
     kv_blocks_total: IntGauge,
     prefix_cache_hit_tokens: IntCounter,
@@ -195,15 +196,25 @@ impl Metrics {
         }
     }
 
-    /// A job entered a lane's queue.
-    pub fn job_queued(&self, lane: Lane) {
-        self.engine.jobs.with_label_values(&[lane.as_str()]).inc();
+    /// New jobs entered a lane's queue.
+    pub fn jobs_queued(&self, lane: Lane, count: usize) {
+        self.engine.jobs.with_label_values(&[lane.as_str()]).inc_by(count as u64);
+        self.jobs_waiting(lane, count);
     }
 
-    /// Jobs waiting in each lane now.
-    pub fn queue_lengths(&self, score: usize, explain: usize) {
-        self.engine.queue_length.with_label_values(&[Lane::Score.as_str()]).set(signed(score));
-        self.engine.queue_length.with_label_values(&[Lane::Explain.as_str()]).set(signed(explain));
+    /// Jobs wait in a lane's queue, for the first time or again.
+    pub fn jobs_waiting(&self, lane: Lane, count: usize) {
+        self.engine.queue_length.with_label_values(&[lane.as_str()]).add(signed(count));
+    }
+
+    /// Jobs left a lane's queue.
+    pub fn jobs_taken(&self, lane: Lane, count: usize) {
+        self.engine.queue_length.with_label_values(&[lane.as_str()]).sub(signed(count));
+    }
+
+    /// Tokens were computed for a request that nobody waited for in the end.
+    pub fn wasted(&self, tokens: usize) {
+        self.engine.wasted_tokens.inc_by(tokens as u64);
     }
 
     /// A pair waited so long from entering the queue to the start of its batch.
@@ -304,9 +315,9 @@ impl Metrics {
         )
     }
 
-    /// KV blocks held now (for tests).
-    pub fn kv_blocks_held(&self) -> usize {
-        usize::try_from(self.engine.kv_blocks_used.get()).unwrap_or(0)
+    /// Jobs waiting in a lane now (for tests).
+    pub fn jobs_waiting_now(&self, lane: Lane) -> i64 {
+        self.engine.queue_length.with_label_values(&[lane.as_str()]).get()
     }
 
     /// All of it in the Prometheus text format.
@@ -337,8 +348,7 @@ mod tests {
     fn names_are_unique_prefixed_and_documented() {
         let metrics = Metrics::default();
         metrics.request("/score", Lane::Score, "ok", Duration::from_millis(3));
-        metrics.queue_lengths(1, 2);
-        metrics.job_queued(Lane::Score);
+        metrics.jobs_queued(Lane::Score, 2);
         metrics.tokens_by_fate(1, 2, 3);
         metrics.rejected(Rejection::Pairs);
         metrics.dropped(DropReason::Expired);

@@ -162,6 +162,10 @@ impl EngineMetrics {
                 "Prompt tokens, by how they were had: computed, shared in the batch, cached.",
                 &["fate"],
             ),
+            wasted_tokens: of.counter(
+                "verdict_wasted_tokens_total",
+                "Prompt tokens computed for requests that were left or late before all of them was answered.",
+            ),
             kv_blocks_used: of.gauge("verdict_kv_blocks_used", "KV blocks held."),
             kv_blocks_total: of.gauge("verdict_kv_blocks_total", "KV blocks there are."),
             prefix_cache_hit_tokens: of

@@ -52,6 +52,7 @@ fn answer(result: Result<()>) -> Response<Body> {
 
 /// All metrics in the Prometheus text format.
 pub(crate) async fn metrics(Shared(state): Shared<Arc<State>>) -> Response<Body> {
+    state.gauge();
     match state.metrics.text() {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));

@@ -1,7 +1,7 @@
 //! The first thing a request meets: it gets an id, goes to HTTP or gRPC, and a
 //! panic on its way becomes an answer.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -25,24 +25,28 @@ pub(crate) struct Front {
     /// Absent on the admin port.
     grpc: Option<Router>,
     ids: RequestIds,
+    read_timeout: Duration,
 }
 
 impl Front {
-    pub(crate) fn new(http: Router, grpc: Option<Router>) -> Arc<Self> {
-        Arc::new(Self { http, grpc, ids: RequestIds::new() })
+    /// `read_timeout` is how long a gRPC client may take to send its request; HTTP's handlers see to that themselves.
+    pub(crate) fn new(http: Router, grpc: Option<Router>, read_timeout: Duration) -> Arc<Self> {
+        Arc::new(Self { http, grpc, ids: RequestIds::new(), read_timeout })
     }
 
     /// Answers one request.
-    pub(crate) async fn call(
-        self: Arc<Self>,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
+    pub(crate) async fn call(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
         let id = self.ids.of(request.headers());
         let grpc = is_grpc(request.headers());
         request.extensions_mut().insert(id.clone());
         let path = request.uri().path().to_owned();
-        let router = if grpc { self.grpc.as_ref().unwrap_or(&self.http) } else { &self.http };
-        let answer = router.clone().call(request.map(Body::new));
+        let answer = match &self.grpc {
+            Some(calls) if grpc => {
+                let request = request.map(|body| grpc::sent_within(&path, body, self.read_timeout));
+                calls.clone().call(request)
+            }
+            _ => self.http.clone().call(request.map(Body::new)),
+        };
         let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
             Ok(Ok(response)) => response,
             Err(_) => {
@@ -57,7 +61,7 @@ impl Front {
             }
         };
         response.headers_mut().insert(REQUEST_ID, id.0);
-        Ok(response)
+        response
     }
 }
 

@@ -1,6 +1,6 @@
 //! Accepting connections, and letting go of them.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use hyper::service::service_fn;
 use hyper_util::{
@@ -10,21 +10,31 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
 
 use crate::metrics::Metrics;
 
-use super::front::Front;
+use super::{
+    front::Front,
+    patience::{Activity, Taken, until_sent},
+};
 
 /// After a failed accept (out of file descriptors, mostly) the next one waits a little.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often, and how long, an HTTP/2 peer is pinged before it counts as gone.
 const PING: Duration = Duration::from_secs(20);
 /// Requests at once on one HTTP/2 connection.
-const STREAMS: u32 = 1024;
+const STREAMS: u32 = 256;
+/// Bytes of a request's head: HTTP/1 refuses more with 431, HTTP/2 does not take more.
+const HEAD_BYTES: u32 = 32 << 10;
+/// Requests on one HTTP/2 connection that were reset before they were looked at; a peer that
+/// resets more is parted with.
+const RESETS: usize = 20;
+/// After an idle connection was told to end, how long it may take.
+const PARTING: Duration = Duration::from_secs(5);
 /// HTTP/2 flow control windows, in bytes: room for a request of usual size in one go.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
@@ -38,31 +48,32 @@ pub(crate) struct Port {
     pub(crate) front: Arc<Front>,
     /// TLS, unless the port speaks in clear.
     pub(crate) tls: Option<TlsAcceptor>,
-    /// How long a client may take to send a request's head.
+    /// How long a client may take to send a request's head, to send its next
+    /// request, and to take something of what it is sent.
     pub(crate) read_timeout: Duration,
+    /// Connections at once; more wait to be accepted.
+    pub(crate) connections: usize,
+    /// Where they are counted, if they are.
+    pub(crate) metrics: Option<Arc<Metrics>>,
 }
 
 /// Serves `listener` until `stop` turns true; then closes idle connections, and
 /// returns when the others have answered what they were asked.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    port: Port,
-    metrics: Arc<Metrics>,
-    mut stop: watch::Receiver<bool>,
-) {
+pub(crate) async fn serve(listener: TcpListener, port: Port, mut stop: watch::Receiver<bool>) {
     let builder = builder(port.read_timeout);
+    let slots = Arc::new(Semaphore::new(port.connections.min(Semaphore::MAX_PERMITS)));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             biased;
             () = told(&mut stop) => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    let open = Open::new(&metrics);
+            (slot, accepted) = accept(&listener, &slots) => match accepted {
+                Ok(stream) => {
+                    let open = port.metrics.as_ref().map(Open::new);
                     let one = connection(stream, builder.clone(), port.clone(), stop.clone());
                     connections.spawn(async move {
                         one.await;
-                        drop(open);
+                        drop((open, slot));
                     });
                 }
                 Err(error) => {
@@ -79,15 +90,32 @@ pub(crate) async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
+/// The next connection, once there is room for one more.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> (Option<OwnedSemaphorePermit>, io::Result<TcpStream>) {
+    // The semaphore is never closed.
+    let slot = Arc::clone(slots).acquire_owned().await.ok();
+    (slot, listener.accept().await.map(|(stream, _)| stream))
+}
+
 fn builder(read_timeout: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(read_timeout).pipeline_flush(true);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(read_timeout)
+        .pipeline_flush(true)
+        .max_buf_size(HEAD_BYTES as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD_BYTES)
+        .max_pending_accept_reset_streams(RESETS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     builder
@@ -103,7 +131,8 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let Some(tls) = port.tls else { return requests(stream, builder, port.front, stop).await };
+    let (front, limit) = (port.front, port.read_timeout);
+    let Some(tls) = port.tls else { return requests(stream, builder, front, limit, stop).await };
     let agreed = tokio::select! {
         biased;
         () = told(&mut stop) => return,
@@ -111,21 +140,28 @@ async fn connection(
     };
     match agreed {
         // Apart, so that a connection in clear does not carry the size of one that is not.
-        Ok(Ok(stream)) => Box::pin(requests(stream, builder, port.front, stop)).await,
+        Ok(Ok(stream)) => Box::pin(requests(stream, builder, front, limit, stop)).await,
         Ok(Err(error)) => tracing::debug!(%error, "no TLS was agreed on"),
         Err(_) => tracing::debug!("no TLS was agreed on in time"),
     }
 }
 
-/// Answers a connection's requests until it ends, or until it is idle after the server was told to stop.
+/// Answers a connection's requests until it ends, until it is idle for `limit`, or
+/// until it is idle after the server was told to stop.
 async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     builder: auto::Builder<TokioExecutor>,
     front: Arc<Front>,
+    limit: Duration,
     mut stop: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| Arc::clone(&front).call(request));
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let activity = Activity::new();
+    let requests = activity.clone();
+    let service = service_fn(move |request| {
+        let (busy, answer) = (requests.begin(), Arc::clone(&front).call(request));
+        async move { Ok::<_, Infallible>(until_sent(answer.await, busy)) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(Taken::new(stream, limit)), service);
     tokio::pin!(connection);
     let result = tokio::select! {
         biased;
@@ -133,6 +169,11 @@ async fn requests(
         () = told(&mut stop) => {
             connection.as_mut().graceful_shutdown();
             connection.await
+        }
+        // HTTP/1 looks after its own head; this is for HTTP/2, and for a connection that never says which it is.
+        () = activity.idle(limit) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(PARTING, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = result {

@@ -11,6 +11,7 @@ mod guard;
 pub(crate) mod http;
 mod listen;
 mod openapi;
+mod patience;
 mod playground;
 mod state;
 mod tls;
@@ -32,6 +33,8 @@ use crate::{
     error::{Code, Error, Result},
     metrics::Metrics,
     model::Model,
+    profile::Profile,
+    request::ScoreRequest,
     service::Service,
 };
 
@@ -42,6 +45,8 @@ pub use state::Phase;
 
 /// After the last answer, how long connections may take to be closed.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Connections of the admin port at once: its callers are few.
+const ADMIN_CONNECTIONS: usize = 256;
 
 /// Why a server ended; each has its exit code.
 #[derive(Debug)]
@@ -159,6 +164,17 @@ impl Server {
     }
 }
 
+/// What the route at `path` makes of a request's body, as its handler does: for
+/// whoever wants to know before a server runs, tests first of all. `None` if no
+/// route takes a body there.
+pub fn read_body(path: &str, body: &[u8], profile: &Profile) -> Option<Result<ScoreRequest>> {
+    match path {
+        "/score" => Some(http::wire::score(body)),
+        "/score?explain=true" => Some(http::wire::explain(body).map(|request| request.into_parts().0)),
+        _ => dialects::read_body(path, body, profile),
+    }
+}
+
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|cause| {
         let message = format!("{address} cannot be bound: {cause}");
@@ -226,16 +242,26 @@ impl Ports {
         let routes = guard::http_routes(http::router(Arc::clone(state)), access, state);
         let calls = guard::grpc_routes(grpc::router(state)?, access, state);
         let read_timeout = state.read_timeout;
-        let main_port = listen::Port { front: Front::new(routes, Some(calls)), tls, read_timeout };
+        let main_port = listen::Port {
+            front: Front::new(routes, Some(calls), read_timeout),
+            tls,
+            read_timeout,
+            connections: state.connections,
+            metrics: Some(Arc::clone(&state.metrics)),
+        };
         // For the operator's own network: in clear, and no key is asked for.
-        let admin_front = Front::new(admin::router(Arc::clone(state)), None);
-        let admin_port = listen::Port { front: admin_front, tls: None, read_timeout };
+        let admin_port = listen::Port {
+            front: Front::new(admin::router(Arc::clone(state)), None, read_timeout),
+            tls: None,
+            read_timeout,
+            connections: ADMIN_CONNECTIONS,
+            metrics: None,
+        };
         let (stop_main, told_main) = watch::channel(false);
         let (stop_admin, told_admin) = watch::channel(false);
-        let metrics = &state.metrics;
         Ok(Self {
-            main: tokio::spawn(listen::serve(main, main_port, Arc::clone(metrics), told_main)),
-            admin: tokio::spawn(listen::serve(admin, admin_port, Arc::clone(metrics), told_admin)),
+            main: tokio::spawn(listen::serve(main, main_port, told_main)),
+            admin: tokio::spawn(listen::serve(admin, admin_port, told_admin)),
             stop_main,
             stop_admin,
         })

@@ -40,6 +40,7 @@ pub(crate) struct State {
     pub(crate) body_bytes: usize,
     pub(crate) read_timeout: Duration,
     pub(crate) keep_alive: Duration,
+    pub(crate) connections: usize,
     pub(crate) metrics_on_main: bool,
 }
 
@@ -61,6 +62,7 @@ impl State {
             body_bytes: config.limits.body_bytes,
             read_timeout: config.read_timeout,
             keep_alive: config.keep_alive,
+            connections: config.connections,
             metrics_on_main: config.metrics_on_main,
         }
     }
@@ -105,6 +107,15 @@ impl State {
         }
     }
 
+    /// Sets the gauges that are looked at rather than counted.
+    pub(crate) fn gauge(&self) {
+        self.metrics.ready(self.check_ready().is_ok());
+        if let Some(running) = self.running.get() {
+            let (used, total) = running.engine.kv_blocks();
+            self.metrics.kv_blocks(used, total);
+        }
+    }
+
     /// The service, whatever the phase, once the model is loaded.
     pub(crate) fn service(&self) -> Result<&Service> {
         self.running
@@ -119,18 +130,8 @@ impl State {
         // the phase before it looks at the count, cannot miss it.
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         let guard = InFlight { state: Arc::clone(self) };
-        match self.phase() {
-            Phase::Ready => Ok(guard),
-            phase => {
-                self.metrics.rejected(Rejection::Unavailable);
-                let starting = phase == Phase::Starting;
-                Err(unavailable(if starting {
-                    "the server is starting"
-                } else {
-                    "the server is shutting down"
-                }))
-            }
-        }
+        self.check_ready().inspect_err(|_| self.metrics.rejected(Rejection::Unavailable))?;
+        Ok(guard)
     }
 
     /// Requests that were let in and have not ended.

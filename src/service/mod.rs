@@ -191,10 +191,7 @@ impl Service {
         let patience = request.options().deadline.unwrap_or(inner.limits.deadline).min(inner.limits.deadline);
         let deadline = arrived + patience;
         let (mut work, answers, options) = Work::new(request, keep, deadline, &inner.model.profile)?;
-        let load = Load {
-            queued_tokens: inner.engine.queued_tokens(),
-            tokens_per_second: inner.engine.tokens_per_second(),
-        };
+        let load = Load { pace: inner.engine.pace(), stalled: inner.engine.stalled() };
         work.admit(inner.admission.admit(answers.len(), work.bound(), Some(patience), load)?);
         let all = self.compute(work, answers, options, arrived, deadline);
         match tokio::time::timeout_at(deadline.into(), all).await {
@@ -233,6 +230,7 @@ impl Service {
         inner.metrics.tokenized(prepared.took);
         let mut span = Span::default();
         let mut usage = Usage::default();
+        let mut spent = Spent { tokens: 0, metrics: &inner.metrics };
         let mut pairs = Vec::with_capacity(answers.len());
         for (answer, pair) in answers.into_iter().zip(prepared.pairs) {
             let answer = answer.await.unwrap_or_else(|cause| Err(stopped().with_cause(cause)));
@@ -241,6 +239,7 @@ impl Service {
                 kept = scored.kept.take();
                 span.add(pair.enqueued + scored.queued, scored.compute);
                 usage.add(scored.tokens);
+                spent.tokens += scored.tokens.computed;
                 read(&inner.model.profile, scored, pair.prompt.as_deref(), options.raw)
             });
             if let Ok(score) = &score {
@@ -254,6 +253,7 @@ impl Service {
                 kept,
             });
         }
+        spent.tokens = 0;
         let pairs = all_or_some(pairs, options.whole)?;
         let total = arrived.elapsed();
         inner.metrics.time_to_score(total);
@@ -303,6 +303,18 @@ fn all_or_some(pairs: Vec<PairOutcome>, whole: bool) -> Result<Vec<PairOutcome>>
     match failed.map(|pair| &pair.score) {
         Some(Err(error)) => Err(error.clone()),
         _ => Ok(pairs),
+    }
+}
+
+/// Tokens computed for a request; wasted if it is dropped before all of it was answered.
+struct Spent<'a> {
+    tokens: usize,
+    metrics: &'a Metrics,
+}
+
+impl Drop for Spent<'_> {
+    fn drop(&mut self) {
+        self.metrics.wasted(self.tokens);
     }
 }
 

@@ -43,6 +43,8 @@ impl Keep {
 /// A request on its way to the engine.
 pub(super) struct Work {
     pairs: Vec<WorkPair>,
+    /// Its number, once it is admitted.
+    request: u64,
     /// One, or one per pair.
     queries: Vec<String>,
     instruction: Option<String>,
@@ -101,6 +103,7 @@ impl Work {
         let around = instruction.as_ref().map_or(profile.instruction.len(), String::len);
         let mut work = Self {
             pairs: Vec::with_capacity(documents.len()),
+            request: 0,
             instruction,
             truncation: options.truncation,
             return_documents: options.return_documents,
@@ -136,6 +139,7 @@ impl Work {
 
     /// Hands each pair its share of what was admitted.
     pub(super) fn admit(&mut self, mut grant: Grant) {
+        self.request = grant.request();
         for pair in &mut self.pairs {
             pair.permit = Some(grant.split(pair.bound));
         }
@@ -191,6 +195,7 @@ pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
                 portion_tokens += prompt.tokens.len();
                 portion.push(ScoreJob {
                     prompt: Arc::clone(&prompt),
+                    request: work.request,
                     keep_kv: work.keep.contains(index),
                     deadline: Some(work.deadline),
                     enqueued: started,

@@ -102,7 +102,7 @@ async fn cached_blocks(server: &TestServer, documents: &[String]) -> usize {
     let body = json!({"query": "q", "documents": documents});
     server.score(&body).await.ok();
     server.score(&body).await.ok();
-    server.metrics.kv_blocks_held()
+    server.kv_blocks().await
 }
 
 #[tokio::test]

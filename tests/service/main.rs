@@ -2,6 +2,7 @@
 //! gRPC, with a stub in place of the model's arithmetic.
 
 mod access;
+mod bad_clients;
 mod bad_input;
 mod bodies;
 mod common;
@@ -9,6 +10,7 @@ mod dialect_errors;
 mod dialect_shapes;
 mod dialects;
 mod explain;
+mod faults;
 mod grpc;
 mod http;
 mod overload;

@@ -57,6 +57,51 @@ impl Drop for Running {
     }
 }
 
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("bound").port()
+}
+
+#[test]
+fn a_log_that_cannot_be_written_does_not_end_the_server() {
+    let (port, admin) = (free_port().to_string(), free_port().to_string());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full disk");
+    let mut command = verdict(&["serve", "--port", &port, "--admin-port", &admin, "--log", "debug"]);
+    let mut server = Running(command.stderr(full).spawn().expect("runs"));
+    // Without a log there is nothing to wait for but the port.
+    let ask = |request: &str| -> Option<String> {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port.parse().expect("a port"))).ok()?;
+        std::io::Write::write_all(&mut stream, request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    };
+    let body = r#"{"query": "q", "documents": ["d"]}"#;
+    let score = format!(
+        "POST /score HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = loop {
+        assert!(server.0.try_wait().expect("known").is_none(), "it ended");
+        match ask(&score) {
+            Some(answer) if !answer.contains(" 503 ") => break answer,
+            _ => std::thread::yield_now(),
+        }
+    };
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    let id = server.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().expect("runs").success());
+    assert_eq!(server.0.wait().expect("ended").code(), Some(0));
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_named_at_the_start() {
+    let arguments = ["serve", "--port", "0", "--admin-port", "0", "--explain-kv-mib", "1000000000000"];
+    let (code, said) = run(&arguments);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("KV memory"), "{said}");
+}
+
 #[test]
 fn a_signal_drains_and_exits_with_0() {
     let mut command = verdict(&["serve", "--port", "0", "--admin-port", "0", "--log-format", "json"]);

@@ -225,6 +225,40 @@ fn documents_are_linked_and_their_links_lead_somewhere() {
     report(&problems);
 }
 
+/// Tests that a document names as `some_test` in a list of promises: those with four words or more.
+fn named_tests(text: &str) -> Vec<&str> {
+    let ticked = text.split('`').skip(1).step_by(2);
+    ticked
+        .filter(|name| {
+            name.matches('_').count() >= 3 && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        })
+        .collect()
+}
+
+#[test]
+fn what_security_promises_is_tested() {
+    let tests: String = files("", &[".rs"]).into_iter().map(|file| file.text).collect();
+    let text = read("docs/security.md");
+    let names = named_tests(&text);
+    assert!(names.len() > 20, "docs/security.md names {} tests", names.len());
+    let missing = names.into_iter().filter(|name| !tests.contains(&format!("fn {name}(")));
+    report(&missing.map(|name| format!("docs/security.md: there is no test {name}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_depends_on_the_wall_clock() {
+    let wall = |file: &File| {
+        let bare = without_tests(&code(&file.text));
+        words(&bare, "SystemTime").map(|at| line(&bare, at)).collect::<Vec<_>>()
+    };
+    // An answer's date, which other servers' clients expect, may be of any clock.
+    let dated = |file: &File| file.path == "src/server/dialects/rows.rs";
+    let found = sources().into_iter().filter(|file| !dated(file)).flat_map(|file| {
+        wall(&file).into_iter().map(move |line| format!("{}:{line}: a clock that may jump", file.path))
+    });
+    report(&found.collect::<Vec<_>>());
+}
+
 #[test]
 fn what_breaks_a_rule_is_found() {
     let file = |path: &str, text: String| File { path: path.into(), text };
@@ -245,5 +279,6 @@ fn what_breaks_a_rule_is_found() {
         assert_eq!(forbidden(&file("a.md", format!("see {word}x"))).len(), 1, "{word}");
     }
     assert_eq!(first_commands("# A\n```sh\na b  # why\n\nc\n```\n```\nd\n```"), ["a b", "c"]);
+    assert_eq!(named_tests("`a_b` `of_four_words_each` `A_b_c_d` x"), ["of_four_words_each"]);
     assert_eq!(links("[a](b.md#c) [d](https://e) [f](#g)").collect::<Vec<_>>(), ["b.md"]);
 }

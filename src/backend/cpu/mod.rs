@@ -16,7 +16,7 @@ mod vector;
 
 use crate::{
     engine::{kv::BLOCK_TOKENS, tree::TokenTree},
-    error::{Error, Result},
+    error::{Code, Error, Result},
     model::{Model, config::ModelConfig, forward::forward},
 };
 use gemm::PackedMatrix;
@@ -102,8 +102,15 @@ impl Backend for CpuBackend {
     }
 
     fn reserve_kv(&mut self, blocks: usize) -> Result<()> {
+        let floats = blocks.saturating_mul(Self::block_floats(&self.config));
+        // Asked for first: a vector that cannot be had ends the process.
+        Vec::<f32>::new().try_reserve_exact(floats).map_err(|cause| {
+            let message =
+                format!("{} MiB of KV memory cannot be had", (floats / (1 << 20)).saturating_mul(4));
+            Error::new(Code::Invalid, message).with_cause(cause)
+        })?;
         // Zeroed memory is mapped only when it is first written.
-        self.kv = vec![0.0; blocks * Self::block_floats(&self.config)];
+        self.kv = vec![0.0; floats];
         Ok(())
     }
 

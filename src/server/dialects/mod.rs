@@ -101,6 +101,7 @@ fn in_order() -> ScoreOptions {
 struct Spoken {
     shape: Shape,
     fields: Fields,
+    read: fn(&[u8], &Keys, &Profile) -> Result<ScoreRequest>,
     answer: for<'a> fn(&'a Call, Exchange) -> BoxFuture<'a, Result<Response<Body>>>,
 }
 
@@ -112,18 +113,32 @@ struct Exchange {
 }
 
 fn spoken<D: Dialect>() -> Spoken {
-    Spoken { shape: D::SHAPE, fields: D::FIELDS, answer: |call, exchange| score::<D>(call, exchange).boxed() }
+    Spoken {
+        shape: D::SHAPE,
+        fields: D::FIELDS,
+        read: |body, keys, profile| read::<D>(body, keys, profile).map(|(request, _)| request),
+        answer: |call, exchange| score::<D>(call, exchange).boxed(),
+    }
+}
+
+/// What a body asks, and what its answer needs to know of it.
+fn read<D: Dialect>(body: &[u8], keys: &Keys, profile: &Profile) -> Result<(ScoreRequest, D::Kept)> {
+    let body = parse::<D>(body)?;
+    keys.check()?;
+    body.read(&Arrived { keys, profile })
+}
+
+/// What the dialect's route at `path` makes of a body; `None` if it is no dialect's route.
+pub(super) fn read_body(path: &str, body: &[u8], profile: &Profile) -> Option<Result<ScoreRequest>> {
+    let route = ROUTES.iter().find(|route| leads(route.path, path))?;
+    let keys = Keys::of(body);
+    Some(((route.choose)(&keys).read)(body, &keys, profile))
 }
 
 async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<Body>> {
     let Exchange { body, keys, timeout } = exchange;
     let service = call.service()?;
-    let arrived = Arrived { keys: &keys, profile: service.profile() };
-    let (mut request, kept) = {
-        let body = parse::<D>(&body)?;
-        keys.check()?;
-        body.read(&arrived)?
-    };
+    let (mut request, kept) = read::<D>(&body, &keys, service.profile())?;
     if let Some(timeout) = timeout {
         request.limit_deadline(timeout);
     }

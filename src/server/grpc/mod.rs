@@ -1,6 +1,7 @@
 //! gRPC: `relevance.v1`, `tei.v1`, health, reflection. The same calls as HTTP, on the same port.
 
 mod from_wire;
+mod late;
 pub mod tei;
 mod to_wire;
 
@@ -37,6 +38,7 @@ pub mod pb {
     tonic::include_proto!("relevance.v1");
 }
 
+pub(super) use late::sent_within;
 use pb::relevance_service_server::{RelevanceService, RelevanceServiceServer};
 
 /// What reflection serves.
@@ -277,6 +279,12 @@ pub(crate) fn status(error: &Error) -> Status {
         metadata.insert("grpc-retry-pushback-ms", milliseconds);
     }
     Status::with_metadata(GrpcCode::from_i32(row.grpc), error.public_message(), metadata)
+}
+
+/// What Score makes of a message, as its handler does; `None` if it is not a message.
+pub fn read_message(message: &[u8]) -> Option<Result<crate::request::ScoreRequest>> {
+    let wire = <pb::ScoreRequest as prost::Message>::decode(message).ok()?;
+    Some(from_wire::score(wire))
 }
 
 /// The code of our table that a status came from, as its metadata say.

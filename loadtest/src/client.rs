@@ -1,0 +1,217 @@
+//! One request over HTTP, as server-sent events or over gRPC, and how it ended.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::{
+    client::legacy::{Client as Pool, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+use tonic::transport::{Channel, Endpoint};
+use verdict::server::grpc::pb::{self, relevance_service_client::RelevanceServiceClient};
+
+use crate::{scenario::Way, texts::Ask};
+
+/// Connections that gRPC's calls share.
+const CHANNELS: usize = 4;
+/// Longer than any deadline of a scenario: what takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How a request ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Ok(Answer),
+    /// 429, with when to come back.
+    Refused(Duration),
+    /// 503: starting, draining or stuck.
+    Unavailable,
+    /// 504.
+    Late,
+    /// Anything else.
+    Failed(String),
+}
+
+/// What an answer said of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) queue_ms: f64,
+    pub(crate) compute_ms: f64,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) computed_tokens: u64,
+    pub(crate) shared_tokens: u64,
+    pub(crate) cached_tokens: u64,
+    /// Since it was sent: the scores, where reasons follow.
+    pub(crate) scores_after: Option<Duration>,
+    /// Since it was sent: the first piece of a reason.
+    pub(crate) reason_after: Option<Duration>,
+    /// Reasons that were read to their end, and those that were shed.
+    pub(crate) reasons: u64,
+    pub(crate) shed: u64,
+}
+
+/// Sends requests to one server. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Client {
+    url: String,
+    pool: Pool<HttpConnector, Full<Bytes>>,
+    channels: Vec<Channel>,
+}
+
+impl Client {
+    /// For the server at `url` (`http://host:port`).
+    pub(crate) fn new(url: &str) -> Result<Self> {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let pool = Pool::builder(TokioExecutor::new()).pool_max_idle_per_host(4096).build(connector);
+        let endpoint =
+            Endpoint::from_shared(url.to_owned()).with_context(|| format!("{url:?} is no address"))?;
+        let channels = (0..CHANNELS).map(|_| endpoint.connect_lazy()).collect();
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), pool, channels })
+    }
+
+    /// Sends one request and reads its answer to the end. Dropping the future is a client that leaves.
+    pub(crate) async fn send(&self, ask: &Ask, number: usize) -> Outcome {
+        let sent = match ask.way {
+            Way::Http => futures::future::Either::Left(self.http(ask, "/score")),
+            Way::Rerank => futures::future::Either::Left(self.http(ask, "/rerank")),
+            Way::Sse => futures::future::Either::Left(self.http(ask, "/score?explain=true")),
+            Way::Grpc => futures::future::Either::Right(self.grpc(ask, number)),
+        };
+        match tokio::time::timeout(PATIENCE, sent).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => Outcome::Failed(format!("{error:#}")),
+            Err(_) => Outcome::Failed(format!("no answer within {} s", PATIENCE.as_secs())),
+        }
+    }
+
+    /// The text of a page.
+    pub(crate) async fn get(&self, url: &str) -> Result<String> {
+        let request = Request::get(url).body(Full::default())?;
+        let response = self.pool.request(request).await.with_context(|| url.to_owned())?;
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    async fn http(&self, ask: &Ask, path: &str) -> Result<Outcome> {
+        let sent = Instant::now();
+        let request = Request::post(format!("{}{path}", self.url))
+            .header("content-type", "application/json")
+            .body(Full::from(ask.body.clone()))?;
+        let response = self.pool.request(request).await?;
+        match response.status().as_u16() {
+            200 if ask.way == Way::Sse => events(response, sent).await.map(Outcome::Ok),
+            200 => {
+                let body = response.into_body().collect().await?.to_bytes();
+                let body: Value = serde_json::from_slice(&body)?;
+                anyhow::ensure!(
+                    body["results"].as_array().is_some_and(|results| results.len() == ask.pairs),
+                    "an answer without all results"
+                );
+                Ok(Outcome::Ok(answer(&body)))
+            }
+            429 => {
+                let body = response.into_body().collect().await?.to_bytes();
+                let body: Value = serde_json::from_slice(&body)?;
+                let ms = body["retry_after_ms"].as_u64().context("429 without retry_after_ms")?;
+                Ok(Outcome::Refused(Duration::from_millis(ms)))
+            }
+            503 => {
+                let told = response.headers().contains_key("retry-after");
+                response.into_body().collect().await?;
+                anyhow::ensure!(told, "503 without Retry-After");
+                Ok(Outcome::Unavailable)
+            }
+            504 => {
+                response.into_body().collect().await?;
+                Ok(Outcome::Late)
+            }
+            status => {
+                let body = response.into_body().collect().await?.to_bytes();
+                Ok(Outcome::Failed(format!("{status}: {}", String::from_utf8_lossy(&body))))
+            }
+        }
+    }
+
+    async fn grpc(&self, ask: &Ask, number: usize) -> Result<Outcome> {
+        let wire = ask.wire.as_deref().cloned().context("no message")?;
+        let channel = self.channels[number % self.channels.len()].clone();
+        match RelevanceServiceClient::new(channel).score(wire).await {
+            Ok(response) => {
+                let response = response.into_inner();
+                anyhow::ensure!(response.results.len() == ask.pairs, "an answer without all results");
+                Ok(Outcome::Ok(from_wire(&response)))
+            }
+            Err(status) => Ok(match status.code() {
+                tonic::Code::ResourceExhausted => {
+                    let ms = status.metadata().get("retry-after-ms");
+                    let ms = ms.and_then(|ms| ms.to_str().ok()?.parse().ok());
+                    Outcome::Refused(Duration::from_millis(ms.context("a refusal without retry-after-ms")?))
+                }
+                tonic::Code::Unavailable if status.metadata().contains_key("retry-after-ms") => {
+                    Outcome::Unavailable
+                }
+                tonic::Code::DeadlineExceeded => Outcome::Late,
+                code => Outcome::Failed(format!("{code:?}: {}", status.message())),
+            }),
+        }
+    }
+}
+
+fn answer(body: &Value) -> Answer {
+    let (usage, timing) = (&body["usage"], &body["timing_ms"]);
+    let count = |name: &str| usage[name].as_u64().unwrap_or(0);
+    Answer {
+        queue_ms: timing["queue"].as_f64().unwrap_or(0.0),
+        compute_ms: timing["compute"].as_f64().unwrap_or(0.0),
+        prompt_tokens: count("prompt_tokens"),
+        computed_tokens: count("computed_tokens"),
+        shared_tokens: count("shared_tokens"),
+        cached_tokens: count("cached_tokens"),
+        ..Answer::default()
+    }
+}
+
+fn from_wire(response: &pb::ScoreResponse) -> Answer {
+    let (usage, timing) = (response.usage.unwrap_or_default(), response.timing_ms.unwrap_or_default());
+    Answer {
+        queue_ms: timing.queue,
+        compute_ms: timing.compute,
+        prompt_tokens: usage.prompt_tokens,
+        computed_tokens: usage.computed_tokens,
+        shared_tokens: usage.shared_tokens,
+        cached_tokens: usage.cached_tokens,
+        ..Answer::default()
+    }
+}
+
+/// Reads events to the last one, `done`.
+async fn events(response: Response<Incoming>, sent: Instant) -> Result<Answer> {
+    let mut body = response.into_body();
+    let mut text = String::new();
+    let mut read = Answer::default();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        text.push_str(std::str::from_utf8(&data)?);
+        while let Some(end) = text.find("\n\n") {
+            let event: String = text.drain(..end + 2).collect();
+            let field =
+                |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            match field("event: ") {
+                "scores" => {
+                    read = answer(&serde_json::from_str(field("data: "))?);
+                    read.scores_after = Some(sent.elapsed());
+                }
+                "reason" if read.reason_after.is_none() => read.reason_after = Some(sent.elapsed()),
+                "reason_done" if event.contains("\"shed\"") => read.shed += 1,
+                "reason_done" => read.reasons += 1,
+                "done" => return Ok(read),
+                _ => {}
+            }
+        }
+    }
+    anyhow::bail!("the events ended without `done`")
+}

@@ -1,0 +1,211 @@
+//! The server under load: one that is there, one that is started for the run, or
+//! the real server in this process over a backend that only takes time.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::oneshot,
+};
+use verdict::{
+    backend::{
+        Backend,
+        stub::{StubBackend, StubControl, StubPace},
+    },
+    config::{Config, ServeArgs},
+    model::Model,
+    server::{Phase, Server},
+};
+
+use crate::client::Client;
+
+/// How long a model may take to load.
+const START: Duration = Duration::from_secs(600);
+
+/// Where it is, and how to end it.
+pub(crate) struct Target {
+    pub(crate) url: String,
+    pub(crate) admin: Option<String>,
+    process: Option<Child>,
+    here: Option<(oneshot::Sender<()>, std::thread::JoinHandle<Result<()>>)>,
+}
+
+impl Target {
+    /// One that runs already.
+    pub(crate) fn at(url: String, admin: Option<String>) -> Self {
+        Self { url, admin, process: None, here: None }
+    }
+
+    /// Starts `program serve` on free ports.
+    pub(crate) async fn start(program: &Path, flags: &[String]) -> Result<Self> {
+        let mut child = Command::new(program)
+            .arg("serve")
+            .args(["--port", "0", "--admin-port", "0"])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{} cannot be run", program.display()))?;
+        let mut log = BufReader::new(child.stderr.take().context("no log")?).lines();
+        let (mut address, mut admin) = (None, None);
+        let ready = async {
+            while let Some(line) = log.next_line().await? {
+                let field = |name: &str| {
+                    let rest = line.split_once(&format!("{name}="))?.1;
+                    rest.split_whitespace().next()?.parse::<SocketAddr>().ok()
+                };
+                address = field("address").or(address);
+                admin = field("admin").or(admin);
+                if line.contains(" ready ") {
+                    return Ok(());
+                }
+            }
+            bail!("it ended before it was ready")
+        };
+        tokio::time::timeout(START, ready).await.context("it did not become ready")??;
+        // A log that nobody reads fills its pipe and holds the server up.
+        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+        let url = format!("http://{}", address.context("it told no address")?);
+        let admin = admin.map(|admin| format!("http://{admin}"));
+        Ok(Self { url, admin, process: Some(child), here: None })
+    }
+
+    /// The real server in this process, over a backend that takes `pace` and computes nothing.
+    pub(crate) async fn stub(pace: StubPace, flags: &[String]) -> Result<Self> {
+        let settings = settings(flags)?;
+        let (told, addresses) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let failed = |failure: verdict::server::Failure| anyhow::anyhow!("{}", failure.error());
+                let server = Server::bind(Config::load(settings)?).await.map_err(failed)?;
+                let ports = (server.address(), server.admin_address());
+                let mut phases = server.phases();
+                let ready = async move {
+                    if phases.wait_for(|phase| *phase == Phase::Ready).await.is_ok() {
+                        // Whoever asked may have gone: then nobody is told.
+                        let _ = told.send(ports);
+                    }
+                };
+                tokio::spawn(ready);
+                let stop = async {
+                    // A dropped sender is a stop as well.
+                    let _ = stopped.await;
+                };
+                server.run(move || load(pace), stop).await.map_err(failed)
+            })
+        });
+        let (address, admin) = addresses.await.context("the server ended before it was ready")?;
+        Ok(Self {
+            url: format!("http://{address}"),
+            admin: Some(format!("http://{admin}")),
+            process: None,
+            here: Some((stop, thread)),
+        })
+    }
+
+    /// Its process, if it is one of its own.
+    pub(crate) fn process(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Child::id)
+    }
+
+    /// Tells it to stop, where it was started here; an error if it does not end cleanly.
+    pub(crate) async fn stop(self) -> Result<()> {
+        if let Some(mut child) = self.process {
+            let id = child.id().context("it has ended before")?;
+            let told = Command::new("kill").args(["-TERM", &id.to_string()]).status().await?;
+            anyhow::ensure!(told.success(), "it could not be told to stop");
+            let status = tokio::time::timeout(START, child.wait()).await.context("it does not stop")??;
+            anyhow::ensure!(status.success(), "it ended with {status}");
+        }
+        if let Some((stop, thread)) = self.here {
+            // It may have ended already; joining tells.
+            let _ = stop.send(());
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await?;
+            joined.map_err(|_| anyhow::anyhow!("the server panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+fn settings(flags: &[String]) -> Result<ServeArgs> {
+    use clap::{Args as _, FromArgMatches as _};
+    let command = ServeArgs::augment_args(clap::Command::new("serve"));
+    let ports = ["serve", "--port", "0", "--admin-port", "0"].map(String::from);
+    let matches = command.try_get_matches_from(ports.iter().chain(flags))?;
+    Ok(ServeArgs::from_arg_matches(&matches)?)
+}
+
+/// The bundled model's prompts and grades; reasons go on to their limit.
+fn load(pace: StubPace) -> verdict::error::Result<(Arc<Model>, Box<dyn Backend>)> {
+    let mut model = Model::bundled()?;
+    // What a stub scores is a hash.
+    model.profile.probes.clear();
+    let grades = model.profile.grades.len();
+    let control = Arc::new(StubControl::default());
+    control.pace(pace);
+    let script = model.tokenizer.encode("one two three four five six seven eight nine ten")?;
+    let backend = StubBackend::new(grades, script, control);
+    Ok((Arc::new(model), Box::new(backend)))
+}
+
+/// What `/metrics` says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metrics(String);
+
+impl Metrics {
+    pub(crate) async fn read(client: &Client, admin: &str) -> Result<Self> {
+        client.get(&format!("{admin}/metrics")).await.map(Self)
+    }
+
+    /// A metric by its name and labels, as written; 0 if there is none yet.
+    pub(crate) fn value(&self, name: &str) -> f64 {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Gauges that say what is held: all zero when nothing is under way.
+    pub(crate) fn held(&self) -> Vec<(&'static str, f64)> {
+        const GAUGES: [&str; 5] = [
+            "verdict_admitted_pairs",
+            "verdict_admitted_tokens",
+            "verdict_admitted_explanations",
+            "verdict_queue_length{lane=\"score\"}",
+            "verdict_queue_length{lane=\"explain\"}",
+        ];
+        GAUGES.iter().map(|name| (*name, self.value(name))).filter(|(_, value)| *value != 0.0).collect()
+    }
+}
+
+/// Waits until the server holds nothing; what it still holds after `patience` is an error.
+pub(crate) async fn settled(client: &Client, admin: &str, patience: Duration) -> Result<Metrics> {
+    let end = Instant::now() + patience;
+    loop {
+        let metrics = Metrics::read(client, admin).await?;
+        let held = metrics.held();
+        if held.is_empty() {
+            return Ok(metrics);
+        }
+        if Instant::now() >= end {
+            bail!("after {} s without requests it still holds {held:?}", patience.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Resident memory of a process on Linux, in MiB.
+pub(crate) fn resident_mib(process: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+}

@@ -1,0 +1,148 @@
+//! How long a forward pass takes, learned from those that ran. Pure: no clock.
+//!
+//! A pass of x tokens takes about `overhead + x * per_token` seconds: a least-squares
+//! line over the passes so far, newer ones counting more. Where all passes were of
+//! one size there is no line to fit, and all of their time is taken to be per token.
+
+use std::time::Duration;
+
+/// How much a pass counts for less with each later one.
+const DECAY: f64 = 0.95;
+/// A pass that took so many times what was expected counts as no more: one stall is no trend.
+const OUTLIER: f64 = 4.0;
+/// Passes before one may count as an outlier.
+const TRUSTED: f64 = 3.0;
+/// Sizes that differ by less, relative to their mean square, are of one size.
+const SPREAD: f64 = 1e-3;
+
+/// Decayed sums over passes: their number, tokens x, seconds y, and products.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Passes {
+    n: f64,
+    x: f64,
+    y: f64,
+    xx: f64,
+    xy: f64,
+}
+
+impl Passes {
+    /// A pass retired `tokens` prompt tokens, shared and cached ones included.
+    pub(super) fn saw(&mut self, tokens: usize, took: Duration) {
+        let x = tokens as f64;
+        let mut y = took.as_secs_f64().max(1e-9);
+        if self.n >= TRUSTED
+            && let Some(pace) = self.pace(usize::MAX)
+        {
+            y = y.min(OUTLIER * pace.seconds(tokens));
+        }
+        for (sum, value) in [
+            (&mut self.n, 1.0),
+            (&mut self.x, x),
+            (&mut self.y, y),
+            (&mut self.xx, x * x),
+            (&mut self.xy, x * y),
+        ] {
+            *sum = *sum * DECAY + value;
+        }
+    }
+
+    /// What they say of passes of at most `pass_tokens`; `None` before the first.
+    pub(super) fn pace(&self, pass_tokens: usize) -> Option<Pace> {
+        if self.x <= 0.0 {
+            return None;
+        }
+        let mean = self.y / self.x;
+        let spread = self.n * self.xx - self.x * self.x;
+        let per_token = if spread > SPREAD * self.n * self.xx {
+            ((self.n * self.xy - self.x * self.y) / spread).clamp(0.0, mean)
+        } else {
+            mean
+        };
+        let overhead = ((self.y - per_token * self.x) / self.n).max(0.0);
+        Some(Pace { overhead, per_token, pass_tokens: pass_tokens.max(1) })
+    }
+}
+
+/// What forward passes take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Seconds of every pass.
+    pub overhead: f64,
+    /// Seconds of a prompt token more.
+    pub per_token: f64,
+    /// Most tokens of one pass.
+    pub pass_tokens: usize,
+}
+
+impl Pace {
+    /// Seconds that `tokens` prompt tokens take, in as many passes as they need.
+    pub fn seconds(&self, tokens: usize) -> f64 {
+        let passes = tokens.div_ceil(self.pass_tokens).max(1);
+        self.overhead * passes as f64 + self.per_token * tokens as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(count: f64) -> Duration {
+        Duration::from_secs_f64(count / 1e3)
+    }
+
+    #[test]
+    fn overhead_and_rate_are_told_apart() {
+        let mut passes = Passes::default();
+        assert_eq!(passes.pace(4096), None);
+        for tokens in [100, 200, 1000, 4000, 50, 800] {
+            passes.saw(tokens, ms(2.0 + 0.01 * tokens as f64));
+        }
+        let pace = passes.pace(4096).expect("seen");
+        assert!((pace.overhead - 0.002).abs() < 1e-6 && (pace.per_token - 1e-5).abs() < 1e-8, "{pace:?}");
+        // Three passes of the largest size, and their overheads.
+        assert!((pace.seconds(10_000) - (3.0 * 0.002 + 0.1)).abs() < 1e-4, "{}", pace.seconds(10_000));
+    }
+
+    #[test]
+    fn passes_of_one_size_give_a_rate() {
+        let mut passes = Passes::default();
+        for _ in 0..5 {
+            passes.saw(100, ms(10.0));
+        }
+        let pace = passes.pace(4096).expect("seen");
+        assert!(pace.overhead < 1e-9 && (pace.seconds(100) - 0.01).abs() < 1e-9, "{pace:?}");
+    }
+
+    #[test]
+    fn one_stall_is_no_trend_and_a_trend_is_followed() {
+        let mut passes = Passes::default();
+        for _ in 0..20 {
+            passes.saw(100, ms(10.0));
+        }
+        passes.saw(100, ms(60_000.0));
+        let seconds = passes.pace(4096).expect("seen").seconds(100);
+        assert!(seconds < 0.015, "{seconds}");
+        for _ in 0..60 {
+            passes.saw(100, ms(500.0));
+        }
+        let seconds = passes.pace(4096).expect("seen").seconds(100);
+        assert!((0.4..=0.5).contains(&seconds), "{seconds}");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_said_is_finite_positive_and_grows(
+            seen in prop::collection::vec((1..100_000_usize, 0..100_000_u64), 1..50), asked in 0..10_000_000_usize,
+        ) {
+            let mut passes = Passes::default();
+            for (tokens, micros) in seen {
+                passes.saw(tokens, Duration::from_micros(micros));
+            }
+            let pace = passes.pace(4096).expect("seen");
+            let (some, more) = (pace.seconds(asked), pace.seconds(asked + 5000));
+            prop_assert!(some.is_finite() && some >= 0.0 && more >= some, "{pace:?}");
+        }
+    }
+}

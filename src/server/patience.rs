@@ -1,0 +1,239 @@
+//! How long a connection may keep us waiting: for what it was going to ask, and
+//! for it to take what it was sent.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::{
+    Response,
+    body::{Body as _, Frame, SizeHint},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
+
+/// A stream whose peer has to take something of what is written within `limit`.
+pub(super) struct Taken<S> {
+    stream: S,
+    limit: Duration,
+    /// Set while the peer takes nothing.
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Taken<S> {
+    pub(super) fn new(stream: S, limit: Duration) -> Self {
+        Self { stream, limit, waiting: None }
+    }
+
+    /// What a write came to, or an error when it has waited for too long.
+    fn written(
+        &mut self,
+        context: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if result.is_ready() {
+            self.waiting = None;
+            return result;
+        }
+        let limit = self.limit;
+        ready!(self.waiting.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not take what it is sent")))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, data);
+        self.written(context, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, data);
+        self.written(context, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Whether a connection has requests that are being answered. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Activity(Arc<Mutex<Seen>>);
+
+struct Seen {
+    requests: usize,
+    last: Instant,
+}
+
+impl Activity {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Seen { requests: 0, last: Instant::now() })))
+    }
+
+    /// A request has arrived; it is being answered until the guard is dropped.
+    pub(super) fn begin(&self) -> Busy {
+        self.seen().requests += 1;
+        Busy(self.clone())
+    }
+
+    /// Resolves when there was no request for `limit`.
+    pub(super) async fn idle(&self, limit: Duration) {
+        loop {
+            let quiet = {
+                let seen = self.seen();
+                if seen.requests > 0 { Duration::ZERO } else { seen.last.elapsed() }
+            };
+            match limit.checked_sub(quiet).filter(|left| !left.is_zero()) {
+                Some(left) => sleep(left).await,
+                None => return,
+            }
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        // A count and a time: as good after a panic as before.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that is being answered.
+pub(super) struct Busy(Activity);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut seen = self.0.seen();
+        seen.requests -= 1;
+        seen.last = Instant::now();
+    }
+}
+
+/// Lets a request count until the end of its answer, if that is a stream; what is
+/// there as a whole is on its way already.
+pub(super) fn until_sent(response: Response<Body>, busy: Busy) -> Response<Body> {
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    response.map(|body| Body::new(Sending { body, _busy: busy }))
+}
+
+struct Sending {
+    body: Body,
+    _busy: Busy,
+}
+
+impl hyper::body::Body for Sending {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_given_up() {
+        let (ours, mut theirs) = tokio::io::duplex(4);
+        let mut stream = Taken::new(ours, LIMIT);
+        stream.write_all(b"1234").await.expect("room");
+        let began = Instant::now();
+        let error = stream.write_all(b"5").await.expect_err("nothing is taken");
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
+        let mut taken = [0; 4];
+        theirs.read_exact(&mut taken).await.expect("there");
+        assert_eq!(&taken, b"1234");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_little_at_a_time_is_not() {
+        let (ours, mut theirs) = tokio::io::duplex(1);
+        let mut stream = Taken::new(ours, LIMIT);
+        let slow = tokio::spawn(async move {
+            for _ in 0..5 {
+                sleep(LIMIT - Duration::from_secs(1)).await;
+                theirs.read_u8().await.expect("there");
+            }
+            theirs
+        });
+        stream.write_all(b"12345").await.expect("taken, in the end");
+        slow.await.expect("no panic");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_only_without_requests() {
+        let (activity, began) = (Activity::new(), Instant::now());
+        let busy = activity.begin();
+        let other = activity.clone();
+        let idle = tokio::spawn(async move { other.idle(LIMIT).await });
+        sleep(5 * LIMIT).await;
+        assert!(!idle.is_finished());
+        drop(busy);
+        idle.await.expect("no panic");
+        assert_eq!(began.elapsed(), 6 * LIMIT);
+    }
+
+    #[tokio::test]
+    async fn a_stream_counts_until_its_end() {
+        let activity = Activity::new();
+        let whole = until_sent(Response::new(Body::from("whole")), activity.begin());
+        assert_eq!(activity.seen().requests, 0);
+        let body = Body::from_stream(futures::stream::iter([Ok::<_, io::Error>("a piece")]));
+        let stream = until_sent(Response::new(body), activity.begin());
+        assert_eq!(activity.seen().requests, 1);
+        drop((whole, stream));
+        assert_eq!(activity.seen().requests, 0);
+    }
+}
