@@ -5,6 +5,7 @@
 
 mod access;
 mod duration;
+mod export;
 mod settings;
 
 use std::{
@@ -22,6 +23,7 @@ use crate::{
 
 pub use access::{Access, ApiKeys, Origins, TlsFiles};
 pub use duration::Span;
+pub use export::Export;
 pub use settings::{DeviceName, LogFormat, ServeArgs, Settings};
 
 /// Everything a server needs to know.
@@ -55,6 +57,8 @@ pub struct Config {
     pub read_timeout: Duration,
     /// How often a quiet event stream gets a comment.
     pub keep_alive: Duration,
+    /// Where traces go, if anywhere.
+    pub export: Option<Export>,
     /// How the log is written.
     pub log_format: LogFormat,
     /// What is logged, in tracing's filter syntax.
@@ -72,7 +76,9 @@ impl Config {
             Some(path) => Settings::read(path)?,
             None => Settings::default(),
         };
-        Self::new(args.settings.or(file))
+        let mut settings = args.settings.or(file);
+        export::standard(&mut settings, |name| std::env::var(name).ok())?;
+        Self::new(settings)
     }
 
     /// Fills in the defaults and checks what one value says of another.
@@ -101,6 +107,7 @@ impl Config {
             stall: span(settings.stall, Duration::from_secs(120)),
             read_timeout: span(settings.read_timeout, Duration::from_secs(75)),
             keep_alive: span(settings.keep_alive, Duration::from_secs(15)),
+            export: Export::read(&settings)?,
             log_format: settings.log_format.unwrap_or_default(),
             log: settings.log.clone().unwrap_or_else(|| "info".to_owned()),
             limits,

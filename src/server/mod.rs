@@ -33,6 +33,7 @@ use crate::{
     metrics::Metrics,
     model::Model,
     service::Service,
+    telemetry::Tracing,
 };
 
 use front::Front;
@@ -42,6 +43,8 @@ pub use state::Phase;
 
 /// After the last answer, how long connections may take to be closed.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// And how long sending the last spans may take.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Why a server ended; each has its exit code.
 #[derive(Debug)]
@@ -75,6 +78,7 @@ pub struct Server {
     main: TcpListener,
     admin: TcpListener,
     tls: Option<TlsAcceptor>,
+    tracing: Option<Arc<Tracing>>,
     state: Arc<State>,
 }
 
@@ -91,15 +95,17 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`Failure::Settings`], naming the file of TLS that cannot be used;
+    /// [`Failure::Settings`], naming the file of TLS or the collector that cannot be used;
     /// [`Failure::Bind`], naming the address.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
         let tls = config.access.tls.as_ref().map(tls::acceptor).transpose().map_err(Failure::Settings)?;
+        let tracing = config.export.as_ref().map(Tracing::open).transpose().map_err(Failure::Settings)?;
+        let tracing = tracing.map(Arc::new);
         let metrics = Arc::new(Metrics::default());
         let main = bind(config.address).await?;
         let admin = bind(config.admin).await?;
         let state = Arc::new(State::new(&config, Arc::clone(&metrics)));
-        Ok(Self { config, metrics, main, admin, tls, state })
+        Ok(Self { config, metrics, main, admin, tls, tracing, state })
     }
 
     /// Where HTTP and gRPC are served.
@@ -133,8 +139,9 @@ impl Server {
     where
         L: FnOnce() -> Result<(Arc<Model>, Box<dyn Backend>)> + Send + 'static,
     {
-        let Self { config, metrics, main, admin, tls, state } = self;
-        let ports = Ports::open(main, admin, tls, &config.access, &state).map_err(Failure::Runtime)?;
+        let Self { config, metrics, main, admin, tls, tracing, state } = self;
+        let ports = Ports::open(main, admin, tls, &tracing, &config.access, &state);
+        let ports = ports.map_err(Failure::Runtime)?;
         tokio::pin!(stop);
         let started = tokio::select! {
             biased;
@@ -155,6 +162,10 @@ impl Server {
         };
         state.drain();
         ports.close().await;
+        if let Some(tracing) = tracing {
+            // It says itself if that fails, and there is nothing else to do about it.
+            let _ = tokio::task::spawn_blocking(move || tracing.close(FLUSH)).await;
+        }
         result
     }
 }
@@ -220,15 +231,17 @@ impl Ports {
         main: TcpListener,
         admin: TcpListener,
         tls: Option<TlsAcceptor>,
+        tracing: &Option<Arc<Tracing>>,
         access: &Access,
         state: &Arc<State>,
     ) -> Result<Self> {
         let routes = guard::http_routes(http::router(Arc::clone(state)), access, state);
         let calls = guard::grpc_routes(grpc::router(state)?, access, state);
         let read_timeout = state.read_timeout;
-        let main_port = listen::Port { front: Front::new(routes, Some(calls)), tls, read_timeout };
+        let main_port =
+            listen::Port { front: Front::new(routes, Some(calls), tracing.clone()), tls, read_timeout };
         // For the operator's own network: in clear, and no key is asked for.
-        let admin_front = Front::new(admin::router(Arc::clone(state)), None);
+        let admin_front = Front::new(admin::router(Arc::clone(state)), None, None);
         let admin_port = listen::Port { front: admin_front, tls: None, read_timeout };
         let (stop_main, told_main) = watch::channel(false);
         let (stop_admin, told_admin) = watch::channel(false);

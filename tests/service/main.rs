@@ -16,3 +16,4 @@ mod pages;
 mod process;
 mod shutdown;
 mod tei_grpc;
+mod traces;

@@ -29,11 +29,12 @@ const PURE: &[&str] = &[
 
 const GRPC: &[&str] = &["src/server/grpc/"];
 const SERVER: &[&str] = &["src/server/"];
+const TRACES: &[&str] = &["src/telemetry/"];
 const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 40] = [
+const TABLE: [(&str, Place); 43] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -49,6 +50,9 @@ const TABLE: [(&str, Place); 40] = [
     ("hyper-util", Only(SERVER)),
     ("indicatif", Only(&["src/cli/"])),
     ("memmap2", Only(&["src/model/weights.rs"])),
+    ("opentelemetry", Only(TRACES)),
+    ("opentelemetry-otlp", Only(TRACES)),
+    ("opentelemetry_sdk", Only(TRACES)),
     ("prometheus", Only(&["src/metrics/"])),
     ("prost", Only(GRPC)),
     ("prost-types", Only(GRPC)),

@@ -98,7 +98,7 @@ struct Relevance {
 
 /// A call on `route` has arrived.
 fn begin<T>(state: &Arc<State>, route: &'static str, lane: Lane, request: &Request<T>) -> Call {
-    let made = || RequestId(HeaderValue::from_static("-"));
+    let made = || RequestId(HeaderValue::from_static("-"), None);
     let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(made);
     Call::begin(state, route, lane, id)
 }
@@ -124,7 +124,7 @@ impl RelevanceService for Relevance {
         let timeout = timeout(request.metadata());
         let answers = request.into_inner().map(move |request| {
             let route = "/relevance.v1.RelevanceService/ScoreStream";
-            let call = Call::begin(&state, route, Lane::Score, id.clone());
+            let call = Call::begin(&state, route, Lane::Score, id.nested());
             let timeout = timeout.clone();
             async move {
                 let request = match request {
@@ -198,7 +198,7 @@ async fn scored(
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
     }
-    Ok(to_wire::scores(call.service()?.score(request).await?))
+    Ok(to_wire::scores(call.score(request).await?))
 }
 
 async fn explained(
@@ -211,7 +211,7 @@ async fn explained(
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
     }
-    call.service()?.explain(request).await
+    call.explain(request).await
 }
 
 /// The event stream. Dropping it, because the client left, cancels the explanation.
