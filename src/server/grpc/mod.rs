@@ -270,6 +270,9 @@ pub(crate) fn status(error: &Error) -> Status {
     let row = error.code().row();
     let mut metadata = MetadataMap::new();
     metadata.insert("x-verdict-code", MetadataValue::from_static(row.name));
+    if error.code() == Code::Unavailable {
+        metadata.insert(super::http::LEAVE, MetadataValue::from_static("true"));
+    }
     if let Some(wait) = error.retry_after() {
         let milliseconds = MetadataValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         // The first is read by people and proxies, the second by gRPC clients with a retry policy.

@@ -34,6 +34,7 @@ use super::{
     state::State,
 };
 
+pub(in crate::server) use problem::LEAVE;
 use problem::problem_with;
 pub(crate) use problem::{advise, problem};
 
