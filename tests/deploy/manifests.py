@@ -14,8 +14,8 @@ KUBERNETES = report.DEPLOY / "kubernetes"
 # The oldest and the newest that the manifests are for: preStop's sleep is on since 1.30.
 VERSIONS = ("1.30", "1.37")
 CRDS = ("keda.sh/", "monitoring.coreos.com/")
-# Connections are closed within 2 s on each port after the grace period.
-FAREWELL_SECONDS = 4
+# After the grace period: 2 s for each port's connections, 2 s for the last spans of traces.
+FAREWELL_SECONDS = 6
 
 
 def render(kubectl, folder):

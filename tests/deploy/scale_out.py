@@ -12,6 +12,7 @@ import json
 import pathlib
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -275,6 +276,20 @@ def grpc_problems(proxy):
             yield f"all went to {set(homes.values())}"
 
 
+def documented_problems(envoy, folder):
+    """docs/scaling.md: its endpoints of two zones, in the example's place, and the simulation's table."""
+    text = (report.ROOT / "docs/scaling.md").read_text()
+    config = yaml.safe_load((FOLDER / "envoy.yaml").read_text())
+    endpoints = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    config["static_resources"]["clusters"][0]["load_assignment"].update(endpoints)
+    (folder / "zones.json").write_text(json.dumps(config))
+    yield from report.command(envoy, "--mode", "validate", "--log-level", "error", "-c", folder / "zones.json")[1]
+    table, problems = report.command(sys.executable, FOLDER / "simulate.py")
+    yield from problems
+    if table not in text:
+        yield "the table of docs/scaling.md is not what simulate.py prints"
+
+
 def check(binary):
     envoy = report.tool("envoy")
     if not envoy:
@@ -285,6 +300,7 @@ def check(binary):
         report.result(f"envoy reads scale-out/{file.name}", said)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        report.result("scale-out: zones and simulation as documented", documented_problems(envoy, folder))
         starts = [
             stack.enter_context(live.running([binary, "serve", *FLAGS], stderr=subprocess.PIPE)) for _ in range(2)
         ]
