@@ -34,7 +34,7 @@ impl Export {
         let Some(endpoint) = settings.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty()) else {
             return Ok(None);
         };
-        if !endpoint.strip_prefix("http://").is_some_and(|host| !host.trim_matches('/').is_empty()) {
+        if endpoint.strip_prefix("http://").is_none_or(|host| host.trim_matches('/').is_empty()) {
             let message = format!("{endpoint:?}: expected http:// and a host, such as http://collector:4317");
             return Err(Error::invalid("otlp_endpoint", message));
         }
