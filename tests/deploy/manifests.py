@@ -93,7 +93,14 @@ def sense_problems(resources):
             yield f"{kind}: {selector} does not select the pods, {labels}"
 
     used = [port["targetPort"] for service in of_kind(resources, "Service") for port in service["spec"]["ports"]]
-    used += [container[probe]["httpGet"]["port"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+    probes = [container[probe] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+    used += [probe["httpGet"]["port"] for probe in probes if "httpGet" in probe]
+    for probe in (probe["grpc"] for probe in probes if "grpc" in probe):
+        # A gRPC probe cannot name its port, and the service is one that the server reports on.
+        if probe["port"] != ports["http"]:
+            yield f"the gRPC probe asks port {probe['port']}"
+        if f'"{probe["service"]}"' not in (report.ROOT / "src/server/grpc/mod.rs").read_text():
+            yield f"the gRPC probe asks for {probe['service']}, of which the server does not tell"
     for policy in of_kind(resources, "NetworkPolicy"):
         used += [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
     used += [point["port"] for one in of_kind(resources, "PodMonitor") for point in one["spec"]["podMetricsEndpoints"]]

@@ -34,6 +34,7 @@ def main():
         sys.exit(__doc__)
     for check in (monitoring.check, manifests.check, compose.check, image.check):
         check()
+    compose.check_load(sys.argv[1])
     live.check(sys.argv[1])
     scale_out.check(sys.argv[1])
     return report.close()
