@@ -9,14 +9,10 @@ ARG VERDICT_COMMIT=""
 ENV VERDICT_COMMIT=${VERDICT_COMMIT}
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin verdict \
-    && cp target/release/verdict /usr/local/bin/verdict \
-    && strip --strip-debug /usr/local/bin/verdict
+    scripts/image.sh /out
 
 FROM debian:bookworm-slim
-COPY --from=build /usr/local/bin/verdict /usr/local/bin/verdict
-COPY LICENSE NOTICE /usr/share/doc/verdict/
-COPY models/verdict-mini/NOTICE /usr/share/doc/verdict/verdict-mini.NOTICE
+COPY --from=build /out /
 # No name is needed: nothing is written, so the root file system may be read-only.
 USER 65532:65532
 # Inside a container the loopback address would serve nobody.

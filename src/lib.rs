@@ -34,6 +34,7 @@ pub mod prompt;
 pub mod request;
 pub mod server;
 pub mod service;
+pub mod telemetry;
 pub mod tokenize;
 
 /// The crate's version.

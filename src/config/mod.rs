@@ -5,6 +5,7 @@
 
 mod access;
 mod duration;
+mod export;
 mod settings;
 
 use std::{
@@ -22,6 +23,7 @@ use crate::{
 
 pub use access::{Access, ApiKeys, Origins, TlsFiles};
 pub use duration::Span;
+pub use export::Export;
 pub use settings::{DeviceName, LogFormat, ServeArgs, Settings};
 
 /// Everything a server needs to know.
@@ -57,6 +59,8 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Connections of the main port at once.
     pub connections: usize,
+    /// Where traces go, if anywhere.
+    pub export: Option<Export>,
     /// How the log is written.
     pub log_format: LogFormat,
     /// What is logged, in tracing's filter syntax.
@@ -74,7 +78,9 @@ impl Config {
             Some(path) => Settings::read(path)?,
             None => Settings::default(),
         };
-        Self::new(args.settings.or(file))
+        let mut settings = args.settings.or(file);
+        export::standard(&mut settings, |name| std::env::var(name).ok())?;
+        Self::new(settings)
     }
 
     /// Fills in the defaults and checks what one value says of another.
@@ -104,6 +110,7 @@ impl Config {
             read_timeout: span(settings.read_timeout, Duration::from_secs(75)),
             keep_alive: span(settings.keep_alive, Duration::from_secs(15)),
             connections: settings.max_connections.unwrap_or(4096),
+            export: Export::read(&settings)?,
             log_format: settings.log_format.unwrap_or_default(),
             log: settings.log.clone().unwrap_or_else(|| "info".to_owned()),
             limits,

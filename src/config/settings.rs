@@ -221,6 +221,12 @@ pub struct Settings {
     /// Connections of the main port at once; more wait to be accepted [default: 4096]
     #[arg(long, value_name = "N", env = "VERDICT_MAX_CONNECTIONS", help_heading = "Operation")]
     pub max_connections: Option<usize>,
+    /// OpenTelemetry collector that traces go to, by OTLP over gRPC, as in `http://collector:4317`; OTEL_EXPORTER_OTLP_ENDPOINT does as well [default: no traces]
+    #[arg(long, value_name = "URL", env = "VERDICT_OTLP_ENDPOINT", help_heading = "Operation")]
+    pub otlp_endpoint: Option<String>,
+    /// Of the requests whose caller has no trace, the share that gets one, from 0 to 1 [default: OTEL_TRACES_SAMPLER, or all]
+    #[arg(long, value_name = "SHARE", env = "VERDICT_TRACE_SAMPLE", help_heading = "Operation")]
+    pub trace_sample: Option<f64>,
     /// What is logged: error, warn, info, debug (one line per request), trace, or a filter by module [default: info]
     #[arg(long, value_name = "FILTER", env = "VERDICT_LOG", help_heading = "Operation")]
     pub log: Option<String>,
@@ -270,6 +276,8 @@ impl Settings {
             read_timeout: self.read_timeout.or(other.read_timeout),
             keep_alive: self.keep_alive.or(other.keep_alive),
             max_connections: self.max_connections.or(other.max_connections),
+            otlp_endpoint: self.otlp_endpoint.or(other.otlp_endpoint),
+            trace_sample: self.trace_sample.or(other.trace_sample),
             log: self.log.or(other.log),
             log_format: self.log_format.or(other.log_format),
         }

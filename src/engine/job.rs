@@ -46,8 +46,23 @@ pub struct Scored {
     pub queued: Duration,
     /// Time its batch took.
     pub compute: Duration,
+    /// The batch it was in.
+    pub batch: BatchRun,
     /// The sequence's KV, when it was asked for and there was room.
     pub kept: Option<KeptSequence>,
+}
+
+/// One forward pass, as every pair in it knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchRun {
+    /// When it began to be put together.
+    pub start: Instant,
+    /// How long that took; the rest of its time is the backend's.
+    pub assembly: Duration,
+    /// Tokens that were computed.
+    pub tokens: usize,
+    /// Pairs and explain steps in it.
+    pub sequences: usize,
 }
 
 /// One pair's prompt tokens by fate; they add up to the prompt's length.

@@ -8,7 +8,7 @@ use std::{
 use super::{
     EngineConfig, Message, Shared,
     decode::ExplainSequence,
-    job::{FinishReason, ScoreJob, Scored, TokenCounts},
+    job::{BatchRun, FinishReason, ScoreJob, Scored, TokenCounts},
     kv::{KeptSequence, KvPool, KvRef},
     prefix::{Hit, PrefixCache},
     scheduler::{Budget, Fate, Plan, Schedulable, Scheduler},
@@ -126,13 +126,20 @@ impl Worker {
         }
         let start = Instant::now();
         let batch = Batch::assemble(&plan.score, &explain, &mut self.cache, &self.explain_pool);
+        let assembly = start.elapsed();
         let result = self.backend.run(&batch.tree);
         let took = start.elapsed();
         self.count(&plan.score, explain.len(), &batch, took);
         match result {
             Ok(readings) => {
                 batch.remember(&plan.score, &mut self.cache);
-                self.answer(plan.score, explain, &batch, &readings, start, took);
+                let run = BatchRun {
+                    start,
+                    assembly,
+                    tokens: batch.tree.tokens.len(),
+                    sequences: plan.score.len() + explain.len(),
+                };
+                self.answer(plan.score, explain, &batch, &readings, run, took);
             }
             Err(error) => self.fail(plan.score, explain, &error),
         }
@@ -201,14 +208,14 @@ impl Worker {
         explain: Vec<ExplainSequence>,
         batch: &Batch,
         readings: &[Reading],
-        start: Instant,
+        run: BatchRun,
         took: Duration,
     ) {
         let count = score.len();
         for (i, job) in score.into_iter().enumerate() {
             let tokens = batch.counts[i];
             self.metrics.tokens_by_fate(tokens.computed, tokens.shared, tokens.cached);
-            let queued = start.saturating_duration_since(job.enqueued);
+            let queued = run.start.saturating_duration_since(job.enqueued);
             self.metrics.queue_seconds(queued);
             if job.ticket.is_abandoned() {
                 self.metrics.wasted(tokens.computed);
@@ -220,6 +227,7 @@ impl Worker {
                     tokens,
                     queued,
                     compute: took,
+                    batch: run,
                     kept: if job.keep_kv { batch.kept(i) } else { None },
                 }),
                 _ => job.ticket.fail(not_finite()),

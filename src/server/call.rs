@@ -12,9 +12,11 @@ use std::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, TABLE},
     metrics::Lane,
-    service::Service,
+    request::{ExplainRequest, ScoreRequest},
+    service::{ExplainStream, ScoreResponse, Service},
+    telemetry::Trace,
 };
 
 use super::state::{InFlight, State};
@@ -25,11 +27,16 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Longest request id that is taken over, in bytes.
 const LONGEST_ID: usize = 128;
 
-/// The client's name for a request, or ours.
+/// The client's name for a request, or ours; and its trace, if it has one.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestId(pub(crate) HeaderValue);
+pub(crate) struct RequestId(pub(crate) HeaderValue, pub(crate) Option<Trace>);
 
 impl RequestId {
+    /// One request among those of a stream.
+    pub(crate) fn nested(&self) -> Self {
+        Self(self.0.clone(), self.1.as_ref().map(Trace::nested))
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or_default()
     }
@@ -51,11 +58,12 @@ impl RequestIds {
         let own = headers.get(REQUEST_ID).filter(|id| {
             !id.is_empty() && id.len() <= LONGEST_ID && id.as_bytes().iter().all(u8::is_ascii_graphic)
         });
-        RequestId(own.cloned().unwrap_or_else(|| {
+        let id = own.cloned().unwrap_or_else(|| {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let id = format!("{:016x}-{number:x}", self.process);
             HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
-        }))
+        });
+        RequestId(id, None)
     }
 }
 
@@ -75,6 +83,9 @@ impl Call {
     /// A request on `route` has arrived.
     pub(crate) fn begin(state: &Arc<State>, route: &'static str, lane: Lane, id: RequestId) -> Self {
         let state = Arc::clone(state);
+        if let Some(trace) = &id.1 {
+            trace.name(route, id.as_str());
+        }
         Self { state, route, lane, id, arrived: Instant::now(), in_flight: None, ended: false }
     }
 
@@ -91,6 +102,21 @@ impl Call {
 
     pub(crate) fn service(&self) -> Result<&Service> {
         self.state.service()
+    }
+
+    /// [`Service::score`], in this request's trace.
+    pub(crate) async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse> {
+        self.service()?.score_in(request, self.trace()).await
+    }
+
+    /// [`Service::explain`], in this request's trace.
+    pub(crate) async fn explain(&self, request: ExplainRequest) -> Result<ExplainStream> {
+        self.service()?.explain_in(request, self.trace()).await
+    }
+
+    /// The trace that its stages are told to.
+    fn trace(&self) -> Option<&Trace> {
+        self.id.1.as_ref().filter(|trace| trace.is_recorded())
     }
 
     pub(crate) fn state(&self) -> &Arc<State> {
@@ -110,17 +136,22 @@ impl Call {
     fn record(&mut self, code: &str) {
         self.ended = true;
         self.state.metrics.request(self.route, self.lane, code, self.arrived.elapsed());
+        if let Some(trace) = &self.id.1 {
+            let fault = TABLE.iter().any(|row| row.name == code && row.http >= 500);
+            trace.end(code, self.lane.as_str(), fault);
+        }
     }
 
     fn log(&self, error: Option<&Error>) {
+        let trace = self.id.1.as_ref().map(Trace::id);
         let (id, route, ms) = (self.id.as_str(), self.route, self.arrived.elapsed().as_secs_f64() * 1e3);
         match error {
-            None => tracing::debug!(id, route, ms, "ok"),
+            None => tracing::debug!(id, trace, route, ms, "ok"),
             Some(error) if error.code() == Code::Internal => {
-                tracing::error!(id, route, ms, cause = causes(error), "{error}");
+                tracing::error!(id, trace, route, ms, cause = causes(error), "{error}");
             }
             Some(error) => {
-                tracing::info!(id, route, ms, code = error.code().row().name, "{error}");
+                tracing::info!(id, trace, route, ms, code = error.code().row().name, "{error}");
             }
         }
     }

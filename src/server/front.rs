@@ -6,13 +6,16 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, Request, Response, header::CONTENT_TYPE},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header::CONTENT_TYPE},
 };
 use futures::FutureExt as _;
 use hyper::body::Incoming;
 use tower::Service as _;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    telemetry::{TRACEPARENT, TRACESTATE, Trace, Tracing},
+};
 
 use super::{
     call::{REQUEST_ID, RequestIds},
@@ -26,18 +29,26 @@ pub(crate) struct Front {
     grpc: Option<Router>,
     ids: RequestIds,
     read_timeout: Duration,
+    tracing: Option<Arc<Tracing>>,
 }
 
 impl Front {
     /// `read_timeout` is how long a gRPC client may take to send its request; HTTP's handlers see to that themselves.
-    pub(crate) fn new(http: Router, grpc: Option<Router>, read_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { http, grpc, ids: RequestIds::new(), read_timeout })
+    pub(crate) fn new(
+        http: Router,
+        grpc: Option<Router>,
+        read_timeout: Duration,
+        tracing: Option<Arc<Tracing>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { http, grpc, ids: RequestIds::new(), read_timeout, tracing })
     }
 
     /// Answers one request.
     pub(crate) async fn call(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
-        let id = self.ids.of(request.headers());
         let grpc = is_grpc(request.headers());
+        let mut id = self.ids.of(request.headers());
+        let tracing = self.tracing.as_ref().filter(|_| is_work(&request));
+        id.1 = tracing.map(|tracing| trace(tracing, request.headers()));
         request.extensions_mut().insert(id.clone());
         let path = request.uri().path().to_owned();
         let answer = match &self.grpc {
@@ -60,8 +71,33 @@ impl Front {
                 }
             }
         };
+        if let (Some(tracing), Some(trace)) = (tracing, &id.1) {
+            lead_to(response.headers_mut(), tracing, trace);
+        }
         response.headers_mut().insert(REQUEST_ID, id.0);
         response
+    }
+}
+
+/// Whether a request is worth a trace: pages and health are not.
+fn is_work<T>(request: &Request<T>) -> bool {
+    request.method() == Method::POST && !request.uri().path().starts_with("/grpc.")
+}
+
+/// The request's trace: its caller's, or a new one.
+fn trace(tracing: &Tracing, headers: &HeaderMap) -> Trace {
+    let parent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let state: Vec<&str> =
+        headers.get_all(TRACESTATE).iter().filter_map(|value| value.to_str().ok()).collect();
+    tracing.arrived(parent, Some(state.join(",").as_str()).filter(|state| !state.is_empty()))
+}
+
+/// Tells in an answer's headers which trace is its own.
+fn lead_to(headers: &mut HeaderMap, tracing: &Tracing, trace: &Trace) {
+    for (name, value) in tracing.headers(trace) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            headers.insert(name, value);
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
     config::{Access, ApiKeys, Origins},
     error::{Code, Error, Result},
     metrics::Lane,
+    telemetry::{TRACEPARENT, TRACESTATE},
 };
 
 use super::{
@@ -113,12 +114,21 @@ fn cors(origins: &Origins) -> CorsLayer {
     let listed = || origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok());
     let allowed = if origins.is_any() { AllowOrigin::from(Any) } else { AllowOrigin::list(listed()) };
     let timeout = HeaderName::from_static("x-request-timeout-ms");
+    let (parent, state) = (HeaderName::from_static(TRACEPARENT), HeaderName::from_static(TRACESTATE));
     let server_timing = HeaderName::from_static("server-timing");
     CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, CONTENT_ENCODING, REQUEST_ID, timeout])
-        .expose_headers([REQUEST_ID, RETRY_AFTER, server_timing])
+        .allow_headers([
+            AUTHORIZATION,
+            CONTENT_TYPE,
+            CONTENT_ENCODING,
+            REQUEST_ID,
+            timeout,
+            parent.clone(),
+            state,
+        ])
+        .expose_headers([REQUEST_ID, RETRY_AFTER, server_timing, parent])
         .max_age(REMEMBERED)
 }
 

@@ -36,6 +36,7 @@ use crate::{
     profile::Profile,
     request::ScoreRequest,
     service::Service,
+    telemetry::Tracing,
 };
 
 use front::Front;
@@ -47,6 +48,8 @@ pub use state::Phase;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections of the admin port at once: its callers are few.
 const ADMIN_CONNECTIONS: usize = 256;
+/// And how long sending the last spans may take.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Why a server ended; each has its exit code.
 #[derive(Debug)]
@@ -80,6 +83,7 @@ pub struct Server {
     main: TcpListener,
     admin: TcpListener,
     tls: Option<TlsAcceptor>,
+    tracing: Option<Arc<Tracing>>,
     state: Arc<State>,
 }
 
@@ -96,15 +100,17 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`Failure::Settings`], naming the file of TLS that cannot be used;
+    /// [`Failure::Settings`], naming the file of TLS or the collector that cannot be used;
     /// [`Failure::Bind`], naming the address.
     pub async fn bind(config: Config) -> Result<Self, Failure> {
         let tls = config.access.tls.as_ref().map(tls::acceptor).transpose().map_err(Failure::Settings)?;
+        let tracing = config.export.as_ref().map(Tracing::open).transpose().map_err(Failure::Settings)?;
+        let tracing = tracing.map(Arc::new);
         let metrics = Arc::new(Metrics::default());
         let main = bind(config.address).await?;
         let admin = bind(config.admin).await?;
         let state = Arc::new(State::new(&config, Arc::clone(&metrics)));
-        Ok(Self { config, metrics, main, admin, tls, state })
+        Ok(Self { config, metrics, main, admin, tls, tracing, state })
     }
 
     /// Where HTTP and gRPC are served.
@@ -138,8 +144,9 @@ impl Server {
     where
         L: FnOnce() -> Result<(Arc<Model>, Box<dyn Backend>)> + Send + 'static,
     {
-        let Self { config, metrics, main, admin, tls, state } = self;
-        let ports = Ports::open(main, admin, tls, &config.access, &state).map_err(Failure::Runtime)?;
+        let Self { config, metrics, main, admin, tls, tracing, state } = self;
+        let ports = Ports::open(main, admin, tls, &tracing, &config.access, &state);
+        let ports = ports.map_err(Failure::Runtime)?;
         tokio::pin!(stop);
         let started = tokio::select! {
             biased;
@@ -160,6 +167,10 @@ impl Server {
         };
         state.drain();
         ports.close().await;
+        if let Some(tracing) = tracing {
+            // It says itself if that fails, and there is nothing else to do about it.
+            let _ = tokio::task::spawn_blocking(move || tracing.close(FLUSH)).await;
+        }
         result
     }
 }
@@ -236,6 +247,7 @@ impl Ports {
         main: TcpListener,
         admin: TcpListener,
         tls: Option<TlsAcceptor>,
+        tracing: &Option<Arc<Tracing>>,
         access: &Access,
         state: &Arc<State>,
     ) -> Result<Self> {
@@ -243,7 +255,7 @@ impl Ports {
         let calls = guard::grpc_routes(grpc::router(state)?, access, state);
         let read_timeout = state.read_timeout;
         let main_port = listen::Port {
-            front: Front::new(routes, Some(calls), read_timeout),
+            front: Front::new(routes, Some(calls), read_timeout, tracing.clone()),
             tls,
             read_timeout,
             connections: state.connections,
@@ -251,7 +263,7 @@ impl Ports {
         };
         // For the operator's own network: in clear, and no key is asked for.
         let admin_port = listen::Port {
-            front: Front::new(admin::router(Arc::clone(state)), None, read_timeout),
+            front: Front::new(admin::router(Arc::clone(state)), None, read_timeout, None),
             tls: None,
             read_timeout,
             connections: ADMIN_CONNECTIONS,

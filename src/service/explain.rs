@@ -22,10 +22,11 @@ use crate::{
     profile::ExplainProfile,
     prompt::Prompt,
     request::{ExplainRequest, Explained, Limits},
+    telemetry::{Stage, Trace},
     tokenize::DecodeStream,
 };
 
-use super::{Explanation, Keep, ScoreResponse, Sequence, Service, Timing, Usage, response, sections};
+use super::{Explanation, Keep, ScoreResponse, Sequence, Service, Timing, Usage, response, sections, stages};
 
 /// One thing that happens in an explanation.
 #[derive(Clone, Debug)]
@@ -66,6 +67,7 @@ pub struct ExplainStream {
     first_token_seen: bool,
     ended: bool,
     metrics: Arc<Metrics>,
+    trace: Option<Trace>,
 }
 
 /// A reason that is being decoded.
@@ -76,10 +78,15 @@ struct Reason {
     text: String,
     tokens: usize,
     ended: bool,
+    stage: Option<Stage>,
 }
 
 /// See [`Service::explain`].
-pub(super) async fn explain(service: &Service, request: ExplainRequest) -> Result<ExplainStream> {
+pub(super) async fn explain(
+    service: &Service,
+    request: ExplainRequest,
+    trace: Option<&Trace>,
+) -> Result<ExplainStream> {
     let model = Arc::clone(service.model());
     let profile = model.profile.explain.as_ref().ok_or_else(|| {
         let message = format!("the model {:?} does not explain its grades", model.name);
@@ -95,7 +102,7 @@ pub(super) async fn explain(service: &Service, request: ExplainRequest) -> Resul
         }
         Explained::Default | Explained::Best(_) => Keep::Everything,
     };
-    let scores = service.run(request, keep).await?;
+    let scores = service.run(request, keep, trace).await?;
     let (arrived, deadline) = (scores.arrived, scores.deadline);
     let (response, mut sequences) = service.respond(scores);
     let mut stream = ExplainStream {
@@ -109,6 +116,7 @@ pub(super) async fn explain(service: &Service, request: ExplainRequest) -> Resul
         first_token_seen: false,
         ended: false,
         metrics: Arc::clone(&service.inner.metrics),
+        trace: trace.cloned(),
     };
     let chosen = choose(&explained, service.limits(), &response);
     stream.ready.push_back(ExplainItem::Scores(response));
@@ -193,7 +201,9 @@ impl ExplainStream {
         let Start { index, first_token, permit, prompt, kept, max_tokens, deadline } = start;
         let (sink, events) = mpsc::unbounded_channel();
         let decoder = Some(service.model().tokenizer.decode_stream());
-        self.reasons.push(Reason { index, events, decoder, text: String::new(), tokens: 0, ended: false });
+        let stage = self.trace.as_ref().map(|trace| stages::decoding(trace, index));
+        let text = String::new();
+        self.reasons.push(Reason { index, events, decoder, text, tokens: 0, ended: false, stage });
         service.inner.engine.explain(ExplainJob {
             prompt,
             kept,
@@ -304,6 +314,9 @@ impl Reason {
         match event {
             Some(ExplainEvent::Token(token)) => {
                 self.tokens += 1;
+                if let (1, Some(stage)) = (self.tokens, &mut self.stage) {
+                    stage.event("first token");
+                }
                 match self.decoder.as_mut().map(|decoder| decoder.push(token)) {
                     Some(Ok(text)) => self.delta(text).into_iter().collect(),
                     Some(Err(error)) => self.finish(FinishReason::Cancelled, Some(error), names),
@@ -327,6 +340,9 @@ impl Reason {
 
     fn finish(&mut self, finish: FinishReason, error: Option<Error>, names: &[String]) -> Vec<ExplainItem> {
         self.ended = true;
+        if let Some(stage) = self.stage.take() {
+            stages::decoded(stage, finish, self.tokens, error.as_ref());
+        }
         let held_back = self.decoder.take().and_then(|decoder| decoder.finish().ok().flatten());
         let mut items: Vec<ExplainItem> = self.delta(held_back).into_iter().collect();
         let complete = finish == FinishReason::Stop && error.is_none();

@@ -4,6 +4,7 @@ mod explain;
 mod prepare;
 mod response;
 mod sections;
+mod stages;
 
 use std::{
     sync::Arc,
@@ -26,6 +27,7 @@ use crate::{
     profile::Profile,
     prompt::Prompt,
     request::{Document, ExplainRequest, Items, Limits, Pair, ScoreOptions, ScoreRequest},
+    telemetry::Trace,
 };
 
 pub use explain::{ExplainItem, ExplainStream, ReasonDone};
@@ -116,7 +118,16 @@ impl Service {
     /// the queue does not take it whole, `DeadlineExceeded`; and when every pair
     /// failed, the first pair's error. Otherwise a pair's error stands in its place.
     pub async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse> {
-        let scores = self.run(request, Keep::Nothing).await?;
+        self.score_in(request, None).await
+    }
+
+    /// As [`Service::score`], its stages told to a trace.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub async fn score_in(&self, request: ScoreRequest, trace: Option<&Trace>) -> Result<ScoreResponse> {
+        let scores = self.run(request, Keep::Nothing, trace).await?;
         Ok(self.respond(scores).0)
     }
 
@@ -127,7 +138,16 @@ impl Service {
     ///
     /// Those of [`Service::score`], and `Unimplemented` if the model does not explain.
     pub async fn explain(&self, request: ExplainRequest) -> Result<ExplainStream> {
-        explain::explain(self, request).await
+        self.explain_in(request, None).await
+    }
+
+    /// As [`Service::explain`], its stages told to a trace.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub async fn explain_in(&self, request: ExplainRequest, trace: Option<&Trace>) -> Result<ExplainStream> {
+        explain::explain(self, request, trace).await
     }
 
     /// Scores the profile's known pairs.
@@ -184,7 +204,7 @@ impl Service {
     }
 
     /// Admits, tokenizes, submits, and waits for every score or the deadline.
-    async fn run(&self, request: ScoreRequest, keep: Keep) -> Result<Scores> {
+    async fn run(&self, request: ScoreRequest, keep: Keep, trace: Option<&Trace>) -> Result<Scores> {
         let arrived = Instant::now();
         let inner = &self.inner;
         self.check(&request)?;
@@ -192,8 +212,12 @@ impl Service {
         let deadline = arrived + patience;
         let (mut work, answers, options) = Work::new(request, keep, deadline, &inner.model.profile)?;
         let load = Load { pace: inner.engine.pace(), stalled: inner.engine.stalled() };
-        work.admit(inner.admission.admit(answers.len(), work.bound(), Some(patience), load)?);
-        let all = self.compute(work, answers, options, arrived, deadline);
+        let grant = inner.admission.admit(answers.len(), work.bound(), Some(patience), load);
+        if let Some(trace) = trace {
+            stages::admitted(trace, arrived, answers.len(), work.bound(), grant.as_ref().err());
+        }
+        work.admit(grant?);
+        let all = self.compute(work, answers, options, arrived, deadline, trace);
         match tokio::time::timeout_at(deadline.into(), all).await {
             Ok(scores) => scores,
             Err(_) => Err(deadline_exceeded(patience)),
@@ -217,6 +241,7 @@ impl Service {
         options: ScoreOptions,
         arrived: Instant,
         deadline: Instant,
+        trace: Option<&Trace>,
     ) -> Result<Scores> {
         let inner = &self.inner;
         let prepared = if work.bytes() <= INLINE_BYTES {
@@ -228,6 +253,10 @@ impl Service {
             task.await.map_err(|cause| Error::internal("tokenizing failed").with_cause(cause))?
         };
         inner.metrics.tokenized(prepared.took);
+        if let Some(trace) = trace {
+            stages::tokenized(trace, &prepared);
+        }
+        let mut batches = trace.map(|_| stages::Batches::default());
         let mut span = Span::default();
         let mut usage = Usage::default();
         let mut spent = Spent { tokens: 0, metrics: &inner.metrics };
@@ -237,6 +266,9 @@ impl Service {
             let mut kept = None;
             let score = answer.and_then(|mut scored| {
                 kept = scored.kept.take();
+                if let Some(batches) = &mut batches {
+                    batches.add(&scored);
+                }
                 span.add(pair.enqueued + scored.queued, scored.compute);
                 usage.add(scored.tokens);
                 spent.tokens += scored.tokens.computed;
@@ -254,6 +286,9 @@ impl Service {
             });
         }
         spent.tokens = 0;
+        if let (Some(trace), Some(batches)) = (trace, &batches) {
+            batches.record(trace, prepared.first);
+        }
         let pairs = all_or_some(pairs, options.whole)?;
         let total = arrived.elapsed();
         inner.metrics.time_to_score(total);

@@ -68,6 +68,8 @@ struct WorkPair {
 pub(super) struct Prepared {
     /// In input order.
     pub(super) pairs: Vec<PreparedPair>,
+    /// When rendering began.
+    pub(super) start: Instant,
     /// When the first pair entered the queue.
     pub(super) first: Instant,
     /// How long rendering and tokenizing took.
@@ -220,7 +222,8 @@ pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
     let enqueued = submit(inner, &mut portion);
     stamp(&mut prepared, enqueued, started);
     // Not the time since `started`: from submitting on, the engine competes for this thread's core.
-    Prepared { pairs: prepared, first: first.unwrap_or(enqueued), took: enqueued - started }
+    let first = first.unwrap_or(enqueued);
+    Prepared { pairs: prepared, start: started, first, took: enqueued - started }
 }
 
 /// Whether there is still any point in rendering a pair.

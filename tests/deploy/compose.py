@@ -1,5 +1,11 @@
 """The Compose file: its specification's schema, and that what it mounts and names is there."""
 
+import contextlib
+import json
+import subprocess
+import sys
+
+import live
 import report
 import yaml
 
@@ -61,3 +67,19 @@ def check():
         return
     problems = report.command(validate, "--builtin-schema", "vendor.compose-spec", FILE)[1]
     report.result("Compose: schema of its specification", problems)
+
+
+def check_load(binary):
+    """The load generator, for three seconds."""
+    with contextlib.ExitStack() as stack:
+        words = [binary, "serve", *live.FLAGS]
+        server = stack.enter_context(live.running(words, stderr=subprocess.PIPE))
+        root = f"http://{live.addresses(server)[0]}"
+        said, problems = report.command(
+            sys.executable, report.DEPLOY / "load.py", root, "--rate", "10", "--seconds", "3"
+        )
+        answered = json.loads(said) if not problems else {"requests": 0, "statuses": {}}
+        unknown = set(answered["statuses"]) - {"200", "429"}
+        if not problems and (unknown or not answered["statuses"].get("200")):
+            problems = [said]
+        report.result("Compose: the load generator is answered", problems, said.strip())

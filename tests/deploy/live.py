@@ -215,30 +215,36 @@ def rule_problems(prometheus):
                 yield f"{rule['name']}: {rule['lastError']}"
 
 
+def scraped(stack, binary, prometheus):
+    """A server, a Prometheus that scrapes it, and clients that ask it, until the stack is closed."""
+    settings = report.DEPLOY / "kubernetes/base/verdict.toml"
+    folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    server = stack.enter_context(running([binary, "serve", "--config", settings, *FLAGS], stderr=subprocess.PIPE))
+    main, admin = addresses(server)
+    (folder / "prometheus.yml").write_text(configuration(admin))
+    port = free_port()
+    words = [
+        prometheus,
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+    stack.enter_context(running(words))
+    asked = Prometheus(port)
+    asked.wait()
+    load = Load(main)
+    stack.callback(load.stop)
+    return server, asked, load
+
+
 def check(binary):
     prometheus = report.tool("prometheus")
     if not prometheus:
         report.skip("queries under load", "prometheus is not installed (Debian: prometheus)")
         return
-    settings = report.DEPLOY / "kubernetes/base/verdict.toml"
     with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = stack.enter_context(running([binary, "serve", "--config", settings, *FLAGS], stderr=subprocess.PIPE))
-        main, admin = addresses(server)
-        (folder / "prometheus.yml").write_text(configuration(admin))
-        port = free_port()
-        words = [
-            prometheus,
-            f"--config.file={folder}/prometheus.yml",
-            f"--storage.tsdb.path={folder}/data",
-            f"--web.listen-address=127.0.0.1:{port}",
-            "--log.level=error",
-        ]
-        stack.enter_context(running(words))
-        asked = Prometheus(port)
-        asked.wait()
-        load = Load(main)
-        stack.callback(load.stop)
+        server, asked, load = scraped(stack, binary, prometheus)
         began = time.monotonic()
         data, understood = wanted()
         problems = wait_for_data(asked, data)

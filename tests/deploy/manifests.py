@@ -14,8 +14,8 @@ KUBERNETES = report.DEPLOY / "kubernetes"
 # The oldest and the newest that the manifests are for: preStop's sleep is on since 1.30.
 VERSIONS = ("1.30", "1.37")
 CRDS = ("keda.sh/", "monitoring.coreos.com/")
-# Connections are closed within 2 s on each port after the grace period.
-FAREWELL_SECONDS = 4
+# After the grace period: 2 s for each port's connections, 2 s for the last spans of traces.
+FAREWELL_SECONDS = 6
 
 
 def render(kubectl, folder):
@@ -93,7 +93,14 @@ def sense_problems(resources):
             yield f"{kind}: {selector} does not select the pods, {labels}"
 
     used = [port["targetPort"] for service in of_kind(resources, "Service") for port in service["spec"]["ports"]]
-    used += [container[probe]["httpGet"]["port"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+    probes = [container[probe] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+    used += [probe["httpGet"]["port"] for probe in probes if "httpGet" in probe]
+    for probe in (probe["grpc"] for probe in probes if "grpc" in probe):
+        # A gRPC probe cannot name its port, and the service is one that the server reports on.
+        if probe["port"] != ports["http"]:
+            yield f"the gRPC probe asks port {probe['port']}"
+        if f'"{probe["service"]}"' not in (report.ROOT / "src/server/grpc/mod.rs").read_text():
+            yield f"the gRPC probe asks for {probe['service']}, of which the server does not tell"
     for policy in of_kind(resources, "NetworkPolicy"):
         used += [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
     used += [point["port"] for one in of_kind(resources, "PodMonitor") for point in one["spec"]["podMetricsEndpoints"]]

@@ -117,6 +117,15 @@ def unexplained_settings():
     yield from (f"docs/operations.md groups --{name}, which is no setting" for name in sorted(flags - settings))
 
 
+def unexplained_metrics():
+    """Metrics that the runbook's questions leave out, and names there that are none."""
+    metrics = set(re.findall(r"^\| `(verdict_\w+)`", (report.ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
+    section = (report.ROOT / "docs/operations.md").read_text().split("\n## Metrics, by question\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(verdict_\w+)`", section))
+    yield from (f"{name} answers no question in docs/operations.md" for name in sorted(metrics - named))
+    yield from (f"docs/operations.md asks for {name}, which is no metric" for name in sorted(named - metrics))
+
+
 def scrape_config():
     """kubernetes.yml with the discovery taken out, which Debian's promtool is built without."""
     config = yaml.safe_load((PROMETHEUS / "kubernetes.yml").read_text())
@@ -131,6 +140,7 @@ def check():
     report.result("dashboard's structure", dashboard_problems(), f"{len(panels())} panels")
     report.result("alerts have a section in the runbook and a test", alert_problems())
     report.result("settings are in the runbook's groups", unexplained_settings())
+    report.result("metrics are in the runbook's questions", unexplained_metrics())
     promtool = report.tool("promtool")
     if not promtool:
         report.skip("promtool's checks and unit tests of the rules", "promtool is not installed (Debian: prometheus)")

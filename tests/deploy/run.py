@@ -6,7 +6,7 @@
 promtool reads and tests the rules; the dashboard, every rule and every query of the
 autoscalers are asked of a real Prometheus that scrapes the real server under load; kubectl
 renders the manifests and Kubernetes' own schemas check them; the Compose file is held to its
-specification. Prints a line for each check and exits with 1 if any failed. What a missing
+specification; Envoy runs before two servers as deploy/scale-out says. Prints a line for each check and exits with 1 if any failed. What a missing
 tool would check is skipped, and named: requirements.txt and package.json have those of Python
 and node, `prometheus` is Debian's package of that name.
 """
@@ -22,17 +22,21 @@ except ModuleNotFoundError:
     sys.exit(0)
 
 import compose
+import image
 import live
 import manifests
 import monitoring
+import scale_out
 
 
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    for check in (monitoring.check, manifests.check, compose.check):
+    for check in (monitoring.check, manifests.check, compose.check, image.check):
         check()
+    compose.check_load(sys.argv[1])
     live.check(sys.argv[1])
+    scale_out.check(sys.argv[1])
     return report.close()
 
 

@@ -18,3 +18,4 @@ mod pages;
 mod process;
 mod shutdown;
 mod tei_grpc;
+mod traces;

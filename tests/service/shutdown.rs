@@ -43,6 +43,7 @@ async fn draining_finishes_what_was_admitted_and_refuses_the_rest() {
     let refused = Answer::read(within(client.request(post(&url, &body))).await.expect("answered")).await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(refused.header("x-envoy-immediate-health-check-fail"), Some("true"));
     assert_eq!(refused.problem(), ("unavailable".into(), "the server is shutting down".into()));
     let unready = Answer::read(within(client.request(get(&ready))).await.expect("answered")).await;
     assert_eq!(

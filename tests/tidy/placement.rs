@@ -29,11 +29,12 @@ const PURE: &[&str] = &[
 
 const GRPC: &[&str] = &["src/server/grpc/"];
 const SERVER: &[&str] = &["src/server/"];
+const TRACES: &[&str] = &["src/telemetry/"];
 const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 41] = [
+const TABLE: [(&str, Place); 44] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -50,6 +51,9 @@ const TABLE: [(&str, Place); 41] = [
     ("indicatif", Only(&["src/cli/"])),
     ("libc", Only(&["src/backend/cpu/amx/mod.rs"])),
     ("memmap2", Only(&["src/model/weights.rs"])),
+    ("opentelemetry", Only(TRACES)),
+    ("opentelemetry-otlp", Only(TRACES)),
+    ("opentelemetry_sdk", Only(TRACES)),
     ("prometheus", Only(&["src/metrics/"])),
     ("prost", Only(GRPC)),
     ("prost-types", Only(GRPC)),

@@ -142,7 +142,7 @@ async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<B
     if let Some(timeout) = timeout {
         request.limit_deadline(timeout);
     }
-    let response = service.score(request).await?;
+    let response = call.score(request).await?;
     let mut answer = http::json(D::write(kept, &response, call.id())?);
     answer.headers_mut().insert(http::SERVER_TIMING, http::server_timing(&response.timing));
     Ok(answer)

@@ -100,7 +100,7 @@ struct Relevance {
 
 /// A call on `route` has arrived.
 fn begin<T>(state: &Arc<State>, route: &'static str, lane: Lane, request: &Request<T>) -> Call {
-    let made = || RequestId(HeaderValue::from_static("-"));
+    let made = || RequestId(HeaderValue::from_static("-"), None);
     let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(made);
     Call::begin(state, route, lane, id)
 }
@@ -126,7 +126,7 @@ impl RelevanceService for Relevance {
         let timeout = timeout(request.metadata());
         let answers = request.into_inner().map(move |request| {
             let route = "/relevance.v1.RelevanceService/ScoreStream";
-            let call = Call::begin(&state, route, Lane::Score, id.clone());
+            let call = Call::begin(&state, route, Lane::Score, id.nested());
             let timeout = timeout.clone();
             async move {
                 let request = match request {
@@ -200,7 +200,7 @@ async fn scored(
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
     }
-    Ok(to_wire::scores(call.service()?.score(request).await?))
+    Ok(to_wire::scores(call.score(request).await?))
 }
 
 async fn explained(
@@ -213,7 +213,7 @@ async fn explained(
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
     }
-    call.service()?.explain(request).await
+    call.explain(request).await
 }
 
 /// The event stream. Dropping it, because the client left, cancels the explanation.
@@ -272,6 +272,9 @@ pub(crate) fn status(error: &Error) -> Status {
     let row = error.code().row();
     let mut metadata = MetadataMap::new();
     metadata.insert("x-verdict-code", MetadataValue::from_static(row.name));
+    if error.code() == Code::Unavailable {
+        metadata.insert(super::http::LEAVE, MetadataValue::from_static("true"));
+    }
     if let Some(wait) = error.retry_after() {
         let milliseconds = MetadataValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         // The first is read by people and proxies, the second by gRPC clients with a retry policy.

@@ -117,7 +117,7 @@ async fn score(
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
     }
-    ranks(call.service()?.score(request).await?, wish)
+    ranks(call.score(request).await?, wish)
 }
 
 /// A whole stream as one request. It is bounded as a body is: by texts and by bytes.

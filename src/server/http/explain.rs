@@ -48,7 +48,7 @@ async fn explained(call: &mut Call, request: Request<Body>) -> Result<ExplainStr
     if let Some(timeout) = timeout(&head.headers)? {
         request.limit_deadline(timeout);
     }
-    call.service()?.explain(request).await
+    call.explain(request).await
 }
 
 fn events(call: Call, stream: ExplainStream) -> Response<Body> {

@@ -34,6 +34,7 @@ use super::{
     state::State,
 };
 
+pub(in crate::server) use problem::LEAVE;
 use problem::problem_with;
 pub(crate) use problem::{advise, problem};
 
@@ -83,7 +84,7 @@ async fn scored(call: &mut Call, request: Request<Body>) -> Result<ScoreResponse
     if let Some(timeout) = timeout(&head.headers)? {
         request.limit_deadline(timeout);
     }
-    call.service()?.score(request).await
+    call.score(request).await
 }
 
 /// `?explain=true`; any other parameter is refused.
@@ -167,7 +168,7 @@ pub(crate) async fn method_not_allowed(
 
 /// The id that the request was given when it arrived.
 pub(in crate::server) fn id(request: &Request<Body>) -> RequestId {
-    let made = || RequestId(HeaderValue::from_static("-"));
+    let made = || RequestId(HeaderValue::from_static("-"), None);
     request.extensions().get::<RequestId>().cloned().unwrap_or_else(made)
 }
 

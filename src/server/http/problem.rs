@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     http::{
-        HeaderMap, HeaderValue, Response, StatusCode,
+        HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
         header::{ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
 };
@@ -15,6 +15,9 @@ use crate::{
 };
 
 use super::body::ENCODINGS;
+
+/// Asks Envoy to count this server as failed at once, and not only at its next health check.
+pub(in crate::server) const LEAVE: &str = "x-envoy-immediate-health-check-fail";
 
 #[derive(Serialize)]
 struct Problem<'a> {
@@ -64,12 +67,13 @@ pub(crate) fn problem_with(status: StatusCode, error: &Error, id: &RequestId) ->
     response
 }
 
-/// Headers that tell a client what to do next: when to try again, how to show a
-/// key, which encodings are read.
+/// Headers that tell a client or a proxy what to do next: when to try again, how to
+/// show a key, which encodings are read, to send nothing more here.
 pub(crate) fn advise(headers: &mut HeaderMap, error: &Error) {
     match error.code() {
         Code::Unauthenticated => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
         Code::UnsupportedMedia => headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS)),
+        Code::Unavailable => headers.insert(HeaderName::from_static(LEAVE), HeaderValue::from_static("true")),
         _ => None,
     };
     if let Some(wait) = error.retry_after() {
@@ -89,7 +93,7 @@ mod tests {
     use crate::error::TABLE;
 
     async fn parts(error: &Error) -> (u16, Option<String>, serde_json::Value) {
-        let response = problem(error, &RequestId(HeaderValue::from_static("r-1")));
+        let response = problem(error, &RequestId(HeaderValue::from_static("r-1"), None));
         let status = response.status().as_u16();
         let retry = response.headers().get(RETRY_AFTER).map(|value| value.to_str().expect("text").to_owned());
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
