@@ -37,7 +37,7 @@ pub fn requests(data: &[u8]) {
     for route in ROUTES {
         let read = server::read_body(route, data, &MODEL.profile).expect("a route with a body");
         match read {
-            Ok(request) => assert!(request.items().len() > 0, "{route} takes a request of nothing"),
+            Ok(request) => assert!(!request.items().is_empty(), "{route} takes a request of nothing"),
             Err(error) => assert!(!error.message().is_empty()),
         }
     }
@@ -46,7 +46,7 @@ pub fn requests(data: &[u8]) {
 /// A message of `relevance.v1`.
 pub fn messages(data: &[u8]) {
     if let Some(Ok(request)) = server::grpc::read_message(data) {
-        assert!(request.items().len() > 0, "a request of nothing");
+        assert!(!request.items().is_empty(), "a request of nothing");
     }
 }
 

@@ -98,8 +98,7 @@ pub(crate) async fn step(
     }
     progress.abort();
     eprint!("\r\x1b[K");
-    let tally = shared.tally().clone();
-    tally
+    shared.tally().clone()
 }
 
 /// Clients that wait for each answer before they ask again, for `span`, without
@@ -159,8 +158,7 @@ pub(crate) async fn waiting(
             shared.tally().failure(format!("the client's fault: {error}"));
         }
     }
-    let tally = shared.tally().clone();
-    tally
+    shared.tally().clone()
 }
 
 fn choose<'a>(traffic: &[&'a Traffic], random: &mut fastrand::Rng) -> &'a Traffic {

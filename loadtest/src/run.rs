@@ -150,7 +150,7 @@ fn broken(expect: &Expect, steps: &[StepOutcome]) -> Vec<String> {
     let mut broken = Vec::new();
     let mut at_most = |what: &str, value: f64, limit: Option<f64>| {
         if let Some(limit) = limit
-            && !(value <= limit)
+            && (value.is_nan() || value > limit)
         {
             broken.push(format!("{what}: {value:.4}, more than {limit}"));
         }
@@ -173,7 +173,7 @@ fn broken(expect: &Expect, steps: &[StepOutcome]) -> Vec<String> {
     }
     let mut at_least = |what: &str, value: f64, limit: Option<f64>| {
         if let Some(limit) = limit
-            && !(value >= limit)
+            && (value.is_nan() || value < limit)
         {
             broken.push(format!("{what}: {value:.4}, less than {limit}"));
         }

@@ -217,6 +217,7 @@ impl Backend for StubBackend {
         }
         let pace = *self.control.pace.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(StubPace { overhead, token }) = pace {
+            #[expect(clippy::disallowed_methods, reason = "a pass that takes time is what is asked for")]
             std::thread::sleep(overhead + token * u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX));
         }
         self.control.tokens.fetch_add(batch.tokens.len(), Ordering::SeqCst);
