@@ -38,9 +38,7 @@ fn main() {
         std::env::args().filter_map(|argument| argument.parse::<f64>().ok()).next_back().unwrap_or(3.0);
     let span = Duration::from_secs_f64(seconds);
     let runtime = Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let server = verdict(&runtime, None);
-    // Nobody listens there: what is timed is making and queueing spans.
-    let traced = verdict(&runtime, Some("http://127.0.0.1:1"));
+    let server = verdict(&runtime);
     let answer = ask(server);
     let scores = check(&answer);
     let baseline = bare(&runtime, answer.len());
@@ -49,7 +47,7 @@ fn main() {
         answer.len(),
         scores.len()
     );
-    for (name, address) in [("bare handler", baseline), ("verdict", server), ("traced", traced)] {
+    for (name, address) in [("bare handler", baseline), ("verdict", server)] {
         let alone = one_client(address, span);
         let (rate, crowd) = many_clients(address, span);
         println!(
@@ -63,10 +61,9 @@ fn main() {
     assert_eq!(check(&ask(server)), scores, "the same scores after the load");
 }
 
-/// A server over the stub, whose traces go to `collector`, if anywhere.
-fn verdict(runtime: &Runtime, collector: Option<&str>) -> SocketAddr {
-    let otlp_endpoint = collector.map(str::to_owned);
-    let settings = Settings { port: Some(0), admin_port: Some(0), otlp_endpoint, ..Settings::default() };
+/// A server over the stub.
+fn verdict(runtime: &Runtime) -> SocketAddr {
+    let settings = Settings { port: Some(0), admin_port: Some(0), ..Settings::default() };
     let config = Config::new(settings).expect("valid settings");
     let mut model = Model::bundled().expect("loads");
     model.profile.probes.clear();
