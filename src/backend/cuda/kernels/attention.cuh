@@ -225,7 +225,7 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
 }
 
 #define ATTENTION(DIM) \
-    KERNEL void __launch_bounds__(128) attention_##DIM(const int* plan, Attention shape, const bf16* q, const bf16* k, \
+    KERNEL void __launch_bounds__(128, 2) attention_##DIM(const int* plan, Attention shape, const bf16* q, const bf16* k, \
                                                        const bf16* cache, bf16* out) { \
         tree_attention<DIM>(plan, shape, q, k, cache, out); \
     }
