@@ -1,5 +1,6 @@
 """The CUDA kernels: builds the one fatbin, and checks what the compiler made of them.
 
+    python3 scripts/kernels.py found          whether there is an nvcc
     python3 scripts/kernels.py build FILE     nvcc for every architecture, to FILE
     python3 scripts/kernels.py write          the committed fatbin, after the checks
     python3 scripts/kernels.py check          the checks alone: registers, spills, tensor core
@@ -148,6 +149,8 @@ def check(fatbin):
 
 def main():
     match sys.argv[1:]:
+        case ["found"]:
+            sys.exit(tool("nvcc") is None)
         case ["build", to]:
             build(to)
         case ["write"]:

@@ -30,10 +30,11 @@ const PURE: &[&str] = &[
 const GRPC: &[&str] = &["src/server/grpc/"];
 const SERVER: &[&str] = &["src/server/"];
 const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
+const CUDA: &[&str] = &["src/backend/cuda/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 40] = [
+const TABLE: [(&str, Place); 42] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -41,13 +42,15 @@ const TABLE: [(&str, Place); 40] = [
     ("candle-nn", Only(REFERENCE)),
     ("candle-transformers", Only(REFERENCE)),
     ("clap", Only(&["src/main.rs", "src/cli/", "src/config/"])),
+    ("cudarc", Only(CUDA)),
     ("flate2", Only(&["src/server/http/body/"])),
     ("futures", Only(&["src/server/", "src/service/", "src/cli/"])),
-    ("half", Only(COMPUTE)),
+    ("half", Only(&["src/backend/cpu/", "src/backend/cuda/", "src/model/weights/"])),
     ("http-body-util", Only(SERVER)),
     ("hyper", Only(SERVER)),
     ("hyper-util", Only(SERVER)),
     ("indicatif", Only(&["src/cli/"])),
+    ("libloading", Only(CUDA)),
     ("memmap2", Only(&["src/model/weights.rs"])),
     ("prometheus", Only(&["src/metrics/"])),
     ("prost", Only(GRPC)),
