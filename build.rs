@@ -1,12 +1,19 @@
 //! Compiles the protobuf interface with a compiler written in Rust (no protoc
-//! on the machine), and records which commit was built.
+//! on the machine), provides the CUDA kernels as one fatbin, and records which commit was built.
 
-use std::{env, error::Error, fs, path::PathBuf, process::Command};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 const PROTOS: [&str; 2] = ["proto/relevance/v1/relevance.proto", "proto/tei/v1/tei.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     compile_protos()?;
+    provide_kernels()?;
     record_commit();
     Ok(())
 }
@@ -23,6 +30,48 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
         .build_transport(true)
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
+}
+
+const KERNELS: &str = "src/backend/cuda/kernels";
+const PREBUILT: &str = "src/backend/cuda/prebuilt";
+
+/// The committed fatbin, if it was made from these sources; else one made now by
+/// `scripts/kernels.py`, which needs nvcc.
+fn provide_kernels() -> Result<(), Box<dyn Error>> {
+    for path in [KERNELS, PREBUILT, "scripts/kernels.py"] {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    for variable in ["NVCC", "CUDA_HOME"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    let out = PathBuf::from(env::var("OUT_DIR")?).join("kernels.fatbin");
+    let prebuilt = Path::new(PREBUILT);
+    let made_from = fs::read_to_string(prebuilt.join("kernels.hash")).unwrap_or_default();
+    if made_from.trim() == format!("{:016x}", kernels_hash()?) {
+        fs::copy(prebuilt.join("kernels.fatbin"), out)?;
+        return Ok(());
+    }
+    let built = Command::new("python3").arg("scripts/kernels.py").arg("build").arg(&out).status();
+    if built.is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    Err(format!("{KERNELS} is not what {PREBUILT} was made from, and scripts/kernels.py could not build it")
+        .into())
+}
+
+/// FNV-1a over the sources' names and contents, in order of name; `scripts/kernels.py` has the same.
+fn kernels_hash() -> Result<u64, Box<dyn Error>> {
+    let mut paths =
+        fs::read_dir(KERNELS)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+    paths.sort();
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for byte in name.into_bytes().into_iter().chain(fs::read(&path)?) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+    Ok(hash)
 }
 
 /// `VERDICT_COMMIT` from the environment (an image built without `.git`), else

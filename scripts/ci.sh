@@ -158,11 +158,28 @@ deploy() {
     fi
 }
 
+# The kernels for every architecture: registers, spills, tensor core instructions, and whether the
+# committed fatbin is what they compile to. That they are right is among the tests above.
+cuda() {
+    step "cuda: the kernels, compiled"
+    if cargo tree --locked -e features -i cudarc | grep -E 'cudarc feature "(dynamic-linking|static-linking)"'; then
+        echo "the program would not start without CUDA" >&2
+        exit 1
+    fi
+    if ! command -v python3 >/dev/null; then
+        skip "there is no python3"
+    elif ! python3 scripts/kernels.py found; then
+        skip "there is no nvcc (scripts/kernels.py says how to have it)"
+    else
+        python3 scripts/kernels.py check
+    fi
+}
+
 for name in "${@:-all}"; do
     case "$name" in
-        all) fmt; tests; serve; load; playground; schema; lint; doc; deny; training; clients; deploy ;;
-        fmt | tests | serve | load | playground | schema | lint | doc | deny | training | clients | deploy) "$name" ;;
-        *) echo "no step $name; there are fmt, tests, serve, load, playground, schema, lint, doc, deny, training, clients, deploy" >&2; exit 2 ;;
+        all) fmt; tests; serve; load; playground; schema; lint; doc; deny; cuda; training; clients; deploy ;;
+        fmt | tests | serve | load | playground | schema | lint | doc | deny | cuda | training | clients | deploy) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, load, playground, schema, lint, doc, deny, cuda, training, clients, deploy" >&2; exit 2 ;;
     esac
 done
 printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"

@@ -1,12 +1,13 @@
 //! What a device must offer, and the devices.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 pub mod stub;
 
 use crate::{
-    engine::tree::TokenTree,
-    error::{Error, Result},
+    engine::{EngineConfig, tree::TokenTree},
+    error::Result,
     model::{Model, config::ModelConfig},
 };
 
@@ -64,21 +65,46 @@ pub enum Device {
 }
 
 /// Options of [`open`].
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Device.
     pub device: Device,
     /// Compute threads of the CPU backend; 0 takes one per core.
     pub threads: usize,
+    /// Most tokens that the engine puts into a batch of several; a GPU's buffers are made for them.
+    pub batch_tokens: usize,
+    /// Most score jobs in a batch.
+    pub batch_sequences: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let engine = EngineConfig::default();
+        Self {
+            device: Device::Auto,
+            threads: 0,
+            batch_tokens: engine.batch_tokens,
+            batch_sequences: engine.batch_sequences,
+        }
+    }
 }
 
 /// Opens a backend for `model`, loading its weights.
+///
+/// `Auto` takes the GPU if there is one that can be used, and otherwise says why not and takes the
+/// CPU.
 pub fn open(model: &Model, options: Options) -> Result<Box<dyn Backend>> {
+    let cpu = || -> Result<Box<dyn Backend>> { Ok(Box::new(cpu::CpuBackend::open(model, options.threads)?)) };
     match options.device {
-        Device::Auto | Device::Cpu => Ok(Box::new(cpu::CpuBackend::open(model, options.threads)?)),
-        Device::Cuda => {
-            Err(Error::invalid("device", "cuda: this build has no CUDA backend; use cpu or auto"))
-        }
+        Device::Cpu => cpu(),
+        Device::Cuda => Ok(Box::new(cuda::CudaBackend::open(model, options)?)),
+        Device::Auto => match cuda::CudaBackend::open(model, options) {
+            Ok(backend) => Ok(Box::new(backend)),
+            Err(error) => {
+                tracing::info!(reason = error.message(), "no GPU is used; computing on the CPU");
+                cpu()
+            }
+        },
     }
 }
 
@@ -88,6 +114,8 @@ pub fn open(model: &Model, options: Options) -> Result<Box<dyn Backend>> {
 /// [`Ops::select_answers`] it holds a row per answer instead. See
 /// [`crate::model::forward::forward`] for the order of calls.
 pub trait Ops {
+    /// What the head gives: the readings, or nothing where they are collected later.
+    type Answers;
     /// The shape of the model.
     fn config(&self) -> &ModelConfig;
     /// residual\[row\] = embedding of the row's token.
@@ -106,7 +134,7 @@ pub trait Ops {
     /// residual += down(silu(gate) · up) of normed.
     fn mlp(&mut self, layer: usize) -> Result<()>;
     /// Reads the answers from normed.
-    fn head(&mut self) -> Result<Vec<Reading>>;
+    fn head(&mut self) -> Result<Self::Answers>;
 }
 
 /// Which RMS norm.

@@ -39,7 +39,7 @@ impl ModelArgs {
             DeviceName::Cpu => Device::Cpu,
             DeviceName::Cuda => Device::Cuda,
         };
-        Options { device, threads: self.threads }
+        Options { device, threads: self.threads, ..Options::default() }
     }
 }
 

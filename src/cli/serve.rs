@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     backend::{self, Device, Options},
     config::{ApiKeys, Config, DeviceName, LogFormat, ServeArgs},
+    engine::EngineConfig,
     error::{Error, Result},
     server::{self, Server},
 };
@@ -63,7 +64,8 @@ fn options(config: &Config) -> Options {
         DeviceName::Cpu => Device::Cpu,
         DeviceName::Cuda => Device::Cuda,
     };
-    Options { device, threads: config.threads }
+    let EngineConfig { batch_tokens, batch_sequences, .. } = config.engine;
+    Options { device, threads: config.threads, batch_tokens, batch_sequences }
 }
 
 /// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once.

@@ -1,7 +1,7 @@
 //! The transformer, once, over [`Ops`].
 
 use crate::{
-    backend::{Norm, Ops, Reading},
+    backend::{Norm, Ops},
     error::Result,
 };
 
@@ -9,7 +9,7 @@ use crate::{
 ///
 /// In the last layer every row still gives its key and value, but only the
 /// answers' rows have queries, attention, MLP and head.
-pub fn forward<O: Ops>(ops: &mut O) -> Result<Vec<Reading>> {
+pub fn forward<O: Ops>(ops: &mut O) -> Result<O::Answers> {
     let layers = ops.config().layers;
     ops.embed()?;
     for layer in 0..layers {

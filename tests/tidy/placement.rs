@@ -31,10 +31,11 @@ const GRPC: &[&str] = &["src/server/grpc/"];
 const SERVER: &[&str] = &["src/server/"];
 const TRACES: &[&str] = &["src/telemetry/"];
 const COMPUTE: &[&str] = &["src/backend/cpu/", "src/model/weights/"];
+const CUDA: &[&str] = &["src/backend/cuda/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 44] = [
+const TABLE: [(&str, Place); 46] = [
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
@@ -42,14 +43,16 @@ const TABLE: [(&str, Place); 44] = [
     ("candle-nn", Only(REFERENCE)),
     ("candle-transformers", Only(REFERENCE)),
     ("clap", Only(&["src/main.rs", "src/cli/", "src/config/"])),
+    ("cudarc", Only(CUDA)),
     ("flate2", Only(&["src/server/http/body/"])),
     ("futures", Only(&["src/server/", "src/service/", "src/cli/"])),
-    ("half", Only(COMPUTE)),
+    ("half", Only(&["src/backend/cpu/", "src/backend/cuda/", "src/model/weights/"])),
     ("http-body-util", Only(SERVER)),
     ("hyper", Only(SERVER)),
     ("hyper-util", Only(SERVER)),
     ("indicatif", Only(&["src/cli/"])),
     ("libc", Only(&["src/backend/cpu/amx/mod.rs"])),
+    ("libloading", Only(CUDA)),
     ("memmap2", Only(&["src/model/weights.rs"])),
     ("opentelemetry", Only(TRACES)),
     ("opentelemetry-otlp", Only(TRACES)),

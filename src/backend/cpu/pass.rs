@@ -177,6 +177,8 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl Ops for Pass<'_> {
+    type Answers = Vec<Reading>;
+
     fn config(&self) -> &ModelConfig {
         self.config
     }

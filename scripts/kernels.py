@@ -1,0 +1,170 @@
+"""The CUDA kernels: builds the one fatbin, and checks what the compiler made of them.
+
+    python3 scripts/kernels.py found          whether there is an nvcc
+    python3 scripts/kernels.py build FILE     nvcc for every architecture, to FILE
+    python3 scripts/kernels.py write          the committed fatbin, after the checks
+    python3 scripts/kernels.py check          the checks alone: registers, spills, tensor core
+                                              instructions, and whether the committed one is current
+
+nvcc is found in NVCC, CUDA_HOME, the path, .cuda in the repository, or this Python's packages:
+`pip install "cuda-toolkit[nvcc,crt,nvvm,cudart,cccl]==13.0.2" nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`.
+Newer than 13.0 makes PTX that drivers of the 580 series refuse.
+"""
+
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "src/backend/cuda/kernels"
+PREBUILT = ROOT / "src/backend/cuda/prebuilt"
+ARCHITECTURES = ["80", "86", "89", "90a", "100a", "120"]
+PTX = "80"
+
+# Most registers of each kernel on any architecture. A block of 128 threads with 255 leaves two
+# blocks a multiprocessor; attention is to keep two.
+REGISTERS = {
+    "attention_128": 224,
+    "attention_64": 168,
+    "attention_32": 128,
+    "vocabulary": 96,
+}
+ROW_REGISTERS = 64
+# Fewest tensor core instructions: what the unrolled loops hold.
+PRODUCTS = {"attention_32": 24, "attention_64": 48, "attention_128": 96, "vocabulary": 8}
+
+
+def tool(name):
+    """Where a tool of the toolkit lies, or None."""
+    named = os.environ.get(name.upper())
+    if named:
+        return named
+    homes = [os.environ.get("CUDA_HOME", "")]
+    for prefix in [str(ROOT / ".cuda"), sys.prefix]:
+        homes += glob.glob(f"{prefix}/lib/python3*/site-packages/nvidia/cu13")
+    for home in filter(None, homes):
+        path = Path(home) / "bin" / name
+        if path.is_file():
+            return str(path)
+    return shutil.which(name)
+
+
+def nvcc(arguments):
+    compiler = tool("nvcc")
+    if compiler is None:
+        sys.exit("there is no nvcc: set NVCC or CUDA_HOME (see scripts/kernels.py)")
+    command = [compiler, "-std=c++17", "-O3", *arguments, str(SOURCES / "kernels.cu")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0 or "warning" in done.stderr:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def build(to):
+    """Builds the fatbin; returns what ptxas said."""
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    codes.append(f"-gencode=arch=compute_{PTX},code=compute_{PTX}")
+    # Paths of this machine stay out of the file.
+    return nvcc(["-fatbin", "-Xptxas", "-v", "-Xfatbin", "-compress-all", *codes, "-o", str(to)])
+
+
+def digest():
+    """FNV-1a over the sources' names and contents, as build.rs has it."""
+    value = 0xCBF29CE484222325
+    for path in sorted(SOURCES.iterdir()):
+        for byte in path.name.encode() + path.read_bytes():
+            value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return f"{value:016x}"
+
+
+def check_resources(log):
+    """Registers and spills of every kernel and architecture, from ptxas."""
+    found = re.findall(
+        r"entry function '(\w+)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        log,
+        re.S,
+    )
+    problems, kernels = [], set()
+    for name, architecture, _stack, stores, loads, registers in found:
+        kernels.add((name, architecture))
+        most = REGISTERS.get(name, ROW_REGISTERS)
+        if int(stores) or int(loads):
+            problems.append(f"{name} spills on sm_{architecture}")
+        if int(registers) > most:
+            problems.append(f"{name} takes {registers} registers on sm_{architecture}, over {most}")
+    for architecture in ARCHITECTURES:
+        count = sum(1 for _, a in kernels if a == architecture)
+        if count < len(REGISTERS) + 8:
+            problems.append(f"sm_{architecture} has only {count} kernels")
+    top = {}
+    for name, _, _, _, _, registers in found:
+        top[name] = max(top.get(name, 0), int(registers))
+    print("most registers:", ", ".join(f"{name} {count}" for name, count in sorted(top.items())))
+    return problems
+
+
+def check_products(fatbin):
+    """Tensor core instructions of every kernel that is to have them, from the machine code."""
+    dump, disassembler = tool("cuobjdump"), tool("nvdisasm")
+    if dump is None or disassembler is None:
+        print("SKIPPED: no cuobjdump and nvdisasm (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm)")
+        return []
+    problems = []
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run([dump, "-xelf", "all", str(Path(fatbin).resolve())], cwd=directory, check=True, capture_output=True)
+        cubins = sorted(Path(directory).glob("*.cubin"))
+        if len(cubins) != len(ARCHITECTURES):
+            problems.append(f"{len(cubins)} architectures in the fatbin, not {len(ARCHITECTURES)}")
+        for cubin in cubins:
+            text = subprocess.run([disassembler, "-c", str(cubin)], check=True, capture_output=True, text=True).stdout
+            counts = {}
+            for part in re.split(r"^\s*\.section\s+", text, flags=re.M):
+                name = re.match(r"\.text\.(\w+)", part)
+                if name:
+                    counts[name.group(1)] = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", part))
+            architecture = re.search(r"sm_\w+", cubin.name).group(0)
+            shown = []
+            for name, fewest in PRODUCTS.items():
+                shown.append(f"{name} {counts.get(name, 0)}")
+                if counts.get(name, 0) < fewest:
+                    problems.append(f"{name} has {counts.get(name, 0)} matrix instructions on {architecture}, under {fewest}")
+            print(f"{architecture}: matrix instructions:", ", ".join(shown))
+    return problems
+
+
+def check(fatbin):
+    problems = check_resources(build(fatbin)) + check_products(fatbin)
+    print(f"fatbin: {Path(fatbin).stat().st_size >> 10} KiB, sources {digest()}")
+    for problem in problems:
+        print("FAILED:", problem)
+    if problems:
+        sys.exit(1)
+
+
+def main():
+    match sys.argv[1:]:
+        case ["found"]:
+            sys.exit(tool("nvcc") is None)
+        case ["build", to]:
+            build(to)
+        case ["write"]:
+            PREBUILT.mkdir(exist_ok=True)
+            check(PREBUILT / "kernels.fatbin")
+            (PREBUILT / "kernels.hash").write_text(digest() + "\n")
+        case ["check"]:
+            with tempfile.TemporaryDirectory() as directory:
+                check(Path(directory) / "kernels.fatbin")
+            if (PREBUILT / "kernels.hash").read_text().strip() != digest():
+                sys.exit("the committed fatbin is stale: python3 scripts/kernels.py write")
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+//! CUDA graphs: a small batch is one launch of a recorded pass, in place of some hundred.
+//!
+//! A graph is recorded for a bucket: grids and products for at least as many rows, answers and
+//! tiles as the batch has. How many there really are stands in the plan on the device; rows behind
+//! them compute what nobody reads.
+
+use std::collections::HashMap;
+
+use cudarc::driver::{result, sys};
+
+use super::{fault, ops::Extent};
+use crate::error::Result;
+
+/// Batches of more rows are bound by arithmetic, not by launches.
+const MOST_ROWS: usize = 512;
+/// Graphs that are kept; further buckets are launched kernel by kernel.
+const MOST_GRAPHS: usize = 64;
+
+/// The bucket of a batch, if it is small enough for one. None exceeds `most`.
+pub(super) fn bucket(extent: Extent, most: Extent) -> Option<Extent> {
+    let rows = match extent.rows {
+        0 => return None,
+        rows @ ..=64 => rows.next_multiple_of(16),
+        rows => rows.next_multiple_of(64),
+    };
+    let answers = [1, 4, 16, 64].into_iter().find(|&answers| answers >= extent.answers)?;
+    let bucket = Extent { rows, answers, tiles: extent.tiles.next_power_of_two() };
+    let fits = rows <= MOST_ROWS.min(most.rows) && answers <= most.answers && extent.answers > 0;
+    fits.then_some(bucket)
+}
+
+/// Recorded passes by bucket; `None` for one that was seen once.
+#[derive(Default)]
+pub(super) struct Graphs {
+    recorded: HashMap<Extent, Option<Graph>>,
+}
+
+struct Graph {
+    graph: sys::CUgraph,
+    ready: sys::CUgraphExec,
+}
+
+impl Graphs {
+    /// Puts the pass of `bucket` on `stream`, recorded with `pass` when it is seen for the second
+    /// time; false if there is no graph. (The first time loads what the driver loads when it is
+    /// first used, which a recording must not.)
+    #[expect(unsafe_code, reason = "calls of the driver")]
+    pub(super) fn launch(
+        &mut self,
+        bucket: Extent,
+        stream: sys::CUstream,
+        pass: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
+        if self.recorded.len() >= MOST_GRAPHS && !self.recorded.contains_key(&bucket) {
+            return Ok(false);
+        }
+        let Some(seen) = self.recorded.get_mut(&bucket) else {
+            self.recorded.insert(bucket, None);
+            return Ok(false);
+        };
+        let graph = match seen {
+            Some(graph) => graph,
+            None => seen.insert(record(stream, pass)?),
+        };
+        // SAFETY: recorded on this stream; its buffers live as long as the backend.
+        unsafe { result::graph::launch(graph.ready, stream) }.map_err(fault("a graph's launch"))?;
+        Ok(true)
+    }
+
+    /// Forgets all of them: what they were recorded with has moved.
+    pub(super) fn clear(&mut self) {
+        self.recorded.clear();
+    }
+}
+
+#[expect(unsafe_code, reason = "calls of the driver")]
+fn record(stream: sys::CUstream, pass: impl FnOnce() -> Result<()>) -> Result<Graph> {
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    // SAFETY: a live stream that nothing else uses.
+    unsafe { result::stream::begin_capture(stream, mode) }.map_err(fault("a graph's recording"))?;
+    let passed = pass();
+    // SAFETY: begun above; ended even if the pass failed, so that the stream is of use again.
+    let ended = unsafe { result::stream::end_capture(stream) };
+    passed?;
+    let graph = ended.map_err(fault("a graph's recording"))?;
+    // SAFETY: a whole graph.
+    let ready = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+    match ready {
+        Ok(ready) => Ok(Graph { graph, ready }),
+        Err(error) => {
+            // SAFETY: made above, destroyed once.
+            let _ = unsafe { result::graph::destroy(graph) };
+            Err(fault("a graph")(error))
+        }
+    }
+}
+
+impl Drop for Graph {
+    #[expect(unsafe_code, reason = "calls of the driver")]
+    fn drop(&mut self) {
+        // SAFETY: made by `record`, destroyed once, after the last pass ended.
+        let _ = unsafe { result::graph::exec_destroy(self.ready).and(result::graph::destroy(self.graph)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_hold_their_batches_and_stay_few() {
+        let most = Extent { rows: 4096, answers: 256, tiles: 0 };
+        let of = |rows, answers, tiles| bucket(Extent { rows, answers, tiles }, most);
+        assert_eq!(of(200, 1, 7), Some(Extent { rows: 256, answers: 1, tiles: 8 }));
+        assert_eq!(of(1, 1, 1), Some(Extent { rows: 16, answers: 1, tiles: 1 }));
+        assert_eq!(of(512, 17, 32), Some(Extent { rows: 512, answers: 64, tiles: 32 }));
+        assert_eq!(of(513, 1, 9), None, "large batches are launched");
+        assert_eq!(of(100, 65, 70), None);
+        let small = Extent { rows: 100, answers: 2, tiles: 0 };
+        assert_eq!(
+            bucket(Extent { rows: 90, answers: 1, tiles: 2 }, small),
+            None,
+            "a bucket fits the buffers"
+        );
+        assert_eq!(bucket(Extent { rows: 9, answers: 3, tiles: 2 }, small), None);
+    }
+}

@@ -1,0 +1,234 @@
+// Causal attention over the token tree, on tensor cores.
+//
+// A block is one tile of consecutive queries of a segment against one key-value head; its 64
+// rows are (query, query head) pairs that share the head's keys. Keys are found by absolute
+// position through the runs of the segment's path, in tiles of 64 that begin at multiples of
+// 64. A row's products, maxima and sums therefore run in an order that its own position
+// fixes, whichever segments hold its keys and whoever shares its tile: what lies behind it
+// has weight exactly zero. Softmax is rescaled as it goes (Milakov and Gimelshein, 2018).
+#pragma once
+#include "device.cuh"
+
+constexpr int TILE_ROWS = 64;
+constexpr int TILE_KEYS = 64;
+
+struct Attention {
+    int count_at;  // of the plan: tiles, or answers
+    int tiles_at;  // of the plan
+    int q_stride;
+    int kv_stride;
+    int values;    // from a row's keys to its values
+    int heads;
+    int kv_heads;
+    int layer;
+    int layers;
+    float scale;   // of a product, for powers of two: log2(e) / sqrt(dim)
+};
+
+// Where the key at `position` lies: a batch row, or ~slot of the cache. The last run with a
+// start at or before it holds it.
+DEVICE int key_source(const int* plan, const Tile& tile, int position) {
+    const Run* runs = list<Run>(plan, RUNS) + tile.first_run;
+    int from = 0, to = tile.runs;
+    while (to - from > 1) {
+        int middle = (from + to) / 2;
+        if (runs[middle].position <= position) from = middle;
+        else to = middle;
+    }
+    Run run = runs[from];
+    int i = position - run.position;
+    if (run.source >= 0) return run.source + i;
+    int token = run.start + i;
+    int block = list<int>(plan, BLOCKS)[~run.source + token / BLOCK_TOKENS];
+    return ~(block * BLOCK_TOKENS + token % BLOCK_TOKENS);
+}
+
+// Brings one tile of keys and values to shared memory; zeros behind the last key.
+template <int DIM>
+DEVICE void bring(const int* plan, const Attention& shape, const Tile& tile, int first, int keys, const bf16* k,
+                  const bf16* cache, int head, bf16* to_keys, bf16* to_values) {
+    constexpr int PIECES = DIM / 8;
+    constexpr int STRIDE = DIM + 8;
+    // Consecutive threads take one vector's pieces, so that each finds it by itself.
+    for (int i = threadIdx.x; i < TILE_KEYS * PIECES; i += 128) {
+        int key = i / PIECES, piece = i % PIECES * 8;
+        bool valid = first + key < keys;
+        const bf16 *from_key = k, *from_value = k;
+        if (valid) {
+            int source = key_source(plan, tile, first + key);
+            if (source >= 0) {
+                from_key = k + static_cast<size_t>(source) * shape.kv_stride + head * DIM + piece;
+                from_value = from_key + shape.values;
+            } else {
+                from_key = cache + cache_at(~source, shape.layer, shape.layers, shape.kv_heads, head, DIM) + piece;
+                from_value = from_key + static_cast<size_t>(shape.kv_heads) * BLOCK_TOKENS * DIM;
+            }
+        }
+        copy_async(to_keys + key * STRIDE + piece, from_key, valid);
+        copy_async(to_values + key * STRIDE + piece, from_value, valid);
+    }
+    copies_commit();
+}
+
+// The 16 rows of a warp.
+template <int DIM>
+struct Rows {
+    u32 queries[DIM / 16][4];
+    float sums[DIM / 8][4];
+    float most[2];    // largest scaled score so far, of rows lane / 4 and that + 8
+    float total[2];
+    int seen[2];      // keys that the row attends to
+};
+
+// One tile of keys: scores, weights, weighted sum of values.
+template <int DIM>
+DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int first, float factor) {
+    constexpr int STRIDE = DIM + 8;
+    int lane = threadIdx.x % 32;
+    float scores[TILE_KEYS / 8][4];
+#pragma unroll
+    for (int n = 0; n < TILE_KEYS / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < TILE_KEYS / 8; n += 2) {
+#pragma unroll
+        for (int d = 0; d < DIM / 16; ++d) {
+            u32 b[4];
+            int row = n * 8 + lane % 8 + lane / 16 * 8;
+            load_matrices(b, keys + row * STRIDE + d * 16 + lane / 8 % 2 * 8);
+            mma(scores[n], rows.queries[d], b[0], b[1]);
+            mma(scores[n + 1], rows.queries[d], b[2], b[3]);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float most = rows.most[half];
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; ++n) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float& score = scores[n][2 * half + i];
+                bool seen = first + n * 8 + lane % 4 * 2 + i < rows.seen[half];
+                score = seen ? score * factor : -INFINITY;
+                most = fmaxf(most, score);
+            }
+        }
+        most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
+        // A row sees the first key, so the maximum is a number after the first tile.
+        float kept = power_of_two(rows.most[half] - most);
+        rows.most[half] = most;
+        rows.total[half] *= kept;
+#pragma unroll
+        for (int d = 0; d < DIM / 8; ++d) {
+            rows.sums[d][2 * half] *= kept;
+            rows.sums[d][2 * half + 1] *= kept;
+        }
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; ++n) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float weight = power_of_two(scores[n][2 * half + i] - most);
+                scores[n][2 * half + i] = weight;
+                rows.total[half] += weight;
+            }
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < TILE_KEYS / 16; ++k) {
+        u32 a[4] = {pack_bf16(scores[2 * k][0], scores[2 * k][1]), pack_bf16(scores[2 * k][2], scores[2 * k][3]),
+                    pack_bf16(scores[2 * k + 1][0], scores[2 * k + 1][1]),
+                    pack_bf16(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+#pragma unroll
+        for (int d = 0; d < DIM / 8; d += 2) {
+            u32 b[4];
+            load_matrices_transposed(b, values + (k * 16 + lane % 16) * STRIDE + d * 8 + lane / 16 * 8);
+            mma(rows.sums[d], a, b[0], b[1]);
+            mma(rows.sums[d + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+template <int DIM>
+DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
+                           bf16* out) {
+    constexpr int STRIDE = DIM + 8;
+    constexpr int BUFFER = TILE_KEYS * STRIDE;
+    SHARED(bf16, buffers);  // two of keys, two of values
+    if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return;
+    const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
+    int head = blockIdx.y, group = shape.heads / shape.kv_heads;
+    int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+    int keys = tile.position + tile.count;
+    bool busy = warp_row < tile.count * group;
+
+    Rows<DIM> rows;
+    int query[2], query_head[2];
+    bool valid[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        int pair = warp_row + lane / 4 + 8 * half;
+        query[half] = pair / group;
+        query_head[half] = head * group + pair % group;
+        valid[half] = pair < tile.count * group;
+        rows.most[half] = -INFINITY;
+        rows.total[half] = 0.0f;
+        // A row without query sees one key, so that its numbers stay finite; it is not written.
+        rows.seen[half] = valid[half] ? tile.position + query[half] + 1 : 1;
+        const bf16* from = q + static_cast<size_t>(tile.query + query[half]) * shape.q_stride + query_head[half] * DIM;
+#pragma unroll
+        for (int d = 0; d < DIM / 16; ++d) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const u32* pairs = reinterpret_cast<const u32*>(from + d * 16 + lane % 4 * 2 + i * 8);
+                rows.queries[d][half + 2 * i] = valid[half] ? *pairs : 0;
+            }
+        }
+    }
+#pragma unroll
+    for (int d = 0; d < DIM / 8; ++d) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) rows.sums[d][i] = 0.0f;
+    }
+
+    bring<DIM>(plan, shape, tile, 0, keys, k, cache, head, buffers, buffers + 2 * BUFFER);
+    for (int first = 0, at = 0; first < keys; first += TILE_KEYS, at ^= 1) {
+        if (first + TILE_KEYS < keys) {
+            bring<DIM>(plan, shape, tile, first + TILE_KEYS, keys, k, cache, head, buffers + (at ^ 1) * BUFFER,
+                       buffers + (2 + (at ^ 1)) * BUFFER);
+            copies_wait<1>();
+        } else {
+            copies_wait<0>();
+        }
+        __syncthreads();
+        if (busy) attend<DIM>(rows, buffers + at * BUFFER, buffers + (2 + at) * BUFFER, first, shape.scale);
+        // Nobody overwrites what another warp still reads.
+        __syncthreads();
+    }
+
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float total = rows.total[half];
+        total += __shfl_xor_sync(FULL, total, 1);
+        total += __shfl_xor_sync(FULL, total, 2);
+        if (!valid[half]) continue;
+        float share = 1.0f / total;
+        bf16* to = out + (static_cast<size_t>(tile.query + query[half]) * shape.heads + query_head[half]) * DIM;
+#pragma unroll
+        for (int d = 0; d < DIM / 8; ++d) {
+            u32 pair = pack_bf16(rows.sums[d][2 * half] * share, rows.sums[d][2 * half + 1] * share);
+            *reinterpret_cast<u32*>(to + d * 8 + lane % 4 * 2) = pair;
+        }
+    }
+}
+
+#define ATTENTION(DIM) \
+    KERNEL void __launch_bounds__(128, 2) attention_##DIM(const int* plan, Attention shape, const bf16* q, const bf16* k, \
+                                                       const bf16* cache, bf16* out) { \
+        tree_attention<DIM>(plan, shape, q, k, cache, out); \
+    }
+ATTENTION(32)
+ATTENTION(64)
+ATTENTION(128)

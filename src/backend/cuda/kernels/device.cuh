@@ -1,0 +1,134 @@
+// What the kernels share: bf16 as bits, warp sums, tensor core products, asynchronous
+// copies, and the plan of a batch. With VERDICT_SHIM the same sources compile for the CPU
+// (tests/cuda/shim.h).
+#pragma once
+
+typedef unsigned short bf16;
+typedef unsigned int u32;
+
+#ifdef VERDICT_SHIM
+#include "shim.h"
+#else
+#define KERNEL extern "C" __global__
+#define DEVICE __device__ __forceinline__
+#define SHARED(type, name) type* name = reinterpret_cast<type*>(shared_bytes)
+
+// A launch says how much there is.
+extern __shared__ __align__(16) unsigned char shared_bytes[];
+
+DEVICE float from_bf16(bf16 x) { return __uint_as_float(static_cast<u32>(x) << 16); }
+
+// Two floats, each rounded to nearest even; `low` in the low half.
+DEVICE u32 pack_bf16(float low, float high) {
+    u32 packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+DEVICE float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// c += a · b over 16 columns: a is 16 x 16 by row, b 16 x 8 by column, c 16 x 8.
+DEVICE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four 8 x 8 matrices; lane i gives the address of row i % 8 of matrix i / 8.
+DEVICE void load_matrices(u32 (&to)[4], const bf16* row) {
+    u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+DEVICE void load_matrices_transposed(u32 (&to)[4], const bf16* row) {
+    u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+// 16 bytes to shared memory; zeros where there is nothing to read.
+DEVICE void copy_async(bf16* to, const bf16* from, bool valid) {
+    u32 at = static_cast<u32>(__cvta_generic_to_shared(to));
+    int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+}
+
+DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `N` of this thread's groups are on their way.
+template <int N>
+DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+#endif
+
+// A batch's plan: 32-bit words that the host copies in once. First this header: counts, and
+// where each list begins.
+enum Plan {
+    ROWS,            // tokens
+    ANSWERS,         // rows that are read
+    TILES,           // query tiles over all rows
+    TOKENS,          // at: token by row
+    POSITIONS,       // at: absolute position by row
+    SLOTS,           // at: KV cache slot by row, or -1
+    ANSWER_ROWS,     // at: row by answer
+    ALL_TILES,       // at: query tiles over all rows
+    ANSWER_TILES,    // at: query tiles of the answers, one each
+    RUNS,            // at: runs of keys
+    BLOCKS,          // at: KV blocks that runs point into
+    HEADER
+};
+
+// Consecutive queries of one segment.
+struct Tile {
+    int query;      // first row of the queries' buffer
+    int count;      // queries
+    int position;   // absolute position of the first
+    int first_run;  // of RUNS
+    int runs;
+    int reserved[3];
+};
+
+// Consecutive positions whose keys lie together.
+struct Run {
+    int position;
+    int length;
+    int source;  // first batch row; or, below 0, ~source is the place in BLOCKS
+    int start;   // of a cached run: its first token in the blocks
+};
+
+constexpr int BLOCK_TOKENS = 16;
+constexpr u32 FULL = 0xffffffffu;
+
+template <class T>
+DEVICE const T* list(const int* plan, int at) { return reinterpret_cast<const T*>(plan + plan[at]); }
+
+DEVICE float low(u32 pair) { return from_bf16(static_cast<bf16>(pair & 0xffffu)); }
+DEVICE float high(u32 pair) { return from_bf16(static_cast<bf16>(pair >> 16)); }
+DEVICE bf16 to_bf16(float x) { return static_cast<bf16>(pack_bf16(x, 0.0f) & 0xffffu); }
+
+DEVICE float warp_sum(float x) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(FULL, x, step);
+    return x;
+}
+
+// Sum over a block of 256 threads, the same for every thread.
+DEVICE float block_sum(float x, float* parts) {
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int i = 0; i < 8; ++i) sum += parts[i];
+    return sum;
+}
+
+// A cached vector: `slot` counts tokens over all blocks; `head` the key heads, then the value heads.
+DEVICE size_t cache_at(int slot, int layer, int layers, int kv_heads, int head, int dim) {
+    size_t block = slot / BLOCK_TOKENS;
+    size_t place = (block * layers + layer) * 2 * kv_heads + head;
+    return (place * BLOCK_TOKENS + slot % BLOCK_TOKENS) * dim;
+}

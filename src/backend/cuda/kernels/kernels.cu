@@ -1,0 +1,4 @@
+// Every kernel of the CUDA backend, compiled together to one fatbin.
+#include "rows.cuh"
+#include "attention.cuh"
+#include "head.cuh"

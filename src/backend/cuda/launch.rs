@@ -1,0 +1,238 @@
+//! The kernels, and how each is launched: grids, shared memory, parameters as they are declared in
+//! `kernels/`.
+
+use std::ffi::c_void;
+
+use cudarc::driver::{result, sys};
+
+use super::{buffers::VOCABULARY_TOKENS, fault, memory::Address, plan::Word, start::Gpu};
+use crate::error::{Error, Result};
+
+/// Threads of a block that works on a row.
+const ROW_THREADS: u32 = 256;
+/// Threads of a block on tensor cores.
+const TILE_THREADS: u32 = 128;
+/// Heads to a block of `rotate`: a warp each.
+const ROTATED_HEADS: usize = 8;
+/// Keys of one tile of attention.
+const TILE_KEYS: usize = 64;
+/// Answers to a block of `vocabulary`.
+const VOCABULARY_ANSWERS: usize = 32;
+/// Shared memory of `vocabulary`: two tiles of 40-number rows, and logits.
+const VOCABULARY_SHARED: usize =
+    2 * (VOCABULARY_TOKENS + VOCABULARY_ANSWERS) * 40 * 2 + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
+
+/// Widths of a head that there are kernels for.
+pub(super) const HEAD_DIMS: [usize; 3] = [32, 64, 128];
+
+/// What `rotate` needs beside its buffers.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Rotation {
+    pub(super) count_at: i32,
+    pub(super) answers: i32,
+    pub(super) stride: i32,
+    pub(super) q_heads: i32,
+    pub(super) kv_heads: i32,
+    pub(super) layer: i32,
+    pub(super) layers: i32,
+    pub(super) epsilon: f32,
+}
+
+/// What attention needs beside its buffers.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Attention {
+    pub(super) count_at: i32,
+    pub(super) tiles_at: i32,
+    pub(super) q_stride: i32,
+    pub(super) kv_stride: i32,
+    pub(super) values: i32,
+    pub(super) heads: i32,
+    pub(super) kv_heads: i32,
+    pub(super) layer: i32,
+    pub(super) layers: i32,
+    pub(super) scale: f32,
+}
+
+/// The kernels of one model's head width.
+pub(super) struct Kernels {
+    embed: sys::CUfunction,
+    add_norm: sys::CUfunction,
+    select_answers: sys::CUfunction,
+    rotate: sys::CUfunction,
+    attention: sys::CUfunction,
+    silu_mul: sys::CUfunction,
+    grade_logits: sys::CUfunction,
+    vocabulary: sys::CUfunction,
+    combine: sys::CUfunction,
+    attention_shared: usize,
+}
+
+/// A stream, and the plan that the kernels put on it read.
+#[derive(Clone, Copy)]
+pub(super) struct Lane<'a> {
+    pub(super) kernels: &'a Kernels,
+    pub(super) stream: sys::CUstream,
+    pub(super) plan: Address,
+}
+
+impl Kernels {
+    pub(super) fn load(gpu: &Gpu, head_dim: usize) -> Result<Self> {
+        if !HEAD_DIMS.contains(&head_dim) {
+            let message = format!("cuda: head_dim {head_dim} has no kernel; there are {HEAD_DIMS:?}");
+            return Err(Error::invalid("device", message));
+        }
+        // Two buffers of keys and two of values, rows padded by 16 bytes against bank conflicts.
+        let attention_shared = 4 * TILE_KEYS * (head_dim + 8) * 2;
+        Ok(Self {
+            embed: gpu.function("embed", 0)?,
+            add_norm: gpu.function("add_norm", 0)?,
+            select_answers: gpu.function("select_answers", 0)?,
+            rotate: gpu.function(&format!("rotate_{head_dim}"), 0)?,
+            attention: gpu.function(&format!("attention_{head_dim}"), attention_shared)?,
+            silu_mul: gpu.function("silu_mul", 0)?,
+            grade_logits: gpu.function("grade_logits", 0)?,
+            vocabulary: gpu.function("vocabulary", VOCABULARY_SHARED)?,
+            combine: gpu.function("combine", 0)?,
+            attention_shared,
+        })
+    }
+}
+
+/// Pointers to parameters, for as long as the statement lasts.
+macro_rules! parameters {
+    ($($value:expr),* $(,)?) => { &mut [$(std::ptr::from_ref(&$value).cast_mut().cast::<c_void>()),*] };
+}
+
+/// The sizes that kernels take as 32-bit numbers; a model's are far below.
+fn int(size: usize) -> i32 {
+    i32::try_from(size).unwrap_or(i32::MAX)
+}
+
+impl Lane<'_> {
+    #[expect(unsafe_code, reason = "launches a kernel")]
+    fn launch(
+        &self,
+        kernel: sys::CUfunction,
+        grid: (usize, usize),
+        threads: u32,
+        shared: usize,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()> {
+        if grid.0 == 0 || grid.1 == 0 {
+            return Ok(());
+        }
+        let grid = (grid.0 as u32, grid.1 as u32, 1);
+        // SAFETY: the callers below pass what the kernel declares, addresses of buffers with room
+        // for every row of the plan; parameters are read before the call returns.
+        let launched = unsafe {
+            result::launch_kernel(kernel, grid, (threads, 1, 1), shared as u32, self.stream, parameters)
+        };
+        launched.map_err(fault("a launch"))
+    }
+
+    pub(super) fn embed(&self, rows: usize, table: Address, residual: Address, hidden: usize) -> Result<()> {
+        let arguments = parameters![self.plan, table, residual, int(hidden)];
+        self.launch(self.kernels.embed, (rows, 1), ROW_THREADS, 0, arguments)
+    }
+
+    /// `delta` and `bias` may be 0.
+    pub(super) fn add_norm(
+        &self,
+        (rows, count_at): (usize, Word),
+        residual: Address,
+        (delta, bias): (Address, Address),
+        weight: Address,
+        normed: Address,
+        (hidden, epsilon): (usize, f32),
+    ) -> Result<()> {
+        let count_at = count_at as i32;
+        let arguments =
+            parameters![self.plan, count_at, residual, delta, bias, weight, normed, int(hidden), epsilon];
+        self.launch(self.kernels.add_norm, (rows, 1), ROW_THREADS, 8 * 4, arguments)
+    }
+
+    pub(super) fn select_answers(
+        &self,
+        answers: usize,
+        (residual, normed): (Address, Address),
+        (residual_out, normed_out): (Address, Address),
+        hidden: usize,
+    ) -> Result<()> {
+        let arguments = parameters![self.plan, residual, normed, residual_out, normed_out, int(hidden)];
+        self.launch(self.kernels.select_answers, (answers, 1), ROW_THREADS, 0, arguments)
+    }
+
+    /// `bias` and the norms may be 0.
+    pub(super) fn rotate(
+        &self,
+        rows: usize,
+        shape: Rotation,
+        buffer: Address,
+        (bias, q_norm, k_norm): (Address, Address, Address),
+        (cosines, sines): (Address, Address),
+        cache: Address,
+    ) -> Result<()> {
+        let heads = (shape.q_heads + 2 * shape.kv_heads) as usize;
+        let arguments = parameters![self.plan, shape, buffer, bias, q_norm, k_norm, cosines, sines, cache];
+        self.launch(self.kernels.rotate, (rows, heads.div_ceil(ROTATED_HEADS)), ROW_THREADS, 0, arguments)
+    }
+
+    pub(super) fn attention(
+        &self,
+        tiles: usize,
+        shape: Attention,
+        (q, k): (Address, Address),
+        cache: Address,
+        out: Address,
+    ) -> Result<()> {
+        let arguments = parameters![self.plan, shape, q, k, cache, out];
+        let grid = (tiles, shape.kv_heads as usize);
+        self.launch(self.kernels.attention, grid, TILE_THREADS, self.kernels.attention_shared, arguments)
+    }
+
+    /// `bias` may be 0.
+    pub(super) fn silu_mul(
+        &self,
+        (rows, count_at): (usize, Word),
+        gate_up: Address,
+        bias: Address,
+        activated: Address,
+        inner: usize,
+    ) -> Result<()> {
+        let count_at = count_at as i32;
+        let arguments = parameters![self.plan, count_at, gate_up, bias, activated, int(inner)];
+        let grid = (rows, (inner / 2).div_ceil(ROW_THREADS as usize));
+        self.launch(self.kernels.silu_mul, grid, ROW_THREADS, 0, arguments)
+    }
+
+    pub(super) fn grade_logits(
+        &self,
+        answers: usize,
+        (normed, matrix): (Address, Address),
+        (grades, count): (Address, usize),
+        readings: Address,
+        hidden: usize,
+    ) -> Result<()> {
+        let arguments = parameters![self.plan, normed, matrix, grades, int(count), readings, int(hidden)];
+        self.launch(self.kernels.grade_logits, (answers, 1), ROW_THREADS, 0, arguments)
+    }
+
+    /// The log-sum-exp and the most probable token of each answer, over the whole vocabulary.
+    pub(super) fn vocabulary(
+        &self,
+        answers: usize,
+        (normed, matrix): (Address, Address),
+        (tokens, hidden): (usize, usize),
+        partials: Address,
+        (readings, grades): (Address, usize),
+    ) -> Result<()> {
+        let chunks = tokens.div_ceil(VOCABULARY_TOKENS);
+        let arguments = parameters![self.plan, normed, matrix, int(tokens), partials, int(hidden)];
+        let grid = (chunks, answers.div_ceil(VOCABULARY_ANSWERS));
+        self.launch(self.kernels.vocabulary, grid, TILE_THREADS, VOCABULARY_SHARED, arguments)?;
+        let arguments = parameters![self.plan, partials, int(chunks), readings, int(grades)];
+        self.launch(self.kernels.combine, (answers, 1), ROW_THREADS, ROW_THREADS as usize * 12, arguments)
+    }
+}

@@ -1,0 +1,220 @@
+//! A batch as the kernels read it: one list of 32-bit words, copied in once. Pure.
+//!
+//! The layout is that of `kernels/device.cuh`: a header of counts and offsets, then lists.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::engine::{
+    kv::BLOCK_TOKENS,
+    tree::{Segment, TokenTree},
+};
+
+/// (query, query head) pairs of one attention tile.
+pub(super) const TILE_ROWS: usize = 64;
+
+/// Words of the header, by their place.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+pub(super) enum Word {
+    Rows,
+    Answers,
+    Tiles,
+    Tokens,
+    Positions,
+    Slots,
+    AnswerRows,
+    AllTiles,
+    AnswerTiles,
+    Runs,
+    Blocks,
+}
+
+const HEADER: usize = Word::Blocks as usize + 1;
+/// Words of a tile and of a run.
+const TILE: usize = 8;
+const RUN: usize = 4;
+
+/// The words, and the counts that launches need.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) words: Vec<i32>,
+    pub(super) rows: usize,
+    pub(super) answers: usize,
+    pub(super) tiles: usize,
+}
+
+impl Plan {
+    /// Plans `tree` for `group` query heads to a key head (at most [`TILE_ROWS`]).
+    pub(super) fn of(tree: &TokenTree, group: usize) -> Self {
+        let paths = Paths::of(tree);
+        let tiles = query_tiles(tree, &paths, group);
+        let answers = answer_tiles(tree, &paths);
+        let mut plan = Self {
+            words: vec![0; HEADER],
+            rows: tree.tokens.len(),
+            answers: tree.answers.len(),
+            tiles: tiles.len() / TILE,
+        };
+        plan.words[Word::Rows as usize] = word(plan.rows);
+        plan.words[Word::Answers as usize] = word(plan.answers);
+        plan.words[Word::Tiles as usize] = word(plan.tiles);
+        plan.put(Word::Tokens, tree.tokens.iter().map(|&token| token as i32));
+        plan.put(Word::Positions, tree.positions.iter().map(|&position| position as i32));
+        plan.put(Word::Slots, slots(tree));
+        plan.put(Word::AnswerRows, tree.answers.iter().map(|answer| word(answer.row)));
+        plan.put(Word::AllTiles, tiles);
+        plan.put(Word::AnswerTiles, answers);
+        plan.put(Word::Runs, paths.runs);
+        plan.put(Word::Blocks, paths.blocks);
+        plan
+    }
+
+    /// Words that a plan of so many rows can have, beside what its runs and blocks need.
+    pub(super) fn most_words(rows: usize, answers: usize) -> usize {
+        HEADER + 16 + rows * (3 + TILE) + answers * (1 + TILE)
+    }
+
+    fn put(&mut self, at: Word, list: impl IntoIterator<Item = i32>) {
+        // Tiles and runs are read 16 bytes at a time.
+        self.words.resize(self.words.len().next_multiple_of(4), 0);
+        self.words[at as usize] = word(self.words.len());
+        self.words.extend(list);
+    }
+}
+
+/// Counts are bounded by the capacity that is checked before a plan is copied.
+fn word(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// Where each segment's keys lie, from position 0 to its end.
+struct Paths {
+    runs: Vec<i32>,
+    /// First run and number of runs, by segment.
+    of_segment: Vec<(usize, usize)>,
+    blocks: Vec<i32>,
+}
+
+impl Paths {
+    fn of(tree: &TokenTree) -> Self {
+        let mut paths = Self { runs: Vec::new(), of_segment: Vec::new(), blocks: Vec::new() };
+        let mut tables: HashMap<usize, usize> = HashMap::new();
+        for segment in &tree.segments {
+            let first = paths.runs.len() / RUN;
+            match segment.parent {
+                Some(parent) => {
+                    let (from, count) = paths.of_segment[parent];
+                    paths.runs.extend_from_within(from * RUN..(from + count) * RUN);
+                }
+                None => paths.push_past(segment, &mut tables),
+            }
+            let own = [segment.position, segment.rows.len(), segment.rows.start, 0];
+            paths.runs.extend(own.map(word));
+            paths.of_segment.push((first, paths.runs.len() / RUN - first));
+        }
+        paths
+    }
+
+    fn push_past(&mut self, segment: &Segment, tables: &mut HashMap<usize, usize>) {
+        let mut position = 0;
+        for part in segment.past.iter().filter(|part| part.len > 0) {
+            let table = *tables.entry(Arc::as_ptr(&part.span).addr()).or_insert_with(|| {
+                self.blocks.extend(part.span.blocks().iter().map(|&block| block as i32));
+                self.blocks.len() - part.span.blocks().len()
+            });
+            self.runs.extend([word(position), word(part.len), !word(table), word(part.start)]);
+            position += part.len;
+        }
+    }
+}
+
+fn tile(query: usize, count: usize, position: usize, (first, runs): (usize, usize)) -> [i32; TILE] {
+    [word(query), word(count), word(position), word(first), word(runs), 0, 0, 0]
+}
+
+/// Tiles over all rows, those with most keys first: they take longest.
+fn query_tiles(tree: &TokenTree, paths: &Paths, group: usize) -> Vec<i32> {
+    let most = (TILE_ROWS / group).max(1);
+    let mut tiles = Vec::new();
+    for (segment, path) in tree.segments.iter().zip(&paths.of_segment) {
+        for from in segment.rows.clone().step_by(most) {
+            let count = most.min(segment.rows.end - from);
+            tiles.push(tile(from, count, segment.position + from - segment.rows.start, *path));
+        }
+    }
+    tiles.sort_by_key(|tile| std::cmp::Reverse(tile[1] + tile[2]));
+    tiles.concat()
+}
+
+fn answer_tiles(tree: &TokenTree, paths: &Paths) -> Vec<i32> {
+    let tiles =
+        tree.answers.iter().enumerate().map(|(i, answer)| {
+            tile(i, 1, tree.positions[answer.row] as usize, paths.of_segment[answer.segment])
+        });
+    tiles.flatten().collect()
+}
+
+/// The KV cache slot (tokens over all blocks) of each row that is kept; -1 for the others.
+fn slots(tree: &TokenTree) -> Vec<i32> {
+    let mut slots = vec![-1; tree.tokens.len()];
+    for segment in &tree.segments {
+        let Some(keep) = &segment.keep else { continue };
+        for (i, row) in segment.rows.clone().enumerate().take(keep.len) {
+            let (block, offset) = keep.place(i);
+            slots[row] = word(block * BLOCK_TOKENS + offset);
+        }
+    }
+    slots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        kv::{KvPool, KvRef},
+        tree::{Read, Sequence},
+    };
+
+    fn list(plan: &Plan, at: Word, len: usize) -> &[i32] {
+        let at = plan.words[at as usize] as usize;
+        &plan.words[at..at + len]
+    }
+
+    #[test]
+    fn a_tree_is_planned_by_absolute_position() {
+        let span = KvPool::new(7, 4).allocate(40).expect("three blocks");
+        let past = [KvRef { span: span.clone(), start: 0, len: 18 }, KvRef { span, start: 20, len: 2 }];
+        let of =
+            |tokens| Sequence { past: &past, key: (1, 2), position: 20, tokens, cut: 0, read: Read::Grades };
+        let tree = TokenTree::build(&[of(&[1, 2, 3][..]), of(&[1, 9][..])]);
+        let plan = Plan::of(&tree, 64);
+        assert_eq!((plan.rows, plan.answers, plan.tiles), (4, 2, 4), "one query a tile");
+        assert_eq!(list(&plan, Word::Tokens, 4), [1, 2, 3, 9]);
+        assert_eq!(list(&plan, Word::Positions, 4), [20, 21, 22, 21]);
+        assert_eq!(list(&plan, Word::AnswerRows, 2), [2, 3]);
+        assert_eq!(list(&plan, Word::Slots, 4), [-1; 4]);
+        assert_eq!(list(&plan, Word::Blocks, 3), [7, 8, 9], "a span's table is there once");
+        // The last segment's path: two cached runs, its parent's row, its own.
+        let tiles = list(&plan, Word::AnswerTiles, 16);
+        assert_eq!(tiles[8..13], [1, 1, 21, tiles[11], 4]);
+        let runs = list(&plan, Word::Runs, (tiles[11] as usize + 4) * RUN);
+        assert_eq!(runs[tiles[11] as usize * RUN..], [0, 18, !0, 0, 18, 2, !0, 20, 20, 1, 0, 0, 21, 1, 3, 0]);
+        assert!(plan.words[Word::Runs as usize] % 4 == 0 && plan.words[Word::AllTiles as usize] % 4 == 0);
+    }
+
+    #[test]
+    fn kept_rows_have_slots_and_long_segments_have_tiles() {
+        let tokens: Vec<u32> = (0..70).collect();
+        let sequence =
+            Sequence { past: &[], key: (0, 0), position: 0, tokens: &tokens, cut: 0, read: Read::Next };
+        let mut tree = TokenTree::build(&[sequence]);
+        let span = KvPool::new(3, 9).allocate(80).expect("blocks");
+        tree.segments[0].keep = Some(KvRef { span, start: 4, len: 70 });
+        let plan = Plan::of(&tree, 2);
+        assert_eq!(list(&plan, Word::Slots, 70)[..2], [3 * 16 + 4, 3 * 16 + 5]);
+        assert_eq!(list(&plan, Word::Slots, 70)[12], 4 * 16);
+        assert_eq!(plan.tiles, 3);
+        let tiles = list(&plan, Word::AllTiles, 24);
+        assert_eq!([&tiles[..3], &tiles[8..11], &tiles[16..19]], [[64, 6, 64], [32, 32, 32], [0, 32, 0]]);
+    }
+}

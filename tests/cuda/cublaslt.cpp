@@ -1,0 +1,120 @@
+// A libcublasLt.so.13 for tests: products of bf16 with sums in float. Its heuristic proposes an
+// algorithm that splits its sums, one whose sums depend on how many rows there are, and one of use.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+extern "C" void mock_submit(void (*)(void*), void*);
+
+namespace {
+
+struct Layout {
+    uint64_t rows, columns;
+    int64_t stride;
+};
+struct Product {
+    int transposed;
+};
+struct Algorithm {
+    uint64_t kind, reserved[7];
+};
+struct Candidate {
+    Algorithm algorithm;
+    size_t workspace;
+    int state;
+    float waves;
+    int reserved[4];
+};
+enum Kind { SPLITS = 1, DEPENDS = 2, FIXED = 3 };
+enum { SPLITK = 2, REDUCTION = 3, TRANSA = 3, OP_T = 1, NOT_SUPPORTED = 15 };
+
+struct Job {
+    Layout w, x, y;
+    Kind kind;
+    const uint16_t *weights, *rows;
+    uint16_t* out;
+};
+
+float wide(uint16_t half) {
+    uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+uint16_t narrow(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+void run(void* with) {
+    const Job& job = *static_cast<Job*>(with);
+    size_t depth = job.w.rows, outputs = job.w.columns, count = job.x.columns;
+    std::vector<float> weights(outputs * depth), row(depth);
+    for (size_t i = 0; i < weights.size(); ++i) weights[i] = wide(job.weights[i]);
+    bool backwards = job.kind == DEPENDS && count < 100;
+    for (size_t r = 0; r < count; ++r) {
+        for (size_t d = 0; d < depth; ++d) row[d] = wide(job.rows[r * depth + d]);
+        for (size_t o = 0; o < outputs; ++o) {
+            // Four sums, so that they overlap.
+            float sums[4] = {};
+            for (size_t d = 0; d + 4 <= depth; d += 4)
+                for (size_t i = 0; i < 4; ++i) {
+                    size_t at = (backwards ? depth - 4 - d : d) + i;
+                    sums[i] += weights[o * depth + at] * row[at];
+                }
+            job.out[r * outputs + o] = narrow((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int cublasLtCreate(void** handle) { *handle = malloc(1); return 0; }
+int cublasLtDestroy(void* handle) { free(handle); return 0; }
+int cublasLtMatrixLayoutCreate(void** layout, int, uint64_t rows, uint64_t columns, int64_t stride) {
+    *layout = new Layout{rows, columns, stride};
+    return 0;
+}
+int cublasLtMatrixLayoutDestroy(void* layout) { delete static_cast<Layout*>(layout); return 0; }
+int cublasLtMatmulDescCreate(void** product, int, int) { *product = new Product{0}; return 0; }
+int cublasLtMatmulDescSetAttribute(void* product, int attribute, const void* value, size_t) {
+    if (attribute == TRANSA) memcpy(&static_cast<Product*>(product)->transposed, value, 4);
+    return 0;
+}
+int cublasLtMatmulDescDestroy(void* product) { delete static_cast<Product*>(product); return 0; }
+int cublasLtMatmulPreferenceCreate(void** preference) { *preference = malloc(1); return 0; }
+int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return 0; }
+int cublasLtMatmulPreferenceDestroy(void* preference) { free(preference); return 0; }
+int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, Candidate* found, int* count) {
+    *count = 3;
+    for (int i = 0; i < 3; ++i) found[i] = {{static_cast<uint64_t>(SPLITS + i), {}}, 0, 0, 1.0f, {}};
+    return 0;
+}
+int cublasLtMatmulAlgoConfigGetAttribute(const Algorithm* algorithm, int attribute, void* value, size_t, size_t*) {
+    uint32_t number = attribute == SPLITK ? (algorithm->kind == SPLITS ? 4 : 1) : 0;
+    memcpy(value, &number, 4);
+    return 0;
+}
+int cublasLtMatmul(void*, void* product, const float* alpha, const void* w, void* w_layout, const void* x, void* x_layout,
+                   const float* beta, const void*, void*, void* y, void* y_layout, const Algorithm* algorithm, void*,
+                   size_t, void*) {
+    Job job{*static_cast<Layout*>(w_layout), *static_cast<Layout*>(x_layout), *static_cast<Layout*>(y_layout),
+            static_cast<Kind>(algorithm->kind), static_cast<const uint16_t*>(w), static_cast<const uint16_t*>(x),
+            static_cast<uint16_t*>(y)};
+    bool fits = job.w.rows == job.x.rows && job.w.columns == job.y.rows && job.x.columns == job.y.columns;
+    bool whole = job.w.stride == static_cast<int64_t>(job.w.rows) && job.x.stride == static_cast<int64_t>(job.x.rows);
+    if (static_cast<Product*>(product)->transposed != OP_T || *alpha != 1.0f || *beta != 0.0f || !fits || !whole ||
+        job.kind == SPLITS || job.w.rows % 4 != 0)
+        return NOT_SUPPORTED;
+    // Kept: a graph may run it again.
+    mock_submit(run, new Job(job));
+    return 0;
+}
+}

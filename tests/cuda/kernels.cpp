@@ -1,0 +1,460 @@
+// The kernels on the CPU against plain references in double precision.
+#define VERDICT_SHIM
+#include "kernels.cu"
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <string>
+
+namespace {
+
+std::mt19937 generator(7);
+int failures = 0, checks = 0;
+
+float draw(float deviation = 1.0f) { return std::normal_distribution<float>(0.0f, deviation)(generator); }
+int between(int from, int to) { return std::uniform_int_distribution<int>(from, to)(generator); }
+double wide(bf16 x) { return from_bf16(x); }
+
+std::vector<bf16> halves(size_t count, float deviation = 1.0f) {
+    std::vector<bf16> values(count);
+    for (auto& value : values) value = to_bf16(draw(deviation));
+    return values;
+}
+
+std::vector<float> floats(size_t count, float mean = 0.0f) {
+    std::vector<float> values(count);
+    for (auto& value : values) value = mean + draw(0.5f);
+    return values;
+}
+
+// Largest difference, in units of the reference's root mean square.
+void compare(const std::string& what, const std::vector<double>& ours, const std::vector<double>& expected, double most) {
+    double squares = 0, difference = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+        squares += expected[i] * expected[i];
+        difference = std::max(difference, std::isfinite(ours[i]) ? std::fabs(ours[i] - expected[i]) : INFINITY);
+    }
+    difference /= std::sqrt(squares / expected.size()) + 1e-30;
+    ++checks;
+    if (ours.size() != expected.size() || !(difference <= most)) {
+        ++failures;
+        printf("FAILED %s: off by %.3g, at most %.3g\n", what.c_str(), difference, most);
+    }
+}
+
+void equal(const std::string& what, bool same) {
+    ++checks;
+    if (!same) {
+        ++failures;
+        printf("FAILED %s: not the same bits\n", what.c_str());
+    }
+}
+
+// A segment of a tree of tokens, or of what is cached (then it has no rows).
+struct Segment {
+    int parent, row, count, position;
+};
+
+// A batch as the host plans it.
+struct Batch {
+    std::vector<Segment> segments;
+    std::vector<int> tokens, positions, slots, answers, answer_segments, blocks;
+    std::vector<Run> runs;
+    std::vector<Tile> tiles, answer_tiles;
+    std::vector<std::pair<int, int>> segment_runs;
+    std::vector<int> words;
+    int past = 0;  // cached tokens before every root
+
+    int add(int parent, int count) {
+        int position = parent < 0 ? past : segments[parent].position + segments[parent].count;
+        segments.push_back({parent, static_cast<int>(tokens.size()), count, position});
+        for (int i = 0; i < count; ++i) {
+            tokens.push_back(between(0, 9));
+            positions.push_back(position + i);
+            slots.push_back(-1);
+        }
+        return static_cast<int>(segments.size()) - 1;
+    }
+
+    std::vector<int> path(int segment) const {
+        std::vector<int> found;
+        for (; segment >= 0; segment = segments[segment].parent) found.insert(found.begin(), segment);
+        return found;
+    }
+
+    template <class T>
+    void put(int at, const std::vector<T>& list) {
+        while (words.size() % 4 != 0) words.push_back(0);
+        words[at] = static_cast<int>(words.size());
+        size_t begin = words.size();
+        words.resize(begin + list.size() * sizeof(T) / 4);
+        if (!list.empty()) memcpy(&words[begin], list.data(), list.size() * sizeof(T));
+    }
+
+    void plan(int group) {
+        int most = TILE_ROWS / group;
+        for (size_t s = 0; s < segments.size(); ++s) {
+            int first_run = static_cast<int>(runs.size());
+            if (past > 0) {
+                // Two runs, the second from the middle of a block.
+                int cut = past / 2;
+                runs.push_back({0, cut, ~0, 0});
+                runs.push_back({cut, past - cut, ~(cut / BLOCK_TOKENS), cut % BLOCK_TOKENS});
+                if (cut == 0) runs.erase(runs.end() - 2);
+            }
+            for (int part : path(static_cast<int>(s)))
+                runs.push_back({segments[part].position, segments[part].count, segments[part].row, 0});
+            int count = static_cast<int>(runs.size()) - first_run;
+            segment_runs.push_back({first_run, count});
+            const Segment& own = segments[s];
+            for (int from = 0; from < own.count; from += most)
+                tiles.push_back({own.row + from, std::min(most, own.count - from), own.position + from, first_run, count, {}});
+        }
+        for (size_t i = 0; i < answers.size(); ++i) {
+            auto [first_run, count] = segment_runs[answer_segments[i]];
+            answer_tiles.push_back({static_cast<int>(i), 1, positions[answers[i]], first_run, count, {}});
+        }
+        words.assign(HEADER, 0);
+        words[ROWS] = static_cast<int>(tokens.size());
+        words[ANSWERS] = static_cast<int>(answers.size());
+        words[TILES] = static_cast<int>(tiles.size());
+        put(TOKENS, tokens), put(POSITIONS, positions), put(SLOTS, slots), put(ANSWER_ROWS, answers);
+        put(ALL_TILES, tiles), put(ANSWER_TILES, answer_tiles), put(RUNS, runs), put(BLOCKS, blocks);
+    }
+
+    void answer(int segment) {
+        answers.push_back(segments[segment].row + segments[segment].count - 1);
+        answer_segments.push_back(segment);
+    }
+};
+
+using AttentionKernel = void (*)(const int*, Attention, const bf16*, const bf16*, const bf16*, bf16*);
+
+struct Case {
+    std::string name;
+    int dim, heads, kv_heads;
+    Batch batch;
+};
+
+void attention(Case& test) {
+    Batch& batch = test.batch;
+    int dim = test.dim, heads = test.heads, kv_heads = test.kv_heads, group = heads / kv_heads;
+    int rows = static_cast<int>(batch.tokens.size()), layers = 3, layer = 1;
+    int spare = (batch.past + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    for (int i = 0; i < spare; ++i) batch.blocks.push_back((i * 5 + 2) % spare);
+    std::sort(batch.blocks.begin(), batch.blocks.end());
+    std::shuffle(batch.blocks.begin(), batch.blocks.end(), generator);
+    // Where the second run's block table begins is a whole block in.
+    batch.plan(group);
+    int stride = (heads + 2 * kv_heads) * dim;
+    std::vector<bf16> qkv = halves(static_cast<size_t>(rows) * stride);
+    std::vector<bf16> cache = halves(static_cast<size_t>(spare + 1) * layers * 2 * kv_heads * BLOCK_TOKENS * dim);
+    std::vector<bf16> out(static_cast<size_t>(rows) * heads * dim, 0x7fc0);
+    Attention shape{TILES, ALL_TILES, stride, stride, kv_heads * dim, heads, kv_heads, layer, layers,
+                    1.4426950408889634f / std::sqrt(static_cast<float>(dim))};
+    AttentionKernel kernel = dim == 32 ? attention_32 : dim == 64 ? attention_64 : attention_128;
+    size_t shared = 4 * TILE_KEYS * (dim + 8) * sizeof(bf16);
+    unsigned tiles = static_cast<unsigned>(batch.tiles.size());
+    // Blocks behind the last tile do nothing, as in a graph that was captured for more.
+    shim::launch({tiles + 3, static_cast<unsigned>(kv_heads)}, {128}, shared, [&] {
+        kernel(batch.words.data(), shape, qkv.data(), qkv.data() + heads * dim, cache.data(), out.data());
+    });
+    std::vector<double> ours, expected;
+    for (size_t s = 0; s < batch.segments.size(); ++s) {
+        std::vector<const bf16*> keys, values;
+        for (int h = 0; h < kv_heads; ++h) {
+            keys.clear(), values.clear();
+            for (int i = 0; i < batch.past; ++i) {
+                int slot = batch.blocks[i / BLOCK_TOKENS] * BLOCK_TOKENS + i % BLOCK_TOKENS;
+                size_t place = (static_cast<size_t>(slot / BLOCK_TOKENS) * layers + layer) * 2 * kv_heads;
+                keys.push_back(&cache[((place + h) * BLOCK_TOKENS + slot % BLOCK_TOKENS) * dim]);
+                values.push_back(&cache[((place + kv_heads + h) * BLOCK_TOKENS + slot % BLOCK_TOKENS) * dim]);
+            }
+            for (int part : batch.path(static_cast<int>(s)))
+                for (int i = 0; i < batch.segments[part].count; ++i) {
+                    const bf16* row = &qkv[static_cast<size_t>(batch.segments[part].row + i) * stride];
+                    keys.push_back(row + (heads + h) * dim);
+                    values.push_back(row + (heads + kv_heads + h) * dim);
+                }
+            for (int i = 0; i < batch.segments[s].count; ++i)
+                for (int g = 0; g < group; ++g) {
+                    size_t row = batch.segments[s].row + i;
+                    const bf16* query = &qkv[row * stride + (h * group + g) * dim];
+                    int seen = batch.segments[s].position + i + 1;
+                    std::vector<double> weights(seen), sums(dim, 0.0);
+                    double total = 0;
+                    for (int k = 0; k < seen; ++k) {
+                        double dot = 0;
+                        for (int d = 0; d < dim; ++d) dot += wide(query[d]) * wide(keys[k][d]);
+                        total += weights[k] = std::exp(dot / std::sqrt(static_cast<double>(dim)));
+                    }
+                    for (int k = 0; k < seen; ++k)
+                        for (int d = 0; d < dim; ++d) sums[d] += weights[k] / total * wide(values[k][d]);
+                    for (int d = 0; d < dim; ++d) {
+                        expected.push_back(sums[d]);
+                        ours.push_back(wide(out[(row * heads + h * group + g) * dim + d]));
+                    }
+                }
+        }
+    }
+    compare("attention " + test.name, ours, expected, 0.05);
+
+    if (batch.answers.empty()) return;
+    // The answers alone, their queries packed, give the bits that they have among all.
+    std::vector<bf16> queries, alone(batch.answers.size() * heads * dim, 0x7fc0);
+    for (int row : batch.answers)
+        queries.insert(queries.end(), &qkv[static_cast<size_t>(row) * stride], &qkv[static_cast<size_t>(row) * stride] + heads * dim);
+    shape.count_at = ANSWERS, shape.tiles_at = ANSWER_TILES, shape.q_stride = heads * dim;
+    shim::launch({static_cast<unsigned>(batch.answers.size()), static_cast<unsigned>(kv_heads)}, {128}, shared, [&] {
+        kernel(batch.words.data(), shape, queries.data(), qkv.data() + heads * dim, cache.data(), alone.data());
+    });
+    bool same = true;
+    for (size_t i = 0; i < batch.answers.size(); ++i)
+        same &= memcmp(&alone[i * heads * dim], &out[static_cast<size_t>(batch.answers[i]) * heads * dim], heads * dim * 2) == 0;
+    equal("attention of answers " + test.name, same);
+}
+
+void attentions() {
+    const int shapes[][3] = {{64, 4, 4}, {128, 4, 2}, {32, 4, 2}, {128, 7, 1}, {64, 2, 1}, {64, 3, 1}, {32, 64, 1}};
+    for (auto [dim, heads, kv_heads] : shapes) {
+        std::string shape = std::to_string(dim) + "/" + std::to_string(heads) + "/" + std::to_string(kv_heads);
+        Case one{shape + " one token", dim, heads, kv_heads, {}};
+        one.batch.answer(one.batch.add(-1, 1));
+        attention(one);
+        Case ragged{shape + " ragged", dim, heads, kv_heads, {}};
+        for (int count : {1, 2, 15, 16, 17, 63, 64, 65, 130}) ragged.batch.answer(ragged.batch.add(-1, count));
+        attention(ragged);
+        Case deep{shape + " deep", dim, heads, kv_heads, {}};
+        int at = -1;
+        for (int i = 0; i < 40; ++i) at = deep.batch.add(at, 1 + i % 7);
+        deep.batch.answer(at);
+        attention(deep);
+        Case wide{shape + " wide", dim, heads, kv_heads, {}};
+        int root = wide.batch.add(-1, 37);
+        for (int i = 0; i < 20; ++i) wide.batch.answer(wide.batch.add(root, 1 + i));
+        attention(wide);
+        for (int past : {1, 16, 33, 64, 100}) {
+            Case cached{shape + " cached " + std::to_string(past), dim, heads, kv_heads, {}};
+            cached.batch.past = past;
+            int stem = cached.batch.add(-1, 5);
+            cached.batch.answer(cached.batch.add(stem, 30));
+            cached.batch.answer(cached.batch.add(stem, 1));
+            cached.batch.answer(cached.batch.add(-1, 70));
+            attention(cached);
+        }
+    }
+}
+
+// The same sequence in one piece and cut anywhere has the same bits.
+void cuts() {
+    constexpr int DIM = 64, HEADS = 4, KV = 2, COUNT = 150, STRIDE = (HEADS + 2 * KV) * DIM;
+    std::vector<bf16> qkv = halves(COUNT * STRIDE);
+    Attention shape{TILES, ALL_TILES, STRIDE, STRIDE, KV * DIM, HEADS, KV, 0, 1, 0.18f};
+    auto run = [&](std::vector<int> lengths) {
+        Batch batch;
+        int at = -1;
+        for (int length : lengths) at = batch.add(at, length);
+        batch.plan(HEADS / KV);
+        std::vector<bf16> out(COUNT * HEADS * DIM, 0);
+        shim::launch({static_cast<unsigned>(batch.tiles.size()), KV}, {128}, 4 * TILE_KEYS * (DIM + 8) * 2, [&] {
+            attention_64(batch.words.data(), shape, qkv.data(), qkv.data() + HEADS * DIM, nullptr, out.data());
+        });
+        return out;
+    };
+    std::vector<bf16> whole = run({COUNT});
+    for (std::vector<int> lengths : {std::vector<int>{1, 149}, {64, 86}, {63, 1, 1, 85}, {32, 33, 85}, {149, 1}})
+        equal("a sequence cut after " + std::to_string(lengths[0]), run(lengths) == whole);
+}
+
+void embeddings_and_norms() {
+    for (int hidden : {64, 96, 1024}) {
+        Batch batch;
+        batch.add(-1, 9);
+        batch.answers = {2, 8}, batch.answer_segments = {0, 0};
+        batch.plan(1);
+        const int* plan = batch.words.data();
+        std::vector<bf16> table = halves(10 * hidden), delta = halves(9 * hidden), normed(9 * hidden);
+        std::vector<float> residual(9 * hidden, NAN), bias = floats(hidden), weight = floats(hidden, 1.0f);
+        shim::launch({12}, {256}, 0, [&] { embed(plan, table.data(), residual.data(), hidden); });
+        std::vector<double> expected, ours(residual.begin(), residual.end());
+        for (int token : batch.tokens)
+            for (int i = 0; i < hidden; ++i) expected.push_back(wide(table[token * hidden + i]));
+        compare("embed", ours, expected, 0);
+        for (int variant = 0; variant < 3; ++variant) {
+            const bf16* add = variant > 0 ? delta.data() : nullptr;
+            const float* with = variant > 1 ? bias.data() : nullptr;
+            std::vector<double> sums;
+            for (int i = 0; i < 9 * hidden; ++i)
+                sums.push_back(residual[i] + (add ? wide(add[i]) : 0.0) + (with ? with[i % hidden] : 0.0));
+            shim::launch({9}, {256}, 64, [&] {
+                add_norm(plan, ROWS, residual.data(), add, with, weight.data(), normed.data(), hidden, 1e-6f);
+            });
+            std::vector<double> found(normed.size()), right(normed.size());
+            for (int row = 0; row < 9; ++row) {
+                double squares = 0;
+                for (int i = 0; i < hidden; ++i) squares += sums[row * hidden + i] * sums[row * hidden + i];
+                double scale = 1.0 / std::sqrt(squares / hidden + 1e-6);
+                for (int i = 0; i < hidden; ++i) right[row * hidden + i] = sums[row * hidden + i] * scale * weight[i];
+            }
+            for (size_t i = 0; i < normed.size(); ++i) found[i] = wide(normed[i]);
+            compare("add_norm", found, right, 0.03);
+            compare("residual", {residual.begin(), residual.end()}, sums, 1e-6);
+        }
+        std::vector<float> few(2 * hidden);
+        std::vector<bf16> few_normed(2 * hidden);
+        shim::launch({4}, {256}, 0, [&] {
+            select_answers(plan, residual.data(), normed.data(), few.data(), few_normed.data(), hidden);
+        });
+        bool same = true;
+        for (int i = 0; i < 2; ++i) {
+            same &= memcmp(&few[i * hidden], &residual[batch.answers[i] * hidden], hidden * 4) == 0;
+            same &= memcmp(&few_normed[i * hidden], &normed[batch.answers[i] * hidden], hidden * 2) == 0;
+        }
+        equal("select_answers", same);
+    }
+}
+
+using RotateKernel = void (*)(const int*, Rotation, bf16*, const float*, const float*, const float*, const float*,
+                              const float*, bf16*);
+
+void rotations() {
+    for (auto [dim, heads, kv_heads, biased, normed, answers] :
+         {std::tuple{32, 4, 2, true, false, 0}, {64, 3, 1, false, true, 0}, {128, 2, 1, true, true, 0}, {128, 4, 0, true, true, 1}}) {
+        Batch batch;
+        batch.past = 5;
+        batch.add(-1, 11);
+        batch.answers = {3, 10}, batch.answer_segments = {0, 0};
+        for (int i = 2; i < 7; ++i) batch.slots[i] = 30 - i;
+        batch.plan(1);
+        int rows = answers ? 2 : 11, total = heads + 2 * kv_heads, stride = total * dim;
+        std::vector<bf16> before = halves(rows * stride), buffer = before, cache(2 * 2 * 2 * 2 * 16 * dim, 0);
+        std::vector<float> bias = floats(stride), q_norm = floats(dim, 1.0f), k_norm = floats(dim, 1.0f);
+        std::vector<float> cosines(20 * dim / 2), sines(20 * dim / 2);
+        for (size_t i = 0; i < cosines.size(); ++i) {
+            float angle = draw(3.0f);
+            cosines[i] = std::cos(angle), sines[i] = std::sin(angle);
+        }
+        Rotation shape{answers ? ANSWERS : ROWS, answers, stride, heads, kv_heads, 1, 2, 1e-6f};
+        RotateKernel kernel = dim == 32 ? rotate_32 : dim == 64 ? rotate_64 : rotate_128;
+        shim::launch({static_cast<unsigned>(rows + 1), static_cast<unsigned>(total + 7) / 8}, {256}, 0, [&] {
+            kernel(batch.words.data(), shape, buffer.data(), biased ? bias.data() : nullptr, normed ? q_norm.data() : nullptr,
+                   normed ? k_norm.data() : nullptr, cosines.data(), sines.data(), cache.data());
+        });
+        std::vector<double> ours, expected;
+        bool kept = true;
+        for (int row = 0; row < rows; ++row) {
+            int from = answers ? batch.answers[row] : row;
+            for (int head = 0; head < total; ++head) {
+                std::vector<double> x(dim);
+                double squares = 0;
+                for (int i = 0; i < dim; ++i) {
+                    x[i] = wide(before[row * stride + head * dim + i]) + (biased ? bias[head * dim + i] : 0.0);
+                    squares += x[i] * x[i];
+                }
+                double scale = 1.0 / std::sqrt(squares / dim + 1e-6);
+                bool value = head >= heads + kv_heads;
+                for (int i = 0; i < dim && normed && !value; ++i) x[i] *= scale * (head < heads ? q_norm : k_norm)[i];
+                for (int i = 0; i < dim; ++i) {
+                    size_t at = batch.positions[from] * (dim / 2) + i % (dim / 2);
+                    double turned = i < dim / 2 ? x[i] * cosines[at] - x[i + dim / 2] * sines[at]
+                                                : x[i] * cosines[at] + x[i - dim / 2] * sines[at];
+                    expected.push_back(value ? x[i] : turned);
+                    ours.push_back(wide(buffer[row * stride + head * dim + i]));
+                }
+                if (head >= heads && batch.slots[from] >= 0) {
+                    int slot = batch.slots[from];
+                    size_t place = (static_cast<size_t>(slot / 16) * 2 + 1) * 2 * kv_heads + head - heads;
+                    kept &= memcmp(&cache[(place * 16 + slot % 16) * dim], &buffer[row * stride + head * dim], dim * 2) == 0;
+                }
+            }
+        }
+        compare("rotate " + std::to_string(dim), ours, expected, 0.02);
+        equal("kept keys and values", kept);
+    }
+}
+
+void gates() {
+    for (bool biased : {false, true}) {
+        constexpr int INNER = 544;
+        Batch batch;
+        batch.add(-1, 3);
+        batch.plan(1);
+        std::vector<bf16> both = halves(3 * 2 * INNER), activated(3 * INNER);
+        std::vector<float> bias = floats(2 * INNER);
+        shim::launch({4, 2}, {256}, 0, [&] {
+            silu_mul(batch.words.data(), ROWS, both.data(), biased ? bias.data() : nullptr, activated.data(), INNER);
+        });
+        std::vector<double> ours, expected;
+        for (int i = 0; i < 3 * INNER; ++i) {
+            int row = i / INNER, column = i % INNER;
+            double gate = wide(both[row * 2 * INNER + column]) + (biased ? bias[column] : 0.0);
+            double up = wide(both[row * 2 * INNER + INNER + column]) + (biased ? bias[INNER + column] : 0.0);
+            expected.push_back(up * gate / (1 + std::exp(-gate)));
+            ours.push_back(wide(activated[i]));
+        }
+        compare("silu_mul", ours, expected, 0.03);
+    }
+}
+
+void heads() {
+    for (auto [tokens, hidden, count] : {std::tuple{304, 96, 5}, {64, 64, 1}, {1000, 160, 33}}) {
+        Batch batch;
+        batch.add(-1, count);
+        for (int i = 0; i < count; ++i) batch.answers.push_back(i), batch.answer_segments.push_back(0);
+        batch.plan(1);
+        std::vector<bf16> normed = halves(count * hidden), matrix = halves(tokens * hidden, 0.2f);
+        // Equal rows: the lower token wins. The last answer has a number that is none.
+        std::copy(&matrix[7 * hidden], &matrix[8 * hidden], &matrix[std::min(70, tokens - 1) * hidden]);
+        if (count > 1) normed[(count - 1) * hidden + 3] = 0x7fc0;
+        std::vector<int> grades = {0, 17, tokens - 1};
+        std::vector<float> readings(count * 5, NAN);
+        unsigned chunks = (tokens + VOCABULARY_TOKENS - 1) / VOCABULARY_TOKENS;
+        std::vector<Partial> partials(count * chunks);
+        size_t shared = 2 * (VOCABULARY_TOKENS + VOCABULARY_ANSWERS) * 40 * 2 + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
+        const int* plan = batch.words.data();
+        shim::launch({static_cast<unsigned>(count) + 1}, {256}, 0, [&] {
+            grade_logits(plan, normed.data(), matrix.data(), grades.data(), 3, readings.data(), hidden);
+        });
+        shim::launch({chunks, 3}, {128}, shared, [&] {
+            vocabulary(plan, normed.data(), matrix.data(), tokens, partials.data(), hidden);
+        });
+        shim::launch({static_cast<unsigned>(count) + 1}, {256}, 256 * sizeof(Partial), [&] {
+            combine(plan, partials.data(), static_cast<int>(chunks), readings.data(), 3);
+        });
+        std::vector<double> ours, expected;
+        bool best = true;
+        for (int i = 0; i < count; ++i) {
+            if (count > 1 && i == count - 1) {
+                equal("a number that is none stays one", !std::isfinite(readings[i * 5]) && !std::isfinite(readings[i * 5 + 2]));
+                continue;
+            }
+            std::vector<double> logits(tokens, 0.0);
+            double sum = 0;
+            for (int t = 0; t < tokens; ++t) {
+                for (int d = 0; d < hidden; ++d) logits[t] += wide(normed[i * hidden + d]) * wide(matrix[t * hidden + d]);
+                sum += std::exp(logits[t]);
+            }
+            expected.push_back(std::log(sum)), ours.push_back(readings[i * 5]);
+            for (int g = 0; g < 3; ++g) expected.push_back(logits[grades[g]]), ours.push_back(readings[i * 5 + 2 + g]);
+            uint32_t found = shim::bits_of(readings[i * 5 + 1]);
+            double most = *std::max_element(logits.begin(), logits.end());
+            best &= found < logits.size() && logits[found] > most - 1e-4 && (found <= 7 || logits[found] > logits[7]);
+        }
+        compare("readings", ours, expected, 1e-5);
+        equal("most probable token", best);
+    }
+}
+
+}  // namespace
+
+int main() {
+    embeddings_and_norms();
+    rotations();
+    gates();
+    heads();
+    cuts();
+    attentions();
+    printf("%d checks, %d failed\n", checks, failures);
+    return failures != 0 || checks < 100;
+}

@@ -1,0 +1,95 @@
+//! Builds the mock libraries, and runs tests in a process that finds them.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+/// Where the mock's libraries are.
+#[derive(Clone)]
+pub(super) struct Mock {
+    directory: PathBuf,
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda")
+}
+
+fn compile(source: &str, to: &Path, arguments: &[&str]) {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/kernels");
+    let output = Command::new("g++")
+        .args([
+            "-std=c++17",
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+            "-U_FORTIFY_SOURCE",
+        ])
+        .arg("-I")
+        .arg(sources())
+        .arg("-I")
+        .arg(kernels)
+        .arg(sources().join(source))
+        .args(arguments)
+        .arg("-o")
+        .arg(to)
+        .output()
+        .expect("g++ runs");
+    assert!(output.status.success(), "{source}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Mock {
+    /// Builds them once a process; `None`, said in a line, where there is no g++.
+    pub(super) fn build() -> Option<Self> {
+        static BUILT: OnceLock<Option<Mock>> = OnceLock::new();
+        BUILT.get_or_init(Self::compile).clone()
+    }
+
+    fn compile() -> Option<Self> {
+        if !Command::new("g++").arg("--version").output().is_ok_and(|output| output.status.success()) {
+            println!("SKIPPED: there is no g++ to build the mock GPU with");
+            return None;
+        }
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory in target");
+        let (driver, products) = (directory.join("libcuda.so.1"), directory.join("libcublasLt.so.13"));
+        let library = ["-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"];
+        compile("driver.cpp", &driver, &library);
+        let driver = driver.to_string_lossy();
+        let library = ["-fPIC", "-shared", &*driver, "-Wl,-soname,libcublasLt.so.13"];
+        compile("cublaslt.cpp", &products, &library);
+        compile("kernels.cpp", &directory.join("kernels"), &[]);
+        Some(Self { directory })
+    }
+
+    /// Variables with which a process finds them.
+    pub(super) fn found(&self) -> Vec<(&'static str, String)> {
+        vec![("LD_LIBRARY_PATH", self.directory.to_string_lossy().into_owned())]
+    }
+
+    /// The kernels against their references.
+    pub(super) fn run_kernel_checks(&self) -> Output {
+        Command::new(self.directory.join("kernels")).output().expect("the checks run")
+    }
+}
+
+/// Runs one test of the module `device` in a process of its own.
+pub(super) fn run_device_test(name: &str, environment: &[(&str, String)]) -> Output {
+    let program = std::env::current_exe().expect("this test's own path");
+    Command::new(program)
+        .args(["--ignored", "--exact", &format!("device::{name}"), "--nocapture"])
+        .envs(environment.iter().map(|(name, value)| (*name, value)))
+        .output()
+        .expect("this test runs again")
+}
+
+/// Whether this machine has a driver of its own.
+pub(super) fn has_driver() -> bool {
+    let listed = Command::new("ldconfig").arg("-p").output();
+    let listed =
+        listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    listed.contains("libcuda.so") || std::env::var_os("LD_LIBRARY_PATH").is_some()
+}
