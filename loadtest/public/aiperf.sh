@@ -11,12 +11,14 @@ export HF_HUB_OFFLINE=1
 
 # AIPerf's rankings take a file of queries and one of passages, a JSON object a line.
 lines() { while IFS= read -r text; do [ -z "$text" ] || printf '{"text": "%s"}\n' "${text//\"/\\\"}"; done <"$1"; }
-mkdir "$work/input"
+mkdir "$work/input" "$work/tokenizer"
+cp "$here/../../models/verdict-mini/"{tokenizer,config}.json "$work/tokenizer/"
+echo '{"tokenizer_class": "PreTrainedTokenizerFast"}' >"$work/tokenizer/tokenizer_config.json"
 lines "$here/../corpus/queries.txt" >"$work/input/queries.jsonl"
 lines "$here/../corpus/passages.txt" >"$work/input/passages.jsonl"
 
 for kind in hf_tei_rankings cohere_rankings; do
-    aiperf profile --model verdict-mini --endpoint-type "$kind" --url "$url" \
+    aiperf profile --model verdict-mini --tokenizer "$work/tokenizer" --endpoint-type "$kind" --url "$url" \
         --input-file "$work/input" --custom-dataset-type random_pool --use-server-token-count \
         --concurrency 8 --request-count "$requests" --ui none --artifact-dir "$work/$kind"
 done
