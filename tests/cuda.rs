@@ -49,9 +49,9 @@ fn caches_and_reasons_change_nothing() {
 }
 
 #[test]
-fn what_is_not_finite_stays_with_its_pair() {
+fn a_refused_batch_leaves_the_next_one_well() {
     let Some(mock) = Mock::build() else { return };
-    passed(&run_device_test("what_is_not_finite_stays_with_its_pair", &mock.found()));
+    passed(&run_device_test("a_refused_batch_leaves_the_next_one_well", &mock.found()));
 }
 
 /// What `--device cuda` says in an environment, and that `auto` then takes the CPU.

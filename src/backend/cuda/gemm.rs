@@ -201,6 +201,7 @@ impl Gemm {
         trial: &Trial,
         stream: cuda::CUstream,
     ) -> Result<bool> {
+        let w = &Matrix { at: trial.w.base(), ..*w };
         let run = |rows: usize| -> Result<Option<Vec<u16>>> {
             let layouts = Layouts::of(w, rows)?;
             // An algorithm that does not take so few rows is not for us.
@@ -281,25 +282,35 @@ impl Drop for Layouts {
 
 /// Operands to try an algorithm with.
 struct Trial {
+    w: Region,
     x: Region,
     y: Region,
 }
 
 impl Trial {
     fn of(context: &Arc<CudaContext>, w: &Matrix) -> Result<Self> {
+        let depth = w.depth;
         let x = Region::allocate(context, TRIAL_ROWS * w.depth * 2, "a trial of cublasLt")?;
         let y = Region::allocate(context, TRIAL_ROWS * w.outputs * 2, "a trial of cublasLt")?;
-        // Numbers of both signs in [1/2, 2), from a linear congruence: sums depend on their order.
+        let w =
+            Region::allocate(context, w.depth * w.outputs * 2, "a trial of cublasLt").and_then(|region| {
+                upload(region.base(), &vec![0x3f80u16; w.depth * w.outputs])?;
+                Ok(region)
+            })?;
+        // Sums of numbers from 1 to 2^25 in size, each with its negative half a row away: what is
+        // left of them is what the order of summation made of it.
         let mut state = 1u32;
-        let numbers: Vec<u16> = (0..TRIAL_ROWS * w.depth)
-            .map(|_| {
+        let mut numbers: Vec<u16> = vec![0; TRIAL_ROWS * depth];
+        for row in numbers.chunks_exact_mut(depth) {
+            for i in 0..depth / 2 {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let bits = state >> 16;
-                (((bits & 0x8000) | 0x3f00) + (bits & 0xff)) as u16
-            })
-            .collect();
+                let size = ((127 + (state >> 16) % 25) << 7) | ((state >> 24) & 0x7f);
+                row[i] = size as u16;
+                row[i + depth / 2] = size as u16 | 0x8000;
+            }
+        }
         upload(x.base(), &numbers)?;
-        Ok(Self { x, y })
+        Ok(Self { w, x, y })
     }
 }
 
