@@ -100,7 +100,8 @@ impl Kernels {
     }
 }
 
-/// Pointers to parameters, for as long as the statement lasts.
+/// Pointers to parameters, for as long as the statement lasts: never bound with `let`, which would keep the
+/// pointers and drop what they point to.
 macro_rules! parameters {
     ($($value:expr),* $(,)?) => { &mut [$(std::ptr::from_ref(&$value).cast_mut().cast::<c_void>()),*] };
 }
@@ -133,8 +134,13 @@ impl Lane<'_> {
     }
 
     pub(super) fn embed(&self, rows: usize, table: Address, residual: Address, hidden: usize) -> Result<()> {
-        let arguments = parameters![self.plan, table, residual, int(hidden)];
-        self.launch(self.kernels.embed, (rows, 1), ROW_THREADS, 0, arguments)
+        self.launch(
+            self.kernels.embed,
+            (rows, 1),
+            ROW_THREADS,
+            0,
+            parameters![self.plan, table, residual, int(hidden)],
+        )
     }
 
     /// `delta` and `bias` may be 0.
@@ -148,9 +154,13 @@ impl Lane<'_> {
         (hidden, epsilon): (usize, f32),
     ) -> Result<()> {
         let count_at = count_at as i32;
-        let arguments =
-            parameters![self.plan, count_at, residual, delta, bias, weight, normed, int(hidden), epsilon];
-        self.launch(self.kernels.add_norm, (rows, 1), ROW_THREADS, 8 * 4, arguments)
+        self.launch(
+            self.kernels.add_norm,
+            (rows, 1),
+            ROW_THREADS,
+            8 * 4,
+            parameters![self.plan, count_at, residual, delta, bias, weight, normed, int(hidden), epsilon],
+        )
     }
 
     pub(super) fn select_answers(
@@ -160,8 +170,13 @@ impl Lane<'_> {
         (residual_out, normed_out): (Address, Address),
         hidden: usize,
     ) -> Result<()> {
-        let arguments = parameters![self.plan, residual, normed, residual_out, normed_out, int(hidden)];
-        self.launch(self.kernels.select_answers, (answers, 1), ROW_THREADS, 0, arguments)
+        self.launch(
+            self.kernels.select_answers,
+            (answers, 1),
+            ROW_THREADS,
+            0,
+            parameters![self.plan, residual, normed, residual_out, normed_out, int(hidden)],
+        )
     }
 
     /// `bias` and the norms may be 0.
@@ -175,8 +190,13 @@ impl Lane<'_> {
         cache: Address,
     ) -> Result<()> {
         let heads = (shape.q_heads + 2 * shape.kv_heads) as usize;
-        let arguments = parameters![self.plan, shape, buffer, bias, q_norm, k_norm, cosines, sines, cache];
-        self.launch(self.kernels.rotate, (rows, heads.div_ceil(ROTATED_HEADS)), ROW_THREADS, 0, arguments)
+        self.launch(
+            self.kernels.rotate,
+            (rows, heads.div_ceil(ROTATED_HEADS)),
+            ROW_THREADS,
+            0,
+            parameters![self.plan, shape, buffer, bias, q_norm, k_norm, cosines, sines, cache],
+        )
     }
 
     pub(super) fn attention(
@@ -187,9 +207,14 @@ impl Lane<'_> {
         cache: Address,
         out: Address,
     ) -> Result<()> {
-        let arguments = parameters![self.plan, shape, q, k, cache, out];
         let grid = (tiles, shape.kv_heads as usize);
-        self.launch(self.kernels.attention, grid, TILE_THREADS, self.kernels.attention_shared, arguments)
+        self.launch(
+            self.kernels.attention,
+            grid,
+            TILE_THREADS,
+            self.kernels.attention_shared,
+            parameters![self.plan, shape, q, k, cache, out],
+        )
     }
 
     /// `bias` may be 0.
@@ -202,9 +227,14 @@ impl Lane<'_> {
         inner: usize,
     ) -> Result<()> {
         let count_at = count_at as i32;
-        let arguments = parameters![self.plan, count_at, gate_up, bias, activated, int(inner)];
         let grid = (rows, (inner / 2).div_ceil(ROW_THREADS as usize));
-        self.launch(self.kernels.silu_mul, grid, ROW_THREADS, 0, arguments)
+        self.launch(
+            self.kernels.silu_mul,
+            grid,
+            ROW_THREADS,
+            0,
+            parameters![self.plan, count_at, gate_up, bias, activated, int(inner)],
+        )
     }
 
     pub(super) fn grade_logits(
@@ -215,8 +245,13 @@ impl Lane<'_> {
         readings: Address,
         hidden: usize,
     ) -> Result<()> {
-        let arguments = parameters![self.plan, normed, matrix, grades, int(count), readings, int(hidden)];
-        self.launch(self.kernels.grade_logits, (answers, 1), ROW_THREADS, 0, arguments)
+        self.launch(
+            self.kernels.grade_logits,
+            (answers, 1),
+            ROW_THREADS,
+            0,
+            parameters![self.plan, normed, matrix, grades, int(count), readings, int(hidden)],
+        )
     }
 
     /// The log-sum-exp and the most probable token of each answer, over the whole vocabulary.
@@ -229,10 +264,20 @@ impl Lane<'_> {
         (readings, grades): (Address, usize),
     ) -> Result<()> {
         let chunks = tokens.div_ceil(VOCABULARY_TOKENS);
-        let arguments = parameters![self.plan, normed, matrix, int(tokens), partials, int(hidden)];
         let grid = (chunks, answers.div_ceil(VOCABULARY_ANSWERS));
-        self.launch(self.kernels.vocabulary, grid, TILE_THREADS, VOCABULARY_SHARED, arguments)?;
-        let arguments = parameters![self.plan, partials, int(chunks), readings, int(grades)];
-        self.launch(self.kernels.combine, (answers, 1), ROW_THREADS, ROW_THREADS as usize * 12, arguments)
+        self.launch(
+            self.kernels.vocabulary,
+            grid,
+            TILE_THREADS,
+            VOCABULARY_SHARED,
+            parameters![self.plan, normed, matrix, int(tokens), partials, int(hidden)],
+        )?;
+        self.launch(
+            self.kernels.combine,
+            (answers, 1),
+            ROW_THREADS,
+            ROW_THREADS as usize * 12,
+            parameters![self.plan, partials, int(chunks), readings, int(grades)],
+        )
     }
 }
