@@ -74,6 +74,7 @@ impl ExplainSequence {
 
     /// Takes the step's result. Returns the sequence if it goes on.
     pub(super) fn advance(mut self, token: u32, now: Instant, max_positions: usize) -> Option<Self> {
+        let token = self.job.guard.as_mut().map_or(token, |guard| guard.take(token));
         if self.job.stop_tokens.contains(&token) {
             self.finish(FinishReason::Stop);
             return None;
