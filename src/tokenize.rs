@@ -103,9 +103,11 @@ impl Tokenizer {
 
     /// The same vocabulary for texts that are to be tokenized as they are written, line breaks
     /// included.
-    pub fn without_normalizer(&self) -> Self {
+    pub fn without_normalizer(&self) -> Result<Self> {
         let mut plain = self.inner.plain.clone();
-        plain.with_normalizer(None::<NormalizerWrapper>);
+        plain
+            .with_normalizer(None::<NormalizerWrapper>)
+            .map_err(|cause| Error::internal("a tokenizer kept its normalizer").with_cause(cause))?;
         let Inner { controls, control_ids, vocab_size, longest_token_bytes, .. } = &*self.inner;
         let inner = Inner {
             plain,
@@ -115,7 +117,7 @@ impl Tokenizer {
             vocab_size: *vocab_size,
             longest_token_bytes: *longest_token_bytes,
         };
-        Self { inner: Arc::new(inner) }
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// No control token's text may reach a control token's id as plain text.

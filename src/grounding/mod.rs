@@ -99,7 +99,8 @@ impl Grounding {
         };
         let sample = rule.sections.iter().map(written).collect::<Vec<_>>().join("\n");
         // A normalizer that tidies white space is for prompts: reasons have line breaks.
-        let candidates = [tokenizer.clone(), tokenizer.without_normalizer()];
+        let candidates =
+            [tokenizer.clone(), tokenizer.without_normalizer().map_err(|error| error.to_string())?];
         let reads_back = |speller: &&Tokenizer| {
             speller.encode(&sample).and_then(|ids| speller.decode(&ids)).is_ok_and(|text| text == sample)
         };
