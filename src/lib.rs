@@ -15,7 +15,8 @@
 //! 4. [`grade`] turns the logits of the grade tokens into a distribution, an
 //!    expected grade and a score in \[0, 1\].
 //! 5. A sequence that is to be explained keeps its KV cache and is decoded on
-//!    the explain lane, continuing from the reported grade.
+//!    the explain lane, continuing from the reported grade; [`grounding`] keeps
+//!    what it says true, if the profile asks for it.
 //!
 //! [`error`] is the one table of errors, [`metrics`] the one place that counts,
 //! [`config`] what a user may set, [`cli`] the commands.
@@ -27,6 +28,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod grade;
+pub mod grounding;
 pub mod metrics;
 pub mod model;
 pub mod profile;

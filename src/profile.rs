@@ -25,6 +25,15 @@
 //! stop = ["<|end|>"]
 //! sections = ["intent", "verdict"]
 //! max_tokens = 96
+//! [explain.grounding]                  # keeps reasons true, see `grounding`; names the sections that
+//! asked = "intent"                     # list the query's words,
+//! found = "match"                      # those that are in the document,
+//! missing = "gaps"                     # those that are not,
+//! grade = "verdict"                    # and that name the grade,
+//! grades = ["irrelevant", "exact"]     # in these words
+//! none = "none"                        # an empty list
+//! max_words = 10                       # the query's first words count
+//! skip = ["the", "of"]                 # words that do not
 //! [[probes]]
 //! query = "…"
 //! document = "…"
@@ -42,6 +51,7 @@ use serde_json::{Map, Value};
 use crate::{
     error::{Error, Result},
     grade::Score,
+    grounding::Grounding,
     model::config::ModelConfig,
     prompt::Template,
     tokenize::Tokenizer,
@@ -118,7 +128,7 @@ pub struct Calibration {
 }
 
 /// How a model explains a grade.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ExplainProfile {
     /// Any of them ends the text.
     pub stop_tokens: Arc<[u32]>,
@@ -126,6 +136,8 @@ pub struct ExplainProfile {
     pub sections: Vec<String>,
     /// Most tokens of a text.
     pub max_tokens: usize,
+    /// What keeps the text true, if it is asked for.
+    pub grounding: Option<Arc<Grounding>>,
 }
 
 /// A pair whose score is known within bounds: scored before the server is ready.

@@ -10,7 +10,7 @@ mod words;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use tokenizers::{AddedVocabulary, PostProcessorWrapper};
+use tokenizers::{AddedVocabulary, NormalizerWrapper, PostProcessorWrapper};
 
 use crate::error::{Error, Result};
 
@@ -99,6 +99,25 @@ impl Tokenizer {
         let tokenizer = Self { inner: Arc::new(inner) };
         tokenizer.check_controls(origin)?;
         Ok(tokenizer)
+    }
+
+    /// The same vocabulary for texts that are to be tokenized as they are written, line breaks
+    /// included.
+    pub fn without_normalizer(&self) -> Result<Self> {
+        let mut plain = self.inner.plain.clone();
+        plain
+            .with_normalizer(None::<NormalizerWrapper>)
+            .map_err(|cause| Error::internal("a tokenizer kept its normalizer").with_cause(cause))?;
+        let Inner { controls, control_ids, vocab_size, longest_token_bytes, .. } = &*self.inner;
+        let inner = Inner {
+            plain,
+            words: None,
+            controls: controls.clone(),
+            control_ids: control_ids.clone(),
+            vocab_size: *vocab_size,
+            longest_token_bytes: *longest_token_bytes,
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// No control token's text may reach a control token's id as plain text.

@@ -115,14 +115,96 @@ fn eval_and_calibrate_read_judgments() {
     let stem = file.path().file_stem().expect("named").to_str().expect("text");
     let figures = &lines(&output)[0]["sets"][stem];
     assert_eq!((&figures["queries"], &figures["pairs"]), (&1.into(), &4.into()));
-    for figure in ["ndcg_10", "accuracy", "mrr", "calibration_error"] {
+    for figure in ["ndcg_10", "accuracy", "mrr", "macro_f1", "calibration_error"] {
         assert!((0.0..=1.0).contains(&figures[figure].as_f64().expect("a number")), "{figures}");
     }
+    let dir = tempfile::tempdir().expect("made");
+    let place = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    let (run, table, picture, grades) =
+        (place("run.txt"), place("table.tsv"), place("reliability.svg"), place("confusion.svg"));
+    let files =
+        ["--save-run", &run, "--per-query", &table, "--reliability", &picture, "--confusion", &grades];
+    let output = verdict(&[&["eval", "--judgments", &path][..], &files].concat(), "qwen3", "");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let read = |path: &str| std::fs::read_to_string(path).expect("written");
+    assert_eq!(read(&run).lines().count(), 4);
+    assert!(read(&table).starts_with("set\tquery\tdocuments\tndcg_10\tmrr\n"), "{}", read(&table));
+    assert!(read(&picture).contains("<circle") && read(&grades).contains(">predicted grade<"));
     let output = verdict(&["calibrate", "--judgments", &path], "qwen3", "");
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(printed.contains("[calibration]\ntemperature = "), "{printed}");
+    assert!(printed.contains("\npoints = [[0.0, 0.0], "), "{printed}");
     let output = verdict(&["eval", "--fold", "9", "--judgments", &path], "qwen3", "");
     assert_eq!(output.status.code(), Some(2));
     assert!(errors(&output).contains("has no judgments of the folds asked for"), "{}", errors(&output));
+}
+
+/// Runs `verdict` without a model.
+fn plain(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_verdict"))
+        .args(arguments)
+        .env_remove("VERDICT_MODEL")
+        .output()
+        .expect("runs")
+}
+
+#[test]
+fn runs_are_measured_and_compared_as_trec_eval_does() {
+    let dir = tempfile::tempdir().expect("made");
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).expect("written");
+        dir.path().join(name).to_str().expect("text").to_owned()
+    };
+    let qrels = file("qrels", "1 0 a 2\n1 0 b 0\n1 0 c 1\n2 0 a 1\n3 0 a 1\n");
+    // Equal scores: c before a. Query 2 has no relevant document in the run, query 3 is not run.
+    let first = file("first", "1 Q0 a 1 0.5 x\n1 Q0 b 9 0.7 x\n1 Q0 c 2 0.5 x\n2 Q0 z 1 1 x\n");
+    let second = file("second", "1 Q0 a 1 3 x\n1 Q0 c 2 2 x\n2 Q0 a 1 1 x\n");
+    let output = plain(&["eval", "--json", "--qrels", &qrels, "--run", &first, "--run", &second]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let found = &lines(&output)[0];
+    let log3 = 3_f64.log2();
+    let expected = (1.0 / log3 + 2.0 / 2.0) / (2.0 + 1.0 / log3) / 2.0;
+    let near = |value: &Value, expected: f64| (value.as_f64().expect("a number") - expected).abs() < 1e-12;
+    assert!(near(&found["runs"][0]["ndcg_10"], expected) && near(&found["runs"][0]["mrr"], 0.25), "{found}");
+    assert!(near(&found["runs"][1]["ndcg_10"], 1.0) && near(&found["difference"]["mean"], expected - 1.0));
+    let bad = file("bad", "1 Q0 a 1 high x\n");
+    let output = plain(&["eval", "--qrels", &qrels, "--run", &bad]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(errors(&output).contains("line 1: score \"high\" is not a number"), "{}", errors(&output));
+    let output = plain(&["eval"]);
+    assert!(errors(&output).contains("--judgments: is missing"), "{}", errors(&output));
+}
+
+#[test]
+fn a_calibration_is_written_into_the_model() {
+    let dir = tempfile::tempdir().expect("made");
+    for file in std::fs::read_dir(golden("qwen3")).expect("there") {
+        let file = file.expect("read").path();
+        std::fs::copy(&file, dir.path().join(file.file_name().expect("named"))).expect("copied");
+    }
+    let judged = dir.path().join("judged.jsonl");
+    let line = |query: usize, i: usize| {
+        serde_json::json!({"query_id": query.to_string(), "query": format!("q{query}"), "doc_id": i.to_string(),
+                           "text": "word ".repeat(i + 1), "grade": i % 3, "max_grade": 2})
+    };
+    let judgments: Vec<String> = (0..7).flat_map(|q| (0..5).map(move |i| line(q, i).to_string())).collect();
+    std::fs::write(&judged, judgments.join("\n")).expect("written");
+    let toml = dir.path().join("relevance.toml");
+    let before = std::fs::read_to_string(&toml).expect("read");
+    let calibrate = || {
+        let (judged, dir) = (judged.to_str().expect("text"), dir.path().to_str().expect("text"));
+        plain(&["calibrate", "--write", "--threads", "1", "--judgments", judged, "--model", dir])
+    };
+    let output = calibrate();
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let table = &printed[printed.find("[calibration]").expect("printed")..];
+    assert!(std::fs::read_to_string(&toml).expect("read").contains(table), "{printed}");
+    // A probe that cannot hold: nothing is written.
+    let probe = "\n[[probes]]\nquery = \"q\"\ndocument = \"d\"\nmin_score = 1.0\n";
+    std::fs::write(&toml, format!("{before}{probe}")).expect("written");
+    let output = calibrate();
+    assert_eq!(output.status.code(), Some(3), "{}", errors(&output));
+    assert_eq!(std::fs::read_to_string(&toml).expect("read"), format!("{before}{probe}"));
 }

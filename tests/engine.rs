@@ -68,6 +68,7 @@ fn explain(
         prompt: prompt(tokens.to_vec()),
         kept,
         first_token,
+        guard: None,
         stop_tokens: Arc::from([STOP]),
         max_tokens,
         deadline: None,

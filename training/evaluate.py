@@ -22,6 +22,7 @@ import data
 import explain
 import metrics
 import pairs
+from grounding import Guard
 from text import Bm25, bm25_document, stems
 from tokenizer import Encoder
 
@@ -142,13 +143,15 @@ def everyday(args, encoder) -> dict:
 
 
 @torch.no_grad()
-def tell(net, encoder, prompt: list[int], grade: int, limit: int = 96) -> str:
-    """The greedy explanation that follows a grade."""
+def tell(net, encoder, prompt: list[int], grade: int, guard: Guard | None = None, limit: int = 96) -> str:
+    """The greedy explanation that follows a grade, as the server decodes it: with the guard, if any."""
     ids = torch.tensor([prompt + [encoder.grades[grade]]])
     out, cache = [], None
     for _ in range(limit):
         step = net(input_ids=ids, past_key_values=cache, use_cache=True)
         token, cache = int(step.logits[0, -1].argmax()), step.past_key_values
+        if guard is not None:
+            token = guard.take(token)
         if token == encoder.end:
             break
         out.append(token)
@@ -156,28 +159,36 @@ def tell(net, encoder, prompt: list[int], grade: int, limit: int = 96) -> str:
     return encoder.plain.decode(out)
 
 
+def summary(checks: list[dict]) -> dict:
+    """Rates over checked explanations: claims true, form, verdict, and recall of each list."""
+    total = lambda part, name: sum(c[part][name] for c in checks)
+    claims = sum(c["claims"] for c in checks)
+    recall = {name: round(total("listed", name) / max(1, total("due", name)), 4) for name in explain.LISTS}
+    rates = {k: round(float(np.mean([c[k] for c in checks])), 4) for k in ("well_formed", "verdict", "whole")}
+    all_true = round(float(np.mean([c["true"] == c["claims"] for c in checks])), 4)
+    return {"pairs": len(checks), "claims": claims, "claims_true": round(sum(c["true"] for c in checks) / claims, 4),
+            "all_true": all_true, **rates, "recall": recall}
+
+
 def explanations(args, encoder) -> dict:
-    """Rates at which explanations of held-out pairs are well formed, true and consistent."""
+    """Explanations of held-out pairs, checked: as served, and by the model alone without the rule."""
     rng, report = random.Random(args.seed), {}
     nets = fold_models(args)
     for name in data.SETS:
         queries = [q for q in data.judged(data.data_dir(args.data), name) if q.fold in nets]
-        checks = []
+        checks = {"served": [], "model_alone": []}
         for query in rng.sample(queries, min(args.count, len(queries))):
             document = rng.choice(query.docs[:3] + rng.sample(query.docs, 1)).render(60)
             net = nets[query.fold]
             prompt = encoder.prompt(data.INSTRUCTIONS[name], query.text, document)
             grade = int(distributions(net, encoder, [prompt])[0].argmax())
-            text = tell(net, encoder, prompt, grade)
-            checks.append(explain.check(query.text, document, grade, text))
-            if len(checks) <= 3:
-                print(query.text, "|", document[:200], "|", grade, "\n" + text, checks[-1], flush=True)
-        claims = sum(c["claims"] for c in checks)
-        report[name] = {
-            "pairs": len(checks), "claims": claims,
-            "claims_true": round(sum(c["true"] for c in checks) / claims, 4),
-            **{k: round(float(np.mean([c[k] for c in checks])), 4) for k in ("well_formed", "intent", "match", "gaps", "verdict")},
-            "all_true": round(float(np.mean([c["true"] == c["claims"] for c in checks])), 4)}
+            guard = Guard(encoder, query.text, document, grade)
+            for kind, rule in (("served", guard), ("model_alone", None)):
+                text = tell(net, encoder, prompt, grade, rule)
+                checks[kind].append(explain.check(query.text, document, grade, text))
+                if len(checks[kind]) <= 2:
+                    print(kind, "|", query.text, "|", document[:200], "|", grade, "\n" + text, flush=True)
+        report[name] = {kind: summary(found) for kind, found in checks.items()}
         print(name, report[name], flush=True)
     return report
 

@@ -1,26 +1,17 @@
 """The explanation after the grade: how it is made for training and how it is checked.
 
 Four lines follow the grade token, and each claims something that a rule can verify:
-`intent` lists the query's content words; `match` lists those that are in the document (by their
-stems), `gaps` those that are not, or `none`; `verdict` names the grade. Words are those of
-`text.content_words`, in the query's order, the first `MAX_WORDS` of them.
+`intent` lists the query's content words; `match` lists those that are in the document (inflected
+or not), `gaps` those that are not, or `none`; `verdict` names the grade. What counts as a word of
+the query and as found is in `grounding.py`, the same as the server's.
 """
 
 from __future__ import annotations
 
-from text import content_words, stem, stems, words
+from grounding import NONE, SECTIONS, VERDICTS, facts, form
+from text import words
 
-VERDICTS = ("irrelevant", "related only", "partial match", "exact match")
-SECTIONS = ("intent", "match", "gaps", "verdict")
-MAX_WORDS = 10
-NONE = "none"
-
-
-def facts(query: str, document: str) -> tuple[list[str], list[str], list[str]]:
-    """The query's content words, those found in the document, and those not found."""
-    found = set(stems(document))
-    asked = content_words(query)[:MAX_WORDS]
-    return asked, [w for w in asked if stem(w) in found], [w for w in asked if stem(w) not in found]
+LISTS = SECTIONS[:3]
 
 
 def write(query: str, document: str, grade: int) -> str:
@@ -44,22 +35,28 @@ def parse(text: str) -> dict[str, str] | None:
 
 
 def check(query: str, document: str, grade: int, text: str) -> dict:
-    """Counts of claims made and claims true, and whether form, intent, lists and verdict hold.
+    """Claims made and claims true; words that should be listed and that are; form and verdict.
 
-    The claims are: the intent; each query word, which must be listed under the right one of
-    `match` and `gaps` and not under the other; any other word listed, which is false; the verdict.
+    Each word listed is a claim: under `intent` that the query has it, under `match` and `gaps`
+    that the query has it and the document has it, or has not. `none` claims that there is nothing
+    to list. The verdict is one claim. What breaks the form makes one claim, a false one.
+    `due` and `listed` count, by list, the words that should be there and those of them that are.
     """
-    asked, found, missing = facts(query, document)
+    due = dict(zip(LISTS, facts(query, document)))
+    counts = {"due": {k: len(v) for k, v in due.items()}, "listed": dict.fromkeys(LISTS, 0)}
     sections = parse(text)
     if sections is None:
-        claims = len(asked) + 2
-        return {"well_formed": False, "claims": claims, "true": 0,
-                "intent": False, "match": False, "gaps": False, "verdict": False}
-    intent = words(sections["intent"]) == (asked or [NONE])
+        return {"well_formed": False, "claims": 1, "true": 0, "verdict": False, "whole": False, **counts}
+    asked = {form(w) for w in words(query)}
+    there = {form(w) for w in words(document)}
+    holds = {"intent": lambda w: form(w) in asked, "match": lambda w: form(w) in asked & there,
+             "gaps": lambda w: form(w) in asked - there}
+    claims = true = 0
+    for name in LISTS:
+        said = [] if sections[name] == NONE else words(sections[name])
+        claims += max(1, len(said))
+        true += sum(map(holds[name], said)) if said else not due[name]
+        counts["listed"][name] = sum(w in said for w in due[name])
     verdict = sections["verdict"] == VERDICTS[grade]
-    listed = [[] if sections[name] == NONE else words(sections[name]) for name in ("match", "gaps")]
-    right = sum(w in listed[0] and w not in listed[1] for w in found)
-    right += sum(w in listed[1] and w not in listed[0] for w in missing)
-    strange = sum(w not in asked for w in listed[0] + listed[1])
-    return {"well_formed": True, "claims": len(asked) + strange + 2, "true": right + intent + verdict,
-            "intent": intent, "match": listed[0] == found, "gaps": listed[1] == missing, "verdict": verdict}
+    return {"well_formed": True, "claims": claims + 1, "true": true + verdict, "verdict": verdict,
+            "whole": counts["listed"] == counts["due"], **counts}

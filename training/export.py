@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import textwrap
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from safetensors.torch import save_file
 import data
 import evaluate
 import explain
+import grounding
+from text import STOP
 from tokenizer import CONTROL, GRADES, Encoder
 
 TEMPLATE = "<|rubric|>{instruction}<|query|>{query}<|document|>{document}<|query|>{query}<|answer|>"
@@ -25,6 +28,16 @@ PROBES = (
     ("wireless earbuds for running", "relevant"), ("wireless earbuds for running", "irrelevant"),
     ("how long to boil eggs", "relevant"), ("what is compound interest", "irrelevant"),
 )
+
+
+def grounding_table() -> list[str]:
+    """The rule of `grounding.py` as the server reads it."""
+    names = dict(zip(("asked", "found", "missing", "grade"), grounding.SECTIONS))
+    skipped = textwrap.wrap(", ".join(json.dumps(w) for w in sorted(STOP)), 100)
+    return ["[explain.grounding]  # keeps reasons true while they are decoded",
+            *(f"{k} = {json.dumps(v)}" for k, v in names.items()),
+            f"grades = {json.dumps(list(grounding.VERDICTS))}", f"none = {json.dumps(grounding.NONE)}",
+            f"max_words = {grounding.MAX_WORDS}", "skip = [", *(f"  {line}" for line in skipped), "]"]
 
 
 def relevance_toml(probes, temperature: float) -> str:
@@ -39,7 +52,8 @@ def relevance_toml(probes, temperature: float) -> str:
     for i, (token, label) in enumerate(zip(GRADES, LABELS)):
         lines += ["", "[[grades]]", f"token = {quote(token)}", f'name = "{i}"', f"label = {quote(label)}", f"value = {i}.0"]
     lines += ["", "[calibration]", f"temperature = {temperature}", "", "[explain]", 'stop = ["<|end|>"]',
-              f"sections = {json.dumps(list(explain.SECTIONS))}", "max_tokens = 96"]
+              f"sections = {json.dumps(list(explain.SECTIONS))}", "max_tokens = 96", ""]
+    lines += grounding_table()
     for probe in probes:
         lines += ["", "[[probes]]", f"query = {quote(probe['query'])}", f"document = {quote(probe['document'])}"]
         lines += [f"{k} = {probe[k]}" for k in ("min_score", "max_score") if k in probe]

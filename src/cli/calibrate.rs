@@ -1,8 +1,13 @@
-//! `verdict calibrate`: the temperature under which a model's probabilities are honest.
+//! `verdict calibrate`: the temperature under which a model's probabilities are honest, and the
+//! rising map under which its scores are.
+
+mod isotonic;
+mod table;
 
 use crate::{
     error::Result,
-    profile::{Profile, ScoreRead},
+    grade::GradeDistribution,
+    profile::{Calibration, Profile, ScoreRead},
 };
 
 use super::{
@@ -18,50 +23,127 @@ pub struct CalibrateArgs {
     model: ModelArgs,
     #[command(flatten)]
     judgments: JudgmentArgs,
+    /// What to fit: the temperature of the logits, or also a rising map of the score
+    #[arg(long, value_name = "HOW", default_value = "isotonic")]
+    method: Method,
+    /// Write the table into the model's relevance.toml; its probes must still hold
+    #[arg(long, requires = "model")]
+    write: bool,
 }
+
+/// What is fitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Method {
+    /// One number that divides the logits.
+    Temperature,
+    /// That, and knots of a map of the score.
+    Isotonic,
+}
+
+/// Parts of the queries: each is measured with what was fitted on the others.
+const PARTS: usize = 5;
 
 /// A judged pair as the likelihood sees it.
 struct Sample {
+    /// The part of the queries that it belongs to.
+    part: usize,
+    /// The grades' logits as they were read.
+    raw: Vec<f32>,
+    /// The judged relevance in \[0, 1\].
+    judged: f64,
     logits: Vec<f64>,
     /// The probability that the judgment puts on each grade.
     target: Vec<f64>,
     weight: f64,
 }
 
-/// Prints the `[calibration]` table with the temperature that minimises the negative
-/// log-likelihood of the judgments; each file weighs the same.
+/// Prints the `[calibration]` table fitted to the judgments, each file weighing the same, and what
+/// such a fit is worth on queries that it did not see.
+///
+/// The temperature minimises the negative log-likelihood; the map is isotonic.
 ///
 /// # Errors
 ///
-/// As `verdict eval`.
+/// As `verdict eval`; [`Exit::Model`](super::Exit::Model) if the probes do not hold after writing:
+/// the file is then as it was.
 pub fn run(args: CalibrateArgs) -> Result<(), Failure> {
     let sets = eval::load(&args.judgments)?;
     let local = Local::start(&args.model)?;
     let mut samples = Vec::new();
     for (_, queries) in &sets {
         let scored = local.runtime.block_on(eval::score(&local.service, queries, &args.judgments, true))?;
-        let pairs: Vec<&Scored> = scored.iter().flatten().collect();
-        let weight = 1.0 / (pairs.len() * sets.len()) as f64;
+        let pairs = scored.iter().map(Vec::len).sum::<usize>();
+        let weight = 1.0 / (pairs * sets.len()) as f64;
         let profile = local.service.profile();
-        samples.extend(pairs.iter().filter_map(|pair| Sample::new(pair, profile, weight)));
+        let of = |(query, pair): (usize, &Scored)| Sample::new(query % PARTS, pair, profile, weight);
+        let pairs =
+            scored.iter().enumerate().flat_map(|(query, pairs)| pairs.iter().map(move |pair| (query, pair)));
+        samples.extend(pairs.filter_map(of));
     }
-    let now = local.service.profile().calibration.temperature;
+    let profile = local.service.profile().clone();
     local.stop()?;
-    let best = fit(&samples);
-    println!(
-        "# Negative log-likelihood per pair: {:.5} at 1, {:.5} at {now} (now), {:.5} at {best:.3}; {} pairs.",
-        loss(&samples, 1.0),
-        loss(&samples, now),
-        loss(&samples, best),
-        samples.len()
-    );
-    println!("[calibration]\ntemperature = {best:.3}");
-    Ok(())
+    let all: Vec<&Sample> = samples.iter().collect();
+    println!("# {} pairs. On queries that the fit did not see, {PARTS} parts in turn:", samples.len());
+    println!("# {:24}  calibration error  negative log-likelihood", "");
+    let now = |_: &[&Sample]| Ok(profile.calibration.clone());
+    told("as it is now", cross_validated(&samples, &profile, now)?);
+    for (name, method) in [("temperature", Method::Temperature), ("temperature and map", Method::Isotonic)] {
+        told(name, cross_validated(&samples, &profile, |seen| fitted(seen, &profile, method))?);
+    }
+    let table = table::text(&fitted(&all, &profile, args.method)?);
+    print!("{table}");
+    if args.write { table::write(&args.model, &table) } else { Ok(()) }
+}
+
+fn told(name: &str, (error, loss): (f64, f64)) {
+    println!("# {name:24}  {error:17.4}  {loss:23.4}");
+}
+
+/// The calibration that fits the samples best.
+fn fitted(samples: &[&Sample], profile: &Profile, method: Method) -> Result<Calibration> {
+    let temperature = (fit(samples) * 1e3).round() / 1e3;
+    let mut calibration = Calibration { temperature, points: Vec::new() };
+    if method == Method::Isotonic {
+        calibration.points = isotonic::fit(scores(samples, profile, &calibration)?);
+    }
+    Ok(calibration)
+}
+
+/// (score, judged relevance, weight) under a calibration.
+fn scores(samples: &[&Sample], profile: &Profile, calibration: &Calibration) -> Result<Vec<(f64, f64, f64)>> {
+    let mut profile = profile.clone();
+    profile.calibration = calibration.clone();
+    let score = |sample: &&Sample| {
+        let read = GradeDistribution::read(&sample.raw, None, &profile)?;
+        Ok((read.score.get(), sample.judged, sample.weight))
+    };
+    samples.iter().map(score).collect()
+}
+
+/// Calibration error of the score and negative log-likelihood, each part of the queries under what
+/// `fit` makes of the others.
+fn cross_validated(
+    samples: &[Sample],
+    profile: &Profile,
+    fit: impl Fn(&[&Sample]) -> Result<Calibration>,
+) -> Result<(f64, f64)> {
+    let (mut read, mut total) = (Vec::with_capacity(samples.len()), 0.0);
+    for part in 0..PARTS {
+        let (held, seen): (Vec<&Sample>, Vec<&Sample>) =
+            samples.iter().partition(|sample| sample.part == part);
+        // With queries of one part alone there is nothing else to fit on.
+        let calibration = fit(if seen.is_empty() { &held } else { &seen })?;
+        read.extend(scores(&held, profile, &calibration)?);
+        total += held.iter().map(|sample| sample.weight * sample.loss(calibration.temperature)).sum::<f64>();
+    }
+    let weight: f64 = samples.iter().map(|sample| sample.weight).sum();
+    Ok((eval::expected_error(read.into_iter()), total / weight.max(f64::MIN_POSITIVE)))
 }
 
 impl Sample {
-    fn new(pair: &Scored, profile: &Profile, weight: f64) -> Option<Self> {
-        let logits = pair.logits.as_ref()?.iter().map(|&logit| f64::from(logit));
+    fn new(part: usize, pair: &Scored, profile: &Profile, weight: f64) -> Option<Self> {
+        let raw = pair.logits.clone()?;
+        let logits = raw.iter().map(|&logit| f64::from(logit));
         let (logits, values): (Vec<f64>, Vec<f64>) = match profile.read {
             ScoreRead::Expected => {
                 (logits.collect(), profile.grades.iter().map(|grade| grade.value).collect())
@@ -72,7 +154,7 @@ impl Sample {
             }
         };
         let target = spread(pair.target, &values);
-        Some(Self { logits, target, weight })
+        Some(Self { part, raw, judged: pair.target, logits, target, weight })
     }
 
     /// Cross entropy of the judgment against the softmax at `temperature`.
@@ -112,14 +194,14 @@ fn spread(target: f64, values: &[f64]) -> Vec<f64> {
     spread
 }
 
-fn loss(samples: &[Sample], temperature: f64) -> f64 {
+fn loss(samples: &[&Sample], temperature: f64) -> f64 {
     let total: f64 = samples.iter().map(|sample| sample.weight).sum();
     samples.iter().map(|sample| sample.weight * sample.loss(temperature)).sum::<f64>()
         / total.max(f64::MIN_POSITIVE)
 }
 
 /// Golden-section search over the logarithm: the loss has one minimum in it.
-fn fit(samples: &[Sample]) -> f64 {
+fn fit(samples: &[&Sample]) -> f64 {
     let ratio = (5_f64.sqrt() - 1.0) / 2.0;
     let (mut low, mut high) = (0.02_f64.ln(), 50_f64.ln());
     let at = |x: f64| loss(samples, x.exp());
@@ -149,9 +231,11 @@ mod tests {
             let logits: Vec<f64> = (0..3).map(|j| ((i * 7 + j * 13) % 11) as f64 - 5.0).collect();
             let weights: Vec<f64> = logits.iter().map(|logit| (logit / 2.5).exp()).collect();
             let total: f64 = weights.iter().sum();
-            Sample { logits, target: weights.iter().map(|w| w / total).collect(), weight: 1.0 }
+            let target = weights.iter().map(|w| w / total).collect();
+            Sample { part: 0, raw: Vec::new(), judged: 0.0, logits, target, weight: 1.0 }
         };
         let samples: Vec<Sample> = (0..50).map(sample).collect();
+        let samples: Vec<&Sample> = samples.iter().collect();
         assert!((fit(&samples) - 2.5).abs() < 1e-3);
         assert!(loss(&samples, 2.5) < loss(&samples, 1.0));
     }

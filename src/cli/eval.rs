@@ -1,9 +1,17 @@
 //! `verdict eval`: how well a model ranks and grades judged documents.
 
+mod compare;
 mod judgments;
 mod metrics;
+mod pictures;
+mod trec;
 
-use std::{collections::HashSet, io::IsTerminal as _, path::PathBuf};
+use std::{
+    collections::HashSet,
+    fmt::Write as _,
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+};
 
 use futures::{StreamExt as _, stream};
 use serde_json::json;
@@ -21,13 +29,14 @@ use super::{
 };
 
 pub(super) use judgments::{Judged, Query, read};
-pub(super) use metrics::{Figures, Scored};
+use metrics::PerQuery;
+pub(super) use metrics::{Figures, Scored, expected_error};
 
 /// What is read of judgments, here and by `verdict calibrate`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct JudgmentArgs {
     /// Judged documents, one JSON object a line: query_id, query, doc_id, title, text, grade, max_grade, fold
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
     pub judgments: Vec<PathBuf>,
     /// Only these folds
     #[arg(long, value_name = "N", value_delimiter = ',')]
@@ -44,6 +53,27 @@ pub struct EvalArgs {
     model: ModelArgs,
     #[command(flatten)]
     judgments: JudgmentArgs,
+    /// Judgments of TREC's kind, to evaluate runs instead of a model: query, iteration, document, grade
+    #[arg(long, value_name = "FILE", conflicts_with = "judgments", requires = "run")]
+    qrels: Option<PathBuf>,
+    /// A run of TREC's kind; a second one is compared with the first by a paired bootstrap
+    #[arg(long, value_name = "FILE", requires = "qrels")]
+    run: Vec<PathBuf>,
+    /// Ranks that count for nDCG
+    #[arg(long, value_name = "K", default_value_t = 10)]
+    depth: usize,
+    /// Write each query's figures, separated by tabs
+    #[arg(long, value_name = "FILE")]
+    per_query: Option<PathBuf>,
+    /// Write the model's scores as a run of TREC's kind
+    #[arg(long, value_name = "FILE", conflicts_with = "qrels")]
+    save_run: Option<PathBuf>,
+    /// Draw scores against judged relevance, as SVG
+    #[arg(long, value_name = "FILE", conflicts_with = "qrels")]
+    reliability: Option<PathBuf>,
+    /// Draw judged against predicted grades, as SVG
+    #[arg(long, value_name = "FILE", conflicts_with = "qrels")]
+    confusion: Option<PathBuf>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -59,15 +89,34 @@ const CONCURRENT: usize = 32;
 /// [`Exit::Usage`] if a file cannot be read, naming path and line; [`Exit::Model`] if the model is
 /// refused; [`Exit::Runtime`] if scoring fails.
 pub fn run(args: EvalArgs) -> Result<(), Failure> {
+    if args.depth == 0 {
+        return Err(usage("--depth", "0 is below 1"));
+    }
+    if let Some(qrels) = &args.qrels {
+        return runs(&args, qrels);
+    }
     let sets = load(&args.judgments)?;
     let local = Local::start(&args.model)?;
     let mut rows: Vec<(String, Figures)> = Vec::new();
+    let (mut tables, mut run_lines, mut pairs) = (Vec::new(), String::new(), Vec::new());
     for (name, queries) in &sets {
         let scored = local.runtime.block_on(score(&local.service, queries, &args.judgments, false))?;
-        rows.push((name.clone(), Figures::new(&scored)));
+        rows.push((name.clone(), Figures::new(&scored, args.depth)));
+        let judged = queries.iter().zip(&scored);
+        tables.push((
+            name.clone(),
+            judged.map(|(query, scored)| PerQuery::new(&query.id, scored, args.depth)).collect(),
+        ));
+        run_of(&mut run_lines, queries, &scored);
+        pairs.extend(scored.into_iter().flatten());
     }
     let model = local.service.model().name.clone();
     local.stop()?;
+    let pairs: Vec<&Scored> = pairs.iter().collect();
+    save(args.per_query.as_deref(), || per_query(&tables, args.depth))?;
+    save(args.save_run.as_deref(), || run_lines)?;
+    save(args.reliability.as_deref(), || pictures::reliability(&model, &pairs))?;
+    save(args.confusion.as_deref(), || pictures::confusion(&model, &metrics::confusion(&pairs)))?;
     if rows.len() > 1 {
         let figures: Vec<Figures> = rows.iter().map(|(_, figures)| *figures).collect();
         rows.push(("macro".to_owned(), Figures::mean(&figures)));
@@ -81,8 +130,92 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Evaluates runs on TREC's judgments; two of them are compared.
+fn runs(args: &EvalArgs, qrels: &Path) -> Result<(), Failure> {
+    let unusable = |error| Failure::new(Exit::Usage, error);
+    if args.run.len() > 2 {
+        return Err(usage("--run", format!("{} runs, over the limit of 2", args.run.len())));
+    }
+    let judged = trec::Qrels::read(qrels).map_err(unusable)?;
+    let mut tables: Vec<(String, Vec<PerQuery>)> = Vec::new();
+    for path in &args.run {
+        let found = judged.evaluate(&trec::Run::read(path).map_err(unusable)?, args.depth);
+        if found.is_empty() {
+            return Err(usage("--run", format!("{} has no query of {}", path.display(), qrels.display())));
+        }
+        tables.push((path.display().to_string(), found));
+    }
+    save(args.per_query.as_deref(), || per_query(&tables, args.depth))?;
+    let mean = |queries: &[PerQuery], of: fn(&PerQuery) -> Option<f64>| {
+        queries.iter().filter_map(of).sum::<f64>() / queries.len() as f64
+    };
+    let rows: Vec<_> = tables
+        .iter()
+        .map(|(name, queries)| (name, queries.len(), mean(queries, |q| q.ndcg), mean(queries, |q| q.mrr)))
+        .collect();
+    let difference = tables.get(1).and_then(|second| compare::ndcg(&tables[0].1, &second.1));
+    let ndcg_name = format!("ndcg_{}", args.depth);
+    if args.json {
+        let runs: Vec<_> = rows
+            .iter()
+            .map(|(name, queries, ndcg, mrr)| json!({"run": name, "queries": queries, &ndcg_name: ndcg, "mrr": mrr}))
+            .collect();
+        let difference =
+            difference.map(|d| json!({"queries": d.queries, "mean": d.mean, "low": d.low, "high": d.high}));
+        println!("{}", json!({"runs": runs, "difference": difference}));
+        return Ok(());
+    }
+    for (name, queries, ndcg, mrr) in rows {
+        println!("{name}: {queries} queries, nDCG@{} {ndcg:.4}, MRR {mrr:.4}", args.depth);
+    }
+    if let Some(d) = difference {
+        println!(
+            "first less second: {:+.4} [{:+.4}, {:+.4}] over {} queries (paired bootstrap, 95 %)",
+            d.mean, d.low, d.high, d.queries
+        );
+    }
+    Ok(())
+}
+
+fn usage(field: &str, problem: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Usage, Error::invalid(field, problem))
+}
+
+fn save(path: Option<&Path>, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    let Some(path) = path else { return Ok(()) };
+    std::fs::write(path, text()).map_err(|cause| {
+        Failure::new(Exit::Usage, anyhow::anyhow!("{} cannot be written: {cause}", path.display()))
+    })
+}
+
+/// A header and a line a query; empty where nothing relevant is judged.
+fn per_query(tables: &[(String, Vec<PerQuery>)], depth: usize) -> String {
+    let mut text = format!("set\tquery\tdocuments\tndcg_{depth}\tmrr\n");
+    let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.6}"));
+    for (set, queries) in tables {
+        for PerQuery { id, documents, ndcg, mrr } in queries {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{set}\t{id}\t{documents}\t{}\t{}", number(*ndcg), number(*mrr));
+        }
+    }
+    text
+}
+
+/// Adds lines of TREC's kind, best score first.
+fn run_of(text: &mut String, queries: &[Query], scored: &[Vec<Scored>]) {
+    for (query, scored) in queries.iter().zip(scored) {
+        for (rank, pair) in metrics::rank(scored).into_iter().enumerate() {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{} Q0 {} {} {:.9} verdict", query.id, pair.id, rank + 1, pair.score);
+        }
+    }
+}
+
 /// The judged queries of each file, named by its stem.
 pub(super) fn load(args: &JudgmentArgs) -> Result<Vec<(String, Vec<Query>)>, Failure> {
+    if args.judgments.is_empty() {
+        return Err(usage("--judgments", "is missing"));
+    }
     let folds: HashSet<i64> = args.fold.iter().copied().collect();
     let read = |path: &PathBuf| {
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
@@ -150,11 +283,15 @@ fn unscored(judged: &Judged) -> Scored {
 
 fn print_table(rows: &[(String, Figures)]) {
     let width = rows.iter().map(|(name, _)| name.chars().count()).fold(3, usize::max);
-    println!("{:width$}  queries   pairs  nDCG@10  accuracy    MRR  calibration error", "set");
+    let ndcg = format!("nDCG@{}", rows.first().map_or(0, |(_, row)| row.depth));
+    println!(
+        "{:width$}  queries   pairs  {ndcg:>8}     MRR  accuracy  macro-F1  kappa (QWK)  calibration error",
+        "set"
+    );
     for (name, row) in rows {
-        let Figures { queries, pairs, ndcg, accuracy, mrr, calibration_error } = row;
+        let Figures { queries, pairs, ndcg, accuracy, macro_f1, kappa, mrr, calibration_error, .. } = row;
         println!(
-            "{name:width$}  {queries:7}  {pairs:6}  {ndcg:7.4}  {accuracy:8.4} {mrr:6.4}  {calibration_error:17.4}"
+            "{name:width$}  {queries:7}  {pairs:6}  {ndcg:8.4}  {mrr:6.4}  {accuracy:8.4}  {macro_f1:8.4}  {kappa:11.4}  {calibration_error:17.4}"
         );
     }
 }

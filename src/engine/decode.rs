@@ -95,6 +95,7 @@ impl ExplainSequence {
             self.wrote();
             return Some(self);
         }
+        let token = self.job.guard.as_mut().map_or(token, |guard| guard.take(token));
         if self.job.stop_tokens.contains(&token) {
             self.finish(FinishReason::Stop);
             return None;

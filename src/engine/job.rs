@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     admission::Permit,
     error::{Error, Result},
+    grounding::Guard,
     prompt::Prompt,
 };
 
@@ -84,6 +85,8 @@ pub struct ExplainJob {
     pub kept: Option<KeptSequence>,
     /// The token of the reported grade.
     pub first_token: u32,
+    /// Keeps what is written true, if the profile asks for it.
+    pub guard: Option<Guard>,
     /// Decoding stops at any of these; they are not sent.
     pub stop_tokens: Arc<[u32]>,
     /// At most this many tokens are sent.

@@ -2,12 +2,20 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use crate::{model::config::ModelConfig, prompt::Template, tokenize::Tokenizer};
+use crate::{
+    grounding::{Grounding, Rule, Says},
+    model::config::ModelConfig,
+    prompt::Template,
+    tokenize::Tokenizer,
+};
 
 use super::{
     Calibration, ExplainProfile, Grade, Probe, Profile, ScoreRead,
     document::DocumentTemplate,
-    file::{CalibrationTable, ExplainTable, File, GradeTable, ProbeTable, PromptTable, Read, ScoreTable},
+    file::{
+        CalibrationTable, ExplainTable, File, GradeTable, GroundingTable, ProbeTable, PromptTable, Read,
+        ScoreTable,
+    },
 };
 
 /// What is wrong with a profile, without its path.
@@ -24,7 +32,7 @@ pub(super) fn profile(file: File, tokenizer: &Tokenizer, config: &ModelConfig) -
     let read = read(&file.score, &grades)?;
     let calibration =
         file.calibration.map_or(Ok(Calibration { temperature: 1.0, points: Vec::new() }), calibration)?;
-    let explain = file.explain.map(|table| explain(table, tokenizer)).transpose()?;
+    let explain = file.explain.map(|table| explain(table, &grades, tokenizer)).transpose()?;
     let probes = file.probes.unwrap_or_default().into_iter().map(probe).collect::<Checked<_>>()?;
     let document = file.prompt.document.as_deref().unwrap_or("{title} {text}");
     Ok(Profile {
@@ -156,7 +164,7 @@ fn calibration(table: CalibrationTable) -> Checked<Calibration> {
     Ok(Calibration { temperature, points })
 }
 
-fn explain(table: ExplainTable, tokenizer: &Tokenizer) -> Checked<ExplainProfile> {
+fn explain(table: ExplainTable, grades: &[Grade], tokenizer: &Tokenizer) -> Checked<ExplainProfile> {
     if table.stop.is_empty() || table.max_tokens == 0 {
         return Err("explain: stop must not be empty, and max_tokens not 0".to_owned());
     }
@@ -171,7 +179,48 @@ fn explain(table: ExplainTable, tokenizer: &Tokenizer) -> Checked<ExplainProfile
         }
     };
     let stop_tokens: Arc<[u32]> = table.stop.iter().map(stop).collect::<Checked<Vec<_>>>()?.into();
-    Ok(ExplainProfile { stop_tokens, sections: table.sections, max_tokens: table.max_tokens })
+    let ExplainTable { sections, max_tokens, grounding, .. } = table;
+    let rule = |table| grounding_rule(table, &sections, grades.len(), stop_tokens[0]);
+    let grounding = grounding
+        .map(|table| rule(table).and_then(|rule| Grounding::new(rule, tokenizer)))
+        .transpose()
+        .map_err(|problem| format!("explain.grounding: {problem}"))?
+        .map(Arc::new);
+    Ok(ExplainProfile { stop_tokens, sections, max_tokens, grounding })
+}
+
+fn grounding_rule(table: GroundingTable, sections: &[String], grades: usize, stop: u32) -> Checked<Rule> {
+    let GroundingTable { asked, found, missing, grade, grades: texts, none, max_words, skip } = table;
+    let says = [
+        ("asked", asked, Says::Asked),
+        ("found", found, Says::Found),
+        ("missing", missing, Says::Missing),
+        ("grade", grade, Says::Grade),
+    ];
+    for (field, name, _) in &says {
+        if !sections.contains(name) {
+            return Err(format!("{field} {name:?} is not one of explain.sections, {sections:?}"));
+        }
+    }
+    let of = |section: &String| {
+        let named: Vec<_> = says.iter().filter(|(_, name, _)| name == section).collect();
+        match named[..] {
+            [(_, name, says)] => Ok((name.clone(), *says)),
+            [] => Err(format!("the section {section:?} is none of asked, found, missing and grade")),
+            _ => Err(format!("the section {section:?} cannot say two things")),
+        }
+    };
+    if texts.len() != grades {
+        return Err(format!("grades: {} texts for {grades} grades", texts.len()));
+    }
+    if let Some(text) = texts.iter().chain([&none]).find(|text| text.trim() != *text || text.is_empty()) {
+        return Err(format!("{text:?} must have text, and no white space around it"));
+    }
+    if max_words == 0 {
+        return Err("max_words is 0".to_owned());
+    }
+    let sections = sections.iter().map(of).collect::<Checked<_>>()?;
+    Ok(Rule { sections, grades: texts, none, stop, skip, most_words: max_words })
 }
 
 fn probe(table: ProbeTable) -> Checked<Probe> {

@@ -71,6 +71,22 @@ pub(super) struct ExplainTable {
     #[serde(default)]
     pub(super) sections: Vec<String>,
     pub(super) max_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) grounding: Option<GroundingTable>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GroundingTable {
+    pub(super) asked: String,
+    pub(super) found: String,
+    pub(super) missing: String,
+    pub(super) grade: String,
+    pub(super) grades: Vec<String>,
+    pub(super) none: String,
+    pub(super) max_words: usize,
+    #[serde(default)]
+    pub(super) skip: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

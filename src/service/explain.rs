@@ -18,6 +18,7 @@ use crate::{
         kv::KeptSequence,
     },
     error::{Code, Error, Result},
+    grounding::Guard,
     metrics::Metrics,
     profile::ExplainProfile,
     prompt::Prompt,
@@ -127,14 +128,16 @@ pub(super) async fn explain(
         .collect();
     // The KV of what is not explained goes back before anything is decoded.
     drop(sequences);
-    for (index, best, permit, Sequence { prompt, kept }) in chosen {
+    for (index, best, permit, Sequence { prompt, facts, kept }) in chosen {
         let first_token = model.profile.grades[best].token;
+        let rule = profile.grounding.as_ref().map(Arc::clone);
+        let guard = rule.zip(facts).map(|(rule, facts)| Guard::new(rule, facts, best));
         match (permit, prompt) {
             (Some(permit), Some(prompt)) => {
                 stream.start(
                     service,
                     profile,
-                    Start { index, first_token, permit, prompt, kept, max_tokens, deadline },
+                    Start { index, first_token, guard, permit, prompt, kept, max_tokens, deadline },
                 );
             }
             _ => stream.shed(index),
@@ -189,6 +192,7 @@ fn choose(explained: &Explained, limits: &Limits, response: &ScoreResponse) -> V
 struct Start {
     index: usize,
     first_token: u32,
+    guard: Option<Guard>,
     permit: Permit,
     prompt: Arc<Prompt>,
     kept: Option<KeptSequence>,
@@ -198,7 +202,7 @@ struct Start {
 
 impl ExplainStream {
     fn start(&mut self, service: &Service, profile: &ExplainProfile, start: Start) {
-        let Start { index, first_token, permit, prompt, kept, max_tokens, deadline } = start;
+        let Start { index, first_token, guard, permit, prompt, kept, max_tokens, deadline } = start;
         let (sink, events) = mpsc::unbounded_channel();
         let decoder = Some(service.model().tokenizer.decode_stream());
         let stage = self.trace.as_ref().map(|trace| stages::decoding(trace, index));
@@ -208,6 +212,7 @@ impl ExplainStream {
             prompt,
             kept,
             first_token,
+            guard,
             stop_tokens: Arc::clone(&profile.stop_tokens),
             max_tokens,
             deadline: Some(deadline),

@@ -22,6 +22,7 @@ use crate::{
     },
     error::{Code, Error, Result},
     grade::GradeDistribution,
+    grounding::Facts,
     metrics::Metrics,
     model::Model,
     profile::Profile,
@@ -74,6 +75,8 @@ struct PairOutcome {
     score: Result<PairScore>,
     /// The rendered prompt, for explaining.
     prompt: Option<Arc<Prompt>>,
+    /// What its reason may say.
+    facts: Option<Facts>,
     /// Its KV, if it was asked for and there was room.
     kept: Option<KeptSequence>,
 }
@@ -82,6 +85,7 @@ struct PairOutcome {
 #[derive(Default)]
 struct Sequence {
     prompt: Option<Arc<Prompt>>,
+    facts: Option<Facts>,
     kept: Option<KeptSequence>,
 }
 
@@ -282,6 +286,7 @@ impl Service {
                 document: pair.document,
                 score,
                 prompt: pair.prompt,
+                facts: pair.facts,
                 kept,
             });
         }
@@ -304,9 +309,10 @@ impl Service {
         let Scores { pairs, options, usage, timing, .. } = scores;
         let mut results = Vec::with_capacity(pairs.len());
         let mut sequences = Vec::with_capacity(pairs.len());
-        for (index, PairOutcome { id, document, score, prompt, kept }) in pairs.into_iter().enumerate() {
+        for (index, PairOutcome { id, document, score, prompt, facts, kept }) in pairs.into_iter().enumerate()
+        {
             results.push(ScoreResult { index, id, document, score });
-            sequences.push(Sequence { prompt, kept });
+            sequences.push(Sequence { prompt, facts, kept });
         }
         if options.sort || options.top_n.is_some() {
             response::rank(&mut results);

@@ -11,6 +11,7 @@ use crate::{
     admission::{Grant, Permit},
     engine::job::{ScoreJob, Scored},
     error::{Code, Error, Result},
+    grounding::Facts,
     profile::Profile,
     prompt::{Prompt, QueryPrompt, Truncation},
     request::{Body, Document, Items, ScoreOptions, ScoreRequest},
@@ -82,6 +83,8 @@ pub(super) struct PreparedPair {
     pub(super) enqueued: Instant,
     /// `None` if it could not be rendered; its ticket says why.
     pub(super) prompt: Option<Arc<Prompt>>,
+    /// What its reason may say, if it may be explained and reasons are kept true.
+    pub(super) facts: Option<Facts>,
 }
 
 type Answers = Vec<oneshot::Receiver<Result<Scored>>>;
@@ -183,13 +186,17 @@ pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
     let mut portion_tokens = 0;
     let mut first = None;
     let mut prepared = Vec::with_capacity(work.pairs.len());
+    let grounding = profile.explain.as_ref().and_then(|explain| explain.grounding.as_ref());
     for (index, mut pair) in work.pairs.into_iter().enumerate() {
         let query = &work.queries[if work.queries.len() == 1 { 0 } else { index }];
         let outcome = wanted(&pair.ticket, work.deadline)
             .and_then(|()| queries.render(query, &pair.text, work.truncation));
+        let grounded = grounding.filter(|_| outcome.is_ok() && work.keep.contains(index));
+        let facts = grounded.map(|rule| rule.facts(query, &pair.text)).transpose();
+        let outcome = outcome.and_then(|prompt| Ok((prompt, facts?)));
         let document = work.return_documents.then_some(pair.text);
-        let prompt = match outcome {
-            Ok(prompt) => {
+        let (prompt, facts) = match outcome {
+            Ok((prompt, facts)) => {
                 let prompt = Arc::new(prompt);
                 if let Some(permit) = &mut pair.permit {
                     permit.correct(prompt.tokens.len());
@@ -204,14 +211,14 @@ pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
                     permit: pair.permit,
                     ticket: pair.ticket,
                 });
-                Some(prompt)
+                (Some(prompt), facts)
             }
             Err(error) => {
                 pair.ticket.fail(error);
-                None
+                (None, None)
             }
         };
-        prepared.push(PreparedPair { id: pair.id, document, enqueued: started, prompt });
+        prepared.push(PreparedPair { id: pair.id, document, enqueued: started, prompt, facts });
         if portion_tokens >= PORTION_TOKENS {
             let enqueued = submit(inner, &mut portion);
             stamp(&mut prepared, enqueued, started);

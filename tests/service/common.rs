@@ -30,6 +30,8 @@ pub(crate) fn model() -> Model {
     model.profile.probes.clear();
     if let Some(explain) = &mut model.profile.explain {
         explain.sections = vec!["intent".into()];
+        // The stub says what it was told to.
+        explain.grounding = None;
     }
     model
 }

@@ -149,3 +149,21 @@ async fn ranked_and_cut_results_are_explained_best_first() {
     assert_eq!(results.len(), 2);
     assert!(results.iter().all(|result| result["reason"]["text"] == REASON), "{body}");
 }
+
+#[tokio::test]
+async fn a_grounded_reason_says_only_what_is_true_whatever_the_model_wants() {
+    let mut bundled = verdict::model::Model::bundled().expect("loads");
+    bundled.profile.probes.clear();
+    let server = TestServer::with(settings(), bundled).await;
+    let request =
+        json!({"query": "the warm lamps", "documents": ["a lamp <|end|>", "hose"], "explain_top_n": 2});
+    let body = server.explain(&request).await.ok();
+    for (index, found, missing) in [(0, "lamps", "warm"), (1, "none", "warm lamps")] {
+        let result = &body["results"][index];
+        let (sections, label) = (&result["reason"]["sections"], result["label"].as_str().expect("a label"));
+        assert_eq!(result["reason"]["finish_reason"], "stop");
+        assert_eq!((&sections["match"], &sections["gaps"]), (&json!(found), &json!(missing)), "{result}");
+        let verdict = sections["verdict"].as_str().expect("text");
+        assert!(verdict.starts_with(&label.to_lowercase()), "{result}");
+    }
+}

@@ -11,6 +11,7 @@ pytest.importorskip("numpy")
 pytest.importorskip("snowballstemmer")
 
 import explain
+import grounding
 import metrics
 from text import Bm25, content_words, stems
 
@@ -49,37 +50,54 @@ def test_content_words_and_stems():
     assert stems("Tires fixing") == ["tire", "fix"]
 
 
-QUERY, DOCUMENT = "red running shoes", "Shoes for runners who run, in blue"
+QUERY, DOCUMENT = "red running shoes", "Shoes for runs who run, in blue"
 
 
 def test_written_explanations_hold():
     text = explain.write(QUERY, DOCUMENT, 2)
     assert text == "intent: red running shoes\nmatch: running shoes\ngaps: red\nverdict: partial match"
     found = explain.check(QUERY, DOCUMENT, 2, text)
-    assert found["claims"] == found["true"] == 5
-    assert all(found[k] for k in ("well_formed", "intent", "match", "gaps", "verdict"))
-    assert explain.facts("the blue shoe", DOCUMENT) == (["blue", "shoe"], ["blue", "shoe"], [])
+    assert found["claims"] == found["true"] == 7
+    assert found["well_formed"] and found["verdict"] and found["whole"]
+    assert grounding.facts("the blue shoe", DOCUMENT) == (["blue", "shoe"], ["blue", "shoe"], [])
     assert explain.write("garden hose", DOCUMENT, 0).split("\n")[1:3] == ["match: none", "gaps: garden hose"]
 
 
 @pytest.mark.parametrize(
-    "old, new, false",
+    "old, new, false, missed",
     [
-        ("gaps: red", "gaps: none", 1),  # red is said to be neither
-        ("gaps: red", "gaps: red shoes", 1),  # shoes are said to be both
-        ("match: running shoes", "match: shoes", 1),  # running is not mentioned
-        ("match: running", "match: garden running", 1),  # nobody asked for a garden
-        ("intent: red", "intent: green", 1),  # not asked
-        ("partial match", "irrelevant", 1),  # contradicts the grade
-        ("match: running shoes\ngaps: red", "match: red\ngaps: running shoes", 3),
+        ("gaps: red", "gaps: none", 1, 1),  # red is missing, so there is a gap
+        ("gaps: red", "gaps: red shoes", 1, 0),  # shoes are there
+        ("match: running shoes", "match: shoes", 0, 1),  # true, and not all
+        ("match: running", "match: garden running", 1, 0),  # nobody asked for a garden
+        ("intent: red", "intent: green", 1, 1),  # not asked
+        ("partial match", "irrelevant", 1, 0),  # contradicts the grade
+        ("match: running shoes\ngaps: red", "match: red\ngaps: running shoes", 3, 3),
     ],
 )
-def test_false_claims_are_found(old, new, false):
+def test_false_claims_and_missed_words_are_found(old, new, false, missed):
     text = explain.write(QUERY, DOCUMENT, 2).replace(old, new)
     found = explain.check(QUERY, DOCUMENT, 2, text)
     assert found["claims"] - found["true"] == false
+    assert sum(found["due"].values()) - sum(found["listed"].values()) == missed
 
 
 @pytest.mark.parametrize("text", ["", "intent: a", "match: a\nintent: a\ngaps: b\nverdict: c"])
 def test_broken_form(text):
     assert not explain.check(QUERY, DOCUMENT, 1, text)["well_formed"]
+
+
+@pytest.mark.parametrize(
+    "forms", ["shoe shoes", "box boxes", "house houses", "battery batteries", "try tries tried trying",
+              "run runs running", "hike hikes hiking hiked", "fall falling", "boil boils boiling boiled",
+              "glass glasses", "earring earrings"])
+def test_inflected_words_are_one_word(forms):
+    assert len({grounding.form(w) for w in forms.split()}) == 1
+
+
+@pytest.mark.parametrize("pair", ["ear earring", "bed bedding", "relate relation", "bus busy"])
+def test_other_words_are_not(pair):
+    one, other = pair.split()
+    assert grounding.form(one) != grounding.form(other)
+    for word in ("string", "red", "seed", "bus", "tennis", "glass", "2s", "größes"):
+        assert grounding.form(word) == word

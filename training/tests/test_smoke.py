@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 import evaluate
+import explain
 import model as shapes
 import pairs
 import sft
 from forward import Forward
+from grounding import Guard
 from tokenizer import CONTROL, GRADES, Encoder, train
 
 THINGS = "shoe lamp table phone bottle jacket guitar camera pillow kettle".split()
@@ -87,6 +89,26 @@ def test_batches_point_at_the_right_tokens(start):
     flat = batch.ids.flatten()
     assert (flat[batch.answer] == encoder.answer).all() and (flat[batch.second] == encoder.query).all()
     assert (batch.second > batch.answer - 9).all() and (flat[batch.told + 1] == batch.words).all()
+
+
+def test_whatever_the_model_wants_only_true_explanations_are_written(start):
+    _, encoder, _ = start
+    rng, size = random.Random(0), encoder.plain.get_vocab_size()
+    for _ in range(200):
+        query = " ".join(rng.choices(["red", "shoes", "car", "carpet", "the", "none", "lamp"], k=rng.randint(0, 5)))
+        document = " ".join(rng.choices(["shoe", "cars", "blue", "lamp"], k=rng.randint(0, 5)))
+        guard, written, grade = Guard(encoder, query, document, 1), [], 1
+        while len(written) < 300:
+            token = guard.take(rng.randrange(size))
+            if token == encoder.end:
+                break
+            written.append(token)
+        text = encoder.plain.decode(written)
+        found = explain.check(query, document, grade, text)
+        assert found["well_formed"] and found["true"] == found["claims"], (query, document, text)
+    guard = Guard(encoder, "red shoe lamp", "a lamp and shoes", 3)
+    wanted = encoder.explanation("intent: lamp red\nmatch: lamp\ngaps: red\nverdict: exact match")
+    assert [guard.take(t) for t in wanted] == wanted
 
 
 def test_training_learns_and_ranks(start, tmp_path):

@@ -174,12 +174,12 @@ impl<P: Past> Inputs<'_, P> {
         let values = |panel: usize| &scratch.values[panel * stride..][..seen * PANEL];
         let keep = |panel: usize, tile: &[[f32; PANEL]; R]| {
             let columns = PANEL.min(dim - panel * PANEL);
-            for i in 0..R {
+            for (i, means) in tile.iter().enumerate() {
                 let (row, head) = self.pair(task, from + i);
                 // SAFETY: a (row, head) belongs to one task.
                 #[expect(unsafe_code, reason = "tasks write disjoint heads of disjoint rows")]
                 let to = unsafe { out.slice(row * width + head * dim + panel * PANEL, columns) };
-                to.copy_from_slice(&tile[i][..columns]);
+                to.copy_from_slice(&means[..columns]);
             }
         };
         let panels = self.shape.padded_dim() / PANEL;
@@ -285,19 +285,13 @@ kernel! {
             }
             let [tile] = tiles::<R, 1, P>([weights], panels);
             for (p, sums) in sums.iter_mut().enumerate() {
-                for r in 0..R {
-                    for j in 0..PANEL {
-                        sums[r][j] += tile[r][p].0[j];
-                    }
+                for (sums, part) in sums.iter_mut().zip(&tile) {
+                    sums.iter_mut().zip(&part[p].0).for_each(|(sum, part)| *sum += part);
                 }
             }
         }
-        for sums in &mut sums {
-            for r in 0..R {
-                for j in 0..PANEL {
-                    sums[r][j] /= totals[r];
-                }
-            }
+        for (means, total) in sums.iter_mut().flat_map(|sums| sums.iter_mut().zip(&totals)) {
+            means.iter_mut().for_each(|mean| *mean /= total);
         }
         sums
     }

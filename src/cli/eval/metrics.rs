@@ -22,31 +22,61 @@ pub(in crate::cli) struct Scored {
 pub(in crate::cli) struct Figures {
     pub(in crate::cli) queries: usize,
     pub(in crate::cli) pairs: usize,
-    /// nDCG at 10 with gains grade/max_grade; over queries with a relevant document.
+    /// Ranks that count for nDCG.
+    pub(in crate::cli) depth: usize,
+    /// nDCG at that depth with gains grade/max_grade; over queries with a relevant document.
     pub(in crate::cli) ndcg: f64,
     /// How often the score, rounded on the judgments' scale, is the judged grade.
     pub(in crate::cli) accuracy: f64,
+    /// F1 of each grade that was judged or predicted, averaged over grades.
+    pub(in crate::cli) macro_f1: f64,
+    /// Cohen's kappa with quadratic weights (Cohen, 1968) of judged and predicted grades.
+    pub(in crate::cli) kappa: f64,
     /// Reciprocal rank of the first document with the best grade; over queries that have one.
     pub(in crate::cli) mrr: f64,
     /// Expected calibration error: mean distance of score and grade/max_grade over ten bins of the score.
     pub(in crate::cli) calibration_error: f64,
 }
 
-/// Ranks that count.
-const DEPTH: usize = 10;
+/// How one query is ranked; `None` where nothing relevant is judged.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::cli) struct PerQuery {
+    pub(in crate::cli) id: String,
+    pub(in crate::cli) documents: usize,
+    pub(in crate::cli) ndcg: Option<f64>,
+    pub(in crate::cli) mrr: Option<f64>,
+}
+
+impl PerQuery {
+    /// Of a query's scored documents.
+    pub(in crate::cli) fn new(id: &str, scored: &[Scored], depth: usize) -> Self {
+        let ranked = rank(scored);
+        Self {
+            id: id.to_owned(),
+            documents: scored.len(),
+            ndcg: ndcg(&ranked, depth),
+            mrr: reciprocal_rank(&ranked),
+        }
+    }
+}
+
 /// Bins of the calibration error.
 const BINS: usize = 10;
 
 impl Figures {
     /// The figures of queries with their scored documents.
-    pub(in crate::cli) fn new(queries: &[Vec<Scored>]) -> Self {
+    pub(in crate::cli) fn new(queries: &[Vec<Scored>], depth: usize) -> Self {
         let pairs: Vec<&Scored> = queries.iter().flatten().collect();
         let right = pairs.iter().filter(|pair| pair.is_right()).count();
         let ranked: Vec<Vec<&Scored>> = queries.iter().map(|query| rank(query)).collect();
+        let counts = confusion(&pairs);
         Self {
             queries: queries.len(),
             pairs: pairs.len(),
-            ndcg: mean(ranked.iter().filter_map(|query| ndcg(query))),
+            depth,
+            macro_f1: macro_f1(&counts),
+            kappa: kappa(&counts),
+            ndcg: mean(ranked.iter().filter_map(|query| ndcg(query, depth))),
             accuracy: right as f64 / pairs.len().max(1) as f64,
             mrr: mean(ranked.iter().filter_map(|query| reciprocal_rank(query))),
             calibration_error: calibration_error(&pairs),
@@ -59,6 +89,9 @@ impl Figures {
         Self {
             queries: sets.iter().map(|set| set.queries).sum(),
             pairs: sets.iter().map(|set| set.pairs).sum(),
+            depth: sets.first().map_or(0, |set| set.depth),
+            macro_f1: of(|set| set.macro_f1),
+            kappa: of(|set| set.kappa),
             ndcg: of(|set| set.ndcg),
             accuracy: of(|set| set.accuracy),
             mrr: of(|set| set.mrr),
@@ -68,10 +101,13 @@ impl Figures {
 
     /// As a JSON object.
     pub(in crate::cli) fn json(&self) -> Value {
+        let ndcg = format!("ndcg_{}", self.depth);
         json!({
             "queries": self.queries,
             "pairs": self.pairs,
-            "ndcg_10": self.ndcg,
+            ndcg: self.ndcg,
+            "macro_f1": self.macro_f1,
+            "kappa": self.kappa,
             "accuracy": self.accuracy,
             "mrr": self.mrr,
             "calibration_error": self.calibration_error,
@@ -80,8 +116,16 @@ impl Figures {
 }
 
 impl Scored {
+    /// The judged grade and the one nearest to the score.
+    fn grades(&self) -> (usize, usize) {
+        // Not negative by construction, and a scale of more grades than fit is not read.
+        let grade = |share: f64| (share * self.max_grade).round() as usize;
+        (grade(self.target), grade(self.score))
+    }
+
     fn is_right(&self) -> bool {
-        (self.score * self.max_grade).round() == (self.target * self.max_grade).round()
+        let (judged, predicted) = self.grades();
+        judged == predicted
     }
 
     /// A fixed order of equal scores that has nothing to do with the file's: FNV-1a of the id.
@@ -91,7 +135,7 @@ impl Scored {
     }
 }
 
-fn rank(query: &[Scored]) -> Vec<&Scored> {
+pub(super) fn rank(query: &[Scored]) -> Vec<&Scored> {
     let mut ranked: Vec<&Scored> = query.iter().collect();
     ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.tie_key().cmp(&b.tie_key())));
     ranked
@@ -102,16 +146,54 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
-fn discounted(gains: impl Iterator<Item = f64>) -> f64 {
-    gains.take(DEPTH).enumerate().map(|(rank, gain)| gain / ((rank + 2) as f64).log2()).sum()
+/// How often each judged grade (row) was predicted as each grade (column).
+pub(in crate::cli) fn confusion(pairs: &[&Scored]) -> Vec<Vec<usize>> {
+    let size = pairs.iter().map(|pair| pair.max_grade.round() as usize + 1).max().unwrap_or_default();
+    let mut counts = vec![vec![0; size]; size];
+    for pair in pairs {
+        let (judged, predicted) = pair.grades();
+        counts[judged][predicted] += 1;
+    }
+    counts
+}
+
+fn column(counts: &[Vec<usize>], grade: usize) -> usize {
+    counts.iter().map(|row| row[grade]).sum()
+}
+
+fn macro_f1(counts: &[Vec<usize>]) -> f64 {
+    let of = |grade: usize| {
+        let all = counts[grade].iter().sum::<usize>() + column(counts, grade);
+        (all > 0).then(|| 2.0 * counts[grade][grade] as f64 / all as f64)
+    };
+    mean((0..counts.len()).filter_map(of))
+}
+
+/// 0 where chance alone agrees as well, 1 where all agree.
+fn kappa(counts: &[Vec<usize>]) -> f64 {
+    let total: usize = counts.iter().flatten().sum();
+    let (mut seen, mut chance) = (0.0, 0.0);
+    for (judged, row) in counts.iter().enumerate() {
+        for (predicted, count) in row.iter().enumerate() {
+            let weight = (judged as f64 - predicted as f64).powi(2);
+            seen += weight * *count as f64;
+            let expected = row.iter().sum::<usize>() as f64 * column(counts, predicted) as f64;
+            chance += weight * expected / total.max(1) as f64;
+        }
+    }
+    if chance > 0.0 { 1.0 - seen / chance } else { 1.0 }
+}
+
+pub(super) fn discounted(gains: impl Iterator<Item = f64>, depth: usize) -> f64 {
+    gains.take(depth).enumerate().map(|(rank, gain)| gain / ((rank + 2) as f64).log2()).sum()
 }
 
 /// `None` where nothing is relevant.
-fn ndcg(ranked: &[&Scored]) -> Option<f64> {
+fn ndcg(ranked: &[&Scored], depth: usize) -> Option<f64> {
     let mut ideal: Vec<f64> = ranked.iter().map(|pair| pair.target).collect();
     ideal.sort_by(|a, b| b.total_cmp(a));
-    let best = discounted(ideal.into_iter());
-    (best > 0.0).then(|| discounted(ranked.iter().map(|pair| pair.target)) / best)
+    let best = discounted(ideal.into_iter(), depth);
+    (best > 0.0).then(|| discounted(ranked.iter().map(|pair| pair.target), depth) / best)
 }
 
 /// `None` where nothing has the best grade.
@@ -121,13 +203,20 @@ fn reciprocal_rank(ranked: &[&Scored]) -> Option<f64> {
 }
 
 fn calibration_error(pairs: &[&Scored]) -> f64 {
-    let mut bins = [(0.0, 0.0); BINS];
-    for pair in pairs {
-        let bin = &mut bins[((pair.score * BINS as f64) as usize).min(BINS - 1)];
-        bin.0 += pair.score;
-        bin.1 += pair.target;
+    expected_error(pairs.iter().map(|pair| (pair.score, pair.target, 1.0)))
+}
+
+/// Mean distance of score and target over ten bins of the score, of (score, target, weight).
+pub(in crate::cli) fn expected_error(samples: impl Iterator<Item = (f64, f64, f64)>) -> f64 {
+    let (mut bins, mut total) = ([(0.0, 0.0); BINS], 0.0);
+    for (score, target, weight) in samples {
+        let bin = &mut bins[((score * BINS as f64) as usize).min(BINS - 1)];
+        bin.0 += weight * score;
+        bin.1 += weight * target;
+        total += weight;
     }
-    bins.iter().map(|(score, target)| f64::abs(score - target)).sum::<f64>() / pairs.len().max(1) as f64
+    bins.iter().map(|(score, target)| f64::abs(score - target)).sum::<f64>()
+        / f64::max(total, f64::MIN_POSITIVE)
 }
 
 #[cfg(test)]
@@ -142,13 +231,16 @@ mod tests {
     fn figures_are_those_worked_out_by_hand() {
         // Ranked: b (1), c (0), a (1/2).
         let query = vec![pair("a", 0.2, 0.5), pair("b", 0.9, 1.0), pair("c", 0.45, 0.0)];
-        let figures = Figures::new(&[query, vec![pair("d", 0.1, 0.0)]]);
+        let figures = Figures::new(&[query, vec![pair("d", 0.1, 0.0)]], 10);
         let log3 = 3_f64.log2();
         let expected = (1.0 + 0.5 / 2.0) / (1.0 + 0.5 / log3);
         assert!((figures.ndcg - expected).abs() < 1e-12);
         assert!((figures.mrr - 1.0).abs() < 1e-12);
         // Rounded on 0 to 2: a 0 (judged 1), b 2 (2), c 1 (0), d 0 (0).
         assert!((figures.accuracy - 0.5).abs() < 1e-12);
+        // F1: grade 0 is 2*1/(2+2), 1 is 0, 2 is 1. Kappa: seen 1 + 1, by chance 22/4.
+        assert!((figures.macro_f1 - 0.5).abs() < 1e-12);
+        assert!((figures.kappa - (1.0 - 2.0 / 5.5)).abs() < 1e-12, "{}", figures.kappa);
         // Bins: d 0.1, a 0.3, c 0.45, b 0.1.
         assert!((figures.calibration_error - (0.1 + 0.3 + 0.45 + 0.1) / 4.0).abs() < 1e-12);
         assert_eq!((figures.queries, figures.pairs), (2, 4));
@@ -157,8 +249,8 @@ mod tests {
     #[test]
     fn the_order_of_the_file_does_not_break_ties() {
         let pairs = [pair("a", 0.5, 1.0), pair("b", 0.5, 0.0), pair("c", 0.5, 0.5)];
-        let forward = Figures::new(&[pairs.to_vec()]);
-        let backward = Figures::new(&[pairs.iter().rev().cloned().collect()]);
+        let forward = Figures::new(&[pairs.to_vec()], 10);
+        let backward = Figures::new(&[pairs.iter().rev().cloned().collect()], 10);
         assert_eq!(forward, backward);
     }
 

@@ -1,0 +1,94 @@
+//! TREC's files: judgments (`qrels`) and runs, evaluated as trec_eval does.
+
+use std::{collections::HashMap, path::Path};
+
+use crate::error::{Error, Result};
+
+use super::metrics::{PerQuery, discounted};
+
+/// Grades by query and document; queries in the file's order.
+#[derive(Debug, Default)]
+pub(in crate::cli) struct Qrels {
+    order: Vec<String>,
+    grades: HashMap<String, HashMap<String, f64>>,
+}
+
+/// Scores by query and document.
+#[derive(Debug, Default)]
+pub(in crate::cli) struct Run {
+    scores: HashMap<String, Vec<(String, f32)>>,
+}
+
+impl Qrels {
+    /// Reads lines `query iteration document grade`; `Invalid`, naming path and line.
+    pub(in crate::cli) fn read(path: &Path) -> Result<Self> {
+        let mut qrels = Self::default();
+        each_line(path, 4, |fields| {
+            let grade = number(fields[3], "grade")?;
+            if !qrels.grades.contains_key(fields[0]) {
+                qrels.order.push(fields[0].to_owned());
+            }
+            qrels.grades.entry(fields[0].to_owned()).or_default().insert(fields[2].to_owned(), grade);
+            Ok(())
+        })?;
+        Ok(qrels)
+    }
+
+    /// nDCG at `depth` (linear gains) and the reciprocal rank of the first document with a grade
+    /// of 1 or more, of every query that the run has. An unjudged document counts as grade 0.
+    pub(in crate::cli) fn evaluate(&self, run: &Run, depth: usize) -> Vec<PerQuery> {
+        let judged = self.order.iter().filter_map(|query| Some((query, run.scores.get(query)?)));
+        judged
+            .map(|(query, scores)| {
+                let mut ranked: Vec<&(String, f32)> = scores.iter().collect();
+                // Equal scores: the later name first, as trec_eval has it.
+                ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| b.0.cmp(&a.0)));
+                let grades = &self.grades[query];
+                let gains = || ranked.iter().map(|(id, _)| grades.get(id).copied().unwrap_or(0.0).max(0.0));
+                let mut ideal: Vec<f64> = grades.values().map(|grade| grade.max(0.0)).collect();
+                ideal.sort_by(|a, b| b.total_cmp(a));
+                let best = discounted(ideal.into_iter(), depth);
+                let ndcg = if best > 0.0 { discounted(gains(), depth) / best } else { 0.0 };
+                let first = gains().position(|gain| gain >= 1.0);
+                let mrr = first.map_or(0.0, |rank| 1.0 / (rank + 1) as f64);
+                PerQuery { id: query.clone(), documents: ranked.len(), ndcg: Some(ndcg), mrr: Some(mrr) }
+            })
+            .collect()
+    }
+}
+
+impl Run {
+    /// Reads lines `query Q0 document rank score tag`; `Invalid`, naming path and line. The order
+    /// is that of the scores, whatever the ranks say.
+    pub(in crate::cli) fn read(path: &Path) -> Result<Self> {
+        let mut run = Self::default();
+        each_line(path, 6, |fields| {
+            // Of 32 bits, as trec_eval reads it: what is equal there is equal here.
+            let score = number(fields[4], "score")? as f32;
+            run.scores.entry(fields[0].to_owned()).or_default().push((fields[2].to_owned(), score));
+            Ok(())
+        })?;
+        Ok(run)
+    }
+}
+
+fn each_line(path: &Path, count: usize, mut take: impl FnMut(&[&str]) -> Result<(), String>) -> Result<()> {
+    let origin = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|cause| Error::invalid(&origin, format!("cannot be read: {cause}")))?;
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let taken = if fields.len() == count {
+            take(&fields)
+        } else {
+            Err(format!("{} fields, not {count}", fields.len()))
+        };
+        taken.map_err(|problem| Error::invalid(&origin, format!("line {}: {problem}", index + 1)))?;
+    }
+    Ok(())
+}
+
+fn number(text: &str, name: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok().filter(|number: &f64| number.is_finite());
+    number.ok_or_else(|| format!("{name} {text:?} is not a number"))
+}
