@@ -1,9 +1,9 @@
 //! Matrix products of a batch's rows against packed weights.
 //!
 //! A weight of `n` outputs over depth `k` is stored once, at load, as panels of `PANEL` outputs
-//! ([`super::panels`]). A product packs its input rows to match, and one register-blocked kernel runs
+//! (`panels`). A product packs its input rows to match, and one register-blocked kernel runs
 //! over both (the scheme of Goto and van de Geijn, 2008, with the weight side packed ahead): on
-//! vectors ([`super::vector`]) or, for bf16 weights where there is one, on the tile unit
+//! vectors (`vector`) or, for bf16 weights where there is one, on the tile unit
 //! (`amx`). Which of the two is settled when the model is loaded.
 //!
 //! **Invariance.** Each output element is summed in an order of depth that is fixed by the depth
