@@ -8,6 +8,8 @@
 mod device;
 #[path = "cuda/mock.rs"]
 mod mock;
+#[path = "common/prompts.rs"]
+mod prompts;
 
 use std::process::Output;
 

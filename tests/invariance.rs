@@ -16,6 +16,10 @@ use verdict::{
     prompt::Prompt,
 };
 
+#[path = "common/prompts.rs"]
+mod prompts;
+use prompts::prompts;
+
 const CHECKPOINTS: [&str; 3] = ["qwen3", "qwen2", "llama3"];
 
 fn model(name: &str) -> Model {
@@ -39,22 +43,6 @@ fn reading_bits(reading: &Reading) -> Vec<u32> {
 fn alone(backend: &mut CpuBackend, tokens: &[u32]) -> Vec<u32> {
     let sequence = Sequence { past: &[], key: (0, 0), position: 0, tokens, cut: 0, read: Read::Grades };
     reading_bits(&backend.run(&TokenTree::build(&[sequence])).expect("runs")[0])
-}
-
-/// Prompts that share prefixes: a few stems, each with a few tails.
-fn prompts() -> impl Strategy<Value = Vec<(Vec<u32>, usize)>> {
-    let stem = prop::collection::vec(10u32..250, 0..40);
-    let tail = prop::collection::vec(10u32..250, 1..60);
-    prop::collection::vec((stem, prop::collection::vec((tail, 0usize..99), 1..5)), 1..4).prop_map(|stems| {
-        let grow = |(stem, tails): (Vec<u32>, Vec<(Vec<u32>, usize)>)| {
-            tails.into_iter().map(move |(tail, cut)| {
-                let tokens = [stem.clone(), tail].concat();
-                let cut = cut % tokens.len();
-                (tokens, cut)
-            })
-        };
-        stems.into_iter().flat_map(grow).collect()
-    })
 }
 
 fn job(

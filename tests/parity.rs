@@ -8,7 +8,6 @@ use verdict::{
     engine::tree::{Read, Sequence, TokenTree},
     error::Code,
     model::{Model, config::ModelConfig},
-    profile::Grade,
 };
 
 /// Largest difference of a logit that is still agreement; their deviation is about 2.
@@ -57,20 +56,6 @@ fn the_reference_agrees_with_transformers() {
     assert_eq!(compared, 4 * 6);
 }
 
-/// The checkpoint with every token of the vocabulary as a grade, so that all logits are read.
-fn reading_every_token(name: &str) -> Model {
-    let mut model = Model::load(&directory(name)).expect("loads");
-    let grade = |token: usize| Grade {
-        name: token.to_string(),
-        label: String::new(),
-        value: token as f64,
-        token: token as u32,
-        text: String::new(),
-    };
-    model.profile.grades = (0..model.config.vocab_size).map(grade).collect();
-    model
-}
-
 fn sequence(tokens: &[u32], cut: usize) -> Sequence<'_> {
     Sequence { past: &[], key: (0, 0), position: 0, tokens, cut, read: Read::Grades }
 }
@@ -88,7 +73,7 @@ fn check(name: &str, reading: &Reading, prompt: &Prompt) {
 #[test]
 fn the_cpu_engine_agrees_with_transformers() {
     for (name, prompts) in golden() {
-        let model = reading_every_token(&name);
+        let model = Model::load(&directory(&name)).expect("loads").reading_every_token();
         let mut backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
         backend.reserve_kv(0).expect("reserves");
         for prompt in &prompts {

@@ -79,7 +79,7 @@ pub(crate) async fn step(
     for (number, (time, mut plan)) in plans.into_iter().enumerate() {
         plan.due = began + time;
         tokio::time::sleep_until(plan.due.into()).await;
-        shared.tally().sent += 1;
+        shared.tally().counts.sent += 1;
         if shared.open.fetch_add(1, Ordering::Relaxed) >= MOST_OPEN {
             shared.open.fetch_sub(1, Ordering::Relaxed);
             shared.tally().failure(format!("not sent: {MOST_OPEN} requests are open"));
@@ -133,7 +133,7 @@ pub(crate) async fn waiting(
                     if Instant::now() >= end {
                         break;
                     }
-                    one.tally().sent += 1;
+                    one.tally().counts.sent += 1;
                     match outcome {
                         Outcome::Ok(answer) => {
                             one.tally().answered(
@@ -145,8 +145,8 @@ pub(crate) async fn waiting(
                             );
                         }
                         Outcome::Refused(_) => one.tally().refused(due.elapsed(), false),
-                        Outcome::Unavailable => one.tally().unavailable += 1,
-                        Outcome::Late => one.tally().late += 1,
+                        Outcome::Unavailable => one.tally().counts.unavailable += 1,
+                        Outcome::Late => one.tally().counts.late += 1,
                         Outcome::Failed(why) => one.tally().failure(why),
                     }
                 }
@@ -181,7 +181,7 @@ async fn follow(shared: &Shared, plan: Plan, number: usize) {
             Some(after) => match tokio::time::timeout_at((due + after).into(), answer).await {
                 Ok(outcome) => outcome,
                 Err(_) => {
-                    shared.tally().left += 1;
+                    shared.tally().counts.left += 1;
                     return;
                 }
             },
@@ -191,7 +191,7 @@ async fn follow(shared: &Shared, plan: Plan, number: usize) {
         match outcome {
             Outcome::Ok(answer) => {
                 let mut tally = shared.tally();
-                tally.retried_ok += u64::from(attempt > 0);
+                tally.counts.retried_ok += u64::from(attempt > 0);
                 return tally.answered(&answer, after, sent - due, shared.slo_ms, ask.pairs);
             }
             Outcome::Refused(wait) => {
@@ -201,8 +201,8 @@ async fn follow(shared: &Shared, plan: Plan, number: usize) {
                     tokio::time::sleep(wait).await;
                 }
             }
-            Outcome::Unavailable => return shared.tally().unavailable += 1,
-            Outcome::Late => return shared.tally().late += 1,
+            Outcome::Unavailable => return shared.tally().counts.unavailable += 1,
+            Outcome::Late => return shared.tally().counts.late += 1,
             Outcome::Failed(why) => return shared.tally().failure(why),
         }
     }
@@ -215,15 +215,15 @@ async fn report(shared: Shared, began: Instant, rate: f64) {
         let tally = shared.tally().clone();
         eprint!(
             "\r\x1b[K{seconds:5.1} s  {rate:.1}/s  sent {}  ok {} ({:.1}/s)  p50 {:.0} p99 {:.0} ms  refused {}  late {}  left {}  failed {}  open {open}",
-            tally.sent,
-            tally.ok,
-            tally.ok as f64 / seconds,
+            tally.counts.sent,
+            tally.counts.ok,
+            tally.counts.ok as f64 / seconds,
             tally.latency.ms(0.5),
             tally.latency.ms(0.99),
-            tally.refused,
-            tally.late,
-            tally.left,
-            tally.failed,
+            tally.counts.refused,
+            tally.counts.late,
+            tally.counts.left,
+            tally.counts.failed,
         );
         // A line that cannot be written is only a line.
         let _ = std::io::stderr().flush();

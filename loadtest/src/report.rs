@@ -69,7 +69,8 @@ pub(crate) fn page(runs: &[(String, Run)]) -> String {
     html += &picture("Latency against throughput", "answers/s", "ms", &latency.collect::<Vec<_>>());
     let goodput = of("", |s| s.rate, |s| s.goodput_per_second).collect::<Vec<_>>();
     html += &picture("Goodput within the SLO against offered load", "requests/s", "good answers/s", &goodput);
-    let refused = of("", |s| s.rate, |s| 100.0 * s.refused as f64 / s.sent.max(1) as f64).collect::<Vec<_>>();
+    let refused = of("", |s| s.rate, |s| 100.0 * s.counts.refused as f64 / s.counts.sent.max(1) as f64)
+        .collect::<Vec<_>>();
     html += &picture("Refused", "requests/s", "% of sent", &refused);
     let split = of("", |s| s.rate, |s| s.queue.p50_ms).chain(of("6 3", |s| s.rate, |s| s.compute.p50_ms));
     html +=
@@ -194,7 +195,7 @@ fn table(name: &str, run: &Run) -> String {
             "<tr><td>{}<td>{}<td>{}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.1}<td>{}<td>{:.1}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{shared:.0}<td>{wasted:.2}<td>{}</tr>",
             step.clients.map_or(format!("{:.1}", step.rate), |clients| format!("{clients} waiting")),
             step.capacity.map(|times| format!("{times:.2}")).unwrap_or_default(),
-            step.sent,
+            step.counts.sent,
             step.answers_per_second,
             step.goodput_per_second,
             step.latency.p50_ms,
@@ -202,13 +203,13 @@ fn table(name: &str, run: &Run) -> String {
             step.latency.p99_ms,
             step.queue.p50_ms,
             step.compute.p50_ms,
-            step.refused,
+            step.counts.refused,
             step.refusal.p99_ms,
-            step.late,
-            step.left,
-            step.failed,
-            step.reasons,
-            step.shed,
+            step.counts.late,
+            step.counts.left,
+            step.counts.failed,
+            step.counts.reasons,
+            step.counts.shed,
             step.server.resident_mib.map(|mib| format!("{mib:.0}")).unwrap_or_default(),
         );
     }

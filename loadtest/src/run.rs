@@ -59,7 +59,7 @@ pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
         let span = Duration::from_secs_f64(scenario.calibration_seconds);
         let kinds: Vec<_> = scenario.traffic.iter().collect();
         let tally = drive::waiting(&client, scenario, &kinds, scenario.calibration_clients, span).await;
-        let rate = tally.ok as f64 / scenario.calibration_seconds;
+        let rate = tally.counts.ok as f64 / scenario.calibration_seconds;
         eprintln!(
             "{}: {rate:.1} answers/s by {} clients that wait",
             scenario.name, scenario.calibration_clients
@@ -121,21 +121,21 @@ fn line(step: &StepOutcome) -> String {
     format!(
         "{load:>12} {:5.0} s: ok {} ({:.1}/s, {:.1} pairs/s) good {:.1}/s p50 {:.1} p95 {:.1} p99 {:.1} ms | refused {} (p99 {:.1} ms) late {} left {} unavailable {} failed {} | reasons {} shed {} | wasted {:.2} %{}",
         step.seconds,
-        step.ok,
+        step.counts.ok,
         step.answers_per_second,
         step.pairs_per_second,
         step.goodput_per_second,
         step.latency.p50_ms,
         step.latency.p95_ms,
         step.latency.p99_ms,
-        step.refused,
+        step.counts.refused,
         step.refusal.p99_ms,
-        step.late,
-        step.left,
-        step.unavailable,
-        step.failed,
-        step.reasons,
-        step.shed,
+        step.counts.late,
+        step.counts.left,
+        step.counts.unavailable,
+        step.counts.failed,
+        step.counts.reasons,
+        step.counts.shed,
         100.0 * wasted(step),
         step.server.resident_mib.map(|mib| format!(" | {mib:.0} MiB")).unwrap_or_default(),
     )
@@ -158,9 +158,9 @@ fn broken(expect: &Expect, steps: &[StepOutcome]) -> Vec<String> {
     let sum = |of: fn(&StepOutcome) -> f64| steps.iter().map(of).sum::<f64>();
     let most = |of: fn(&StepOutcome) -> f64| steps.iter().map(of).fold(0.0, f64::max);
     at_most("refusals' p99 in ms", most(|step| step.refusal.p99_ms), expect.refusal_p99_ms);
-    at_most("failed", sum(|step| step.failed as f64), expect.failed.map(|count| count as f64));
-    let answers = sum(|step| (step.ok + step.late) as f64).max(1.0);
-    at_most("late", sum(|step| step.late as f64) / answers, expect.late);
+    at_most("failed", sum(|step| step.counts.failed as f64), expect.failed.map(|count| count as f64));
+    let answers = sum(|step| (step.counts.ok + step.counts.late) as f64).max(1.0);
+    at_most("late", sum(|step| step.counts.late as f64) / answers, expect.late);
     let computed = sum(|step| step.server.computed_tokens).max(1.0);
     at_most("wasted", sum(|step| step.server.wasted_tokens) / computed, expect.wasted);
     if let [first, second, ..] = steps {
@@ -183,11 +183,15 @@ fn broken(expect: &Expect, steps: &[StepOutcome]) -> Vec<String> {
     let after = steps.iter().skip_while(|step| step.goodput_per_second < best);
     let least = after.map(|step| step.goodput_per_second / best.max(1e-9)).fold(1.0, f64::min);
     at_least("goodput kept", least, expect.goodput_kept);
-    at_least("refused", sum(|step| step.refused as f64), expect.refused_at_least.map(|count| count as f64));
-    at_least("reasons", sum(|step| step.reasons as f64), expect.reasons.map(|count| count as f64));
-    let retried = sum(|step| step.retried as f64);
+    at_least(
+        "refused",
+        sum(|step| step.counts.refused as f64),
+        expect.refused_at_least.map(|count| count as f64),
+    );
+    at_least("reasons", sum(|step| step.counts.reasons as f64), expect.reasons.map(|count| count as f64));
+    let retried = sum(|step| step.counts.retried as f64);
     if retried > 0.0 {
-        at_least("retried and taken", sum(|step| step.retried_ok as f64) / retried, expect.retried_ok);
+        at_least("retried and taken", sum(|step| step.counts.retried_ok as f64) / retried, expect.retried_ok);
     }
     broken
 }
@@ -212,10 +216,14 @@ fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tally::Tally;
+    use crate::tally::{Counts, Tally};
 
     fn step(good: u64, refused: u64, capacity: f64) -> StepOutcome {
-        let mut tally = Tally { sent: good + refused, ok: good, good, refused, ..Tally::default() };
+        let mut tally = Tally {
+            counts: Counts { sent: good + refused, ok: good, refused, ..Counts::default() },
+            good,
+            ..Tally::default()
+        };
         tally.refusal.add(Duration::from_millis(3));
         let step: crate::scenario::Step =
             toml::from_str(&format!("seconds = 1.0\ncapacity = {capacity:?}")).expect("a step");

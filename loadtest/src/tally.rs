@@ -64,13 +64,11 @@ pub(crate) struct Spread {
     pub(crate) histogram_us: Vec<(u64, u64)>,
 }
 
-/// One step, while it runs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tally {
+/// What became of requests.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Counts {
     pub(crate) sent: u64,
     pub(crate) ok: u64,
-    pub(crate) ok_pairs: u64,
-    pub(crate) good: u64,
     pub(crate) refused: u64,
     pub(crate) unavailable: u64,
     pub(crate) late: u64,
@@ -80,6 +78,14 @@ pub(crate) struct Tally {
     pub(crate) retried_ok: u64,
     pub(crate) reasons: u64,
     pub(crate) shed: u64,
+}
+
+/// One step, while it runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) counts: Counts,
+    pub(crate) ok_pairs: u64,
+    pub(crate) good: u64,
     pub(crate) tokens: [u64; 4],
     pub(crate) latency: Times,
     pub(crate) refusal: Times,
@@ -100,7 +106,7 @@ impl Tally {
         slo_ms: f64,
         pairs: usize,
     ) {
-        self.ok += 1;
+        self.counts.ok += 1;
         self.ok_pairs += pairs as u64;
         // Where reasons follow, the scores are what is waited for.
         let there = answer.scores_after.map_or(after, |scores| scores + lag);
@@ -111,8 +117,8 @@ impl Tally {
         if let Some(reason) = answer.reason_after {
             self.first_reason.add(reason + lag);
         }
-        self.reasons += answer.reasons;
-        self.shed += answer.shed;
+        self.counts.reasons += answer.reasons;
+        self.counts.shed += answer.shed;
         let Answer { prompt_tokens, computed_tokens, shared_tokens, cached_tokens, .. } = *answer;
         for (sum, tokens) in
             self.tokens.iter_mut().zip([prompt_tokens, computed_tokens, shared_tokens, cached_tokens])
@@ -123,14 +129,14 @@ impl Tally {
 
     /// A refusal that came `after` it was asked for; whether its client comes back.
     pub(crate) fn refused(&mut self, after: Duration, comes_back: bool) {
-        self.refused += 1;
+        self.counts.refused += 1;
         self.refusal.add(after);
-        self.retried += u64::from(comes_back);
+        self.counts.retried += u64::from(comes_back);
     }
 
     /// Something that should not be; the first few are kept.
     pub(crate) fn failure(&mut self, why: String) {
-        self.failed += 1;
+        self.counts.failed += 1;
         if self.failures.len() < 5 {
             self.failures.push(why);
         }
@@ -144,20 +150,10 @@ impl Tally {
             capacity: step.capacity,
             clients: step.clients,
             seconds,
-            sent: self.sent,
-            ok: self.ok,
-            answers_per_second: self.ok as f64 / seconds,
+            counts: self.counts,
+            answers_per_second: self.counts.ok as f64 / seconds,
             pairs_per_second: self.ok_pairs as f64 / seconds,
             goodput_per_second: self.good as f64 / seconds,
-            refused: self.refused,
-            unavailable: self.unavailable,
-            late: self.late,
-            left: self.left,
-            failed: self.failed,
-            retried: self.retried,
-            retried_ok: self.retried_ok,
-            reasons: self.reasons,
-            shed: self.shed,
             prompt_tokens: self.tokens[0],
             computed_tokens: self.tokens[1],
             shared_tokens: self.tokens[2],
@@ -191,20 +187,11 @@ pub(crate) struct StepOutcome {
     pub(crate) capacity: Option<f64>,
     pub(crate) clients: Option<usize>,
     pub(crate) seconds: f64,
-    pub(crate) sent: u64,
-    pub(crate) ok: u64,
+    #[serde(flatten)]
+    pub(crate) counts: Counts,
     pub(crate) answers_per_second: f64,
     pub(crate) pairs_per_second: f64,
     pub(crate) goodput_per_second: f64,
-    pub(crate) refused: u64,
-    pub(crate) unavailable: u64,
-    pub(crate) late: u64,
-    pub(crate) left: u64,
-    pub(crate) failed: u64,
-    pub(crate) retried: u64,
-    pub(crate) retried_ok: u64,
-    pub(crate) reasons: u64,
-    pub(crate) shed: u64,
     pub(crate) prompt_tokens: u64,
     pub(crate) computed_tokens: u64,
     pub(crate) shared_tokens: u64,
@@ -245,6 +232,6 @@ mod tests {
         let explained = Answer { scores_after: Some(ms(60)), ..Answer::default() };
         tally.answered(&explained, ms(500), ms(30), 100.0, 1);
         tally.answered(&explained, ms(500), ms(50), 100.0, 1);
-        assert_eq!((tally.ok, tally.good), (4, 2));
+        assert_eq!((tally.counts.ok, tally.good), (4, 2));
     }
 }

@@ -7,7 +7,7 @@ pub mod stub;
 
 use crate::{
     engine::{EngineConfig, tree::TokenTree},
-    error::Result,
+    error::{Error, Result},
     model::{Model, config::ModelConfig},
 };
 
@@ -50,6 +50,17 @@ pub trait Backend: Send {
 
     /// One forward pass over a batch; one reading per `batch.answers`.
     fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>>;
+}
+
+/// That a batch stays within what was prepared; the engine and the tokenizer see to it before.
+fn check(batch: &TokenTree, positions: usize, vocabulary: usize) -> Result<()> {
+    if let Some(position) = batch.positions.iter().find(|p| **p as usize >= positions) {
+        return Err(Error::internal(format!("position {position} is past the {positions} prepared")));
+    }
+    if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= vocabulary) {
+        return Err(Error::internal(format!("token {token} is not in the vocabulary")));
+    }
+    Ok(())
 }
 
 /// Which device to use.

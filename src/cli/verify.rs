@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Result},
     grade::GradeDistribution,
     model::{Model, bundled},
-    profile::{Grade, Profile},
+    profile::Profile,
     prompt::Truncation,
 };
 
@@ -52,7 +52,7 @@ pub fn run(args: VerifyArgs) -> Result<(), Failure> {
     let prompts = prompts(&model, &args)?;
     let mut reference = open_reference(args.model.model.as_deref(), &model).map_err(refused)?;
     let profile = model.profile.clone();
-    let model = reading_every_token(model);
+    let model = model.reading_every_token();
     let mut backend = backend::open(&model, args.model.options()).map_err(refused)?;
     println!("{} on {}, against candle-transformers in f32", model.name, backend.describe().device);
     let ours = logits(backend.as_mut(), &prompts)?;
@@ -119,19 +119,6 @@ impl Words {
         };
         (0..count).map(|_| word()).collect::<Vec<_>>().join(" ")
     }
-}
-
-/// Makes every token a grade, so that the backend reads the whole vocabulary.
-fn reading_every_token(mut model: Model) -> Model {
-    let grade = |token: usize| Grade {
-        name: token.to_string(),
-        label: String::new(),
-        value: token as f64,
-        token: token as u32,
-        text: String::new(),
-    };
-    model.profile.grades = (0..model.config.vocab_size).map(grade).collect();
-    model
 }
 
 /// All prompts in one batch, as the engine would share their prefixes.

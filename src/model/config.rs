@@ -99,6 +99,15 @@ impl ModelConfig {
         raw.read().map_err(|problem| Error::invalid(origin, problem))
     }
 
+    /// cos and sin of position · frequency, over half a head; the product is rounded to f32 first, as
+    /// transformers does.
+    pub fn rotary_row(&self, position: usize) -> impl Iterator<Item = (f32, f32)> {
+        self.inverse_frequencies.iter().map(move |frequency| {
+            let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+            (cos as f32 * self.rope_magnitude, sin as f32 * self.rope_magnitude)
+        })
+    }
+
     /// Width of all query heads together.
     pub fn query_width(&self) -> usize {
         self.heads * self.head_dim

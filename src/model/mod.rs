@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::{
     error::{Error, Result},
-    profile::Profile,
+    profile::{Grade, Profile},
     tokenize::Tokenizer,
 };
 
@@ -31,6 +31,20 @@ pub struct Model {
 }
 
 impl Model {
+    /// The model with every token of its vocabulary as a grade, so that a backend reads every logit:
+    /// for comparing engines, not for serving.
+    pub fn reading_every_token(mut self) -> Self {
+        let grade = |token: usize| Grade {
+            name: token.to_string(),
+            label: String::new(),
+            value: token as f64,
+            token: token as u32,
+            text: String::new(),
+        };
+        self.profile.grades = (0..self.config.vocab_size).map(grade).collect();
+        self
+    }
+
     /// Loads a Hugging Face directory: `config.json`, `tokenizer.json`, safetensors, and
     /// `relevance.toml` or a name that a built-in profile knows.
     ///

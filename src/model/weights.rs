@@ -99,6 +99,18 @@ impl Tensor {
         }
     }
 
+    /// Every element in f32, in order.
+    pub fn floats(&self) -> Vec<f32> {
+        let bytes = self.bytes();
+        match self.dtype {
+            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::BF16 => {
+                bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+            }
+        }
+    }
+
     /// The raw bytes; not necessarily aligned.
     pub fn bytes(&self) -> &[u8] {
         &self.storage.bytes()[self.range.clone()]

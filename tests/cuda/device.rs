@@ -13,9 +13,10 @@ use verdict::{
     },
     metrics::Metrics,
     model::Model,
-    profile::Grade,
     prompt::Prompt,
 };
+
+use crate::prompts::prompts;
 
 /// Largest difference of a probability from float32. The three grades stay within 0.01 but for
 /// llama-bias (0.0113), the whole vocabulary but for qwen2 (0.0112).
@@ -88,16 +89,9 @@ fn scored_bits(logits: &[f32], log_sum_exp: Option<f32>) -> Vec<u32> {
 fn probabilities_are_those_of_transformers() {
     for (name, prompts) in golden() {
         let (mut largest, mut of_grades) = (0.0f64, 0.0f64);
-        let mut model = model(&name);
+        let model = model(&name);
         let three: Vec<usize> = model.profile.grades.iter().map(|grade| grade.token as usize).collect();
-        let grade = |token: usize| Grade {
-            name: token.to_string(),
-            label: String::new(),
-            value: token as f64,
-            token: token as u32,
-            text: String::new(),
-        };
-        model.profile.grades = (0..model.config.vocab_size).map(grade).collect();
+        let model = model.reading_every_token();
         let mut backend = gpu(&model);
         let sequences: Vec<_> = prompts.iter().map(|prompt| sequence(&prompt.tokens, 0)).collect();
         let tree = TokenTree::build(&sequences);
@@ -128,22 +122,6 @@ fn next_is_the_most_probable(backend: &mut dyn Backend, tokens: &[u32], logits: 
     let Reading::Next(token) = reading else { panic!("not a token: {reading:?}") };
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     assert!(logits[token as usize] > most - 1e-4, "token {token}: {} of {most}", logits[token as usize]);
-}
-
-/// Prompts that share prefixes, each with a place to cut it.
-fn prompts() -> impl Strategy<Value = Vec<(Vec<u32>, usize)>> {
-    let stem = prop::collection::vec(10u32..250, 0..90);
-    let tail = prop::collection::vec(10u32..250, 1..40);
-    prop::collection::vec((stem, prop::collection::vec((tail, 0usize..99), 1..4)), 1..3).prop_map(|stems| {
-        let grow = |(stem, tails): (Vec<u32>, Vec<(Vec<u32>, usize)>)| {
-            tails.into_iter().map(move |(tail, cut)| {
-                let tokens = [stem.clone(), tail].concat();
-                let cut = cut % tokens.len();
-                (tokens, cut)
-            })
-        };
-        stems.into_iter().flat_map(grow).collect()
-    })
 }
 
 /// Random batches: `VERDICT_TEST_BATCHES` of them for each checkpoint.

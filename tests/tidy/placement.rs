@@ -46,7 +46,7 @@ const TABLE: [(&str, Place); 46] = [
     ("cudarc", Only(CUDA)),
     ("flate2", Only(&["src/server/http/body/"])),
     ("futures", Only(&["src/server/", "src/service/", "src/cli/"])),
-    ("half", Only(&["src/backend/cpu/", "src/backend/cuda/", "src/model/weights/"])),
+    ("half", Only(&["src/backend/cpu/", "src/backend/cuda/", "src/model/weights.rs", "src/model/weights/"])),
     ("http-body-util", Only(SERVER)),
     ("hyper", Only(SERVER)),
     ("hyper-util", Only(SERVER)),

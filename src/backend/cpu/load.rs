@@ -1,6 +1,5 @@
 //! Checkpoint tensors to the layouts that the kernels read.
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{
@@ -105,36 +104,17 @@ fn pack(isa: Isa, tensors: &[Tensor], depth: usize, bias: Option<Vec<f32>>) -> R
         return Ok(packed);
     }
     let wide: Vec<Vec<u8>> =
-        tensors.iter().map(|t| floats(t).iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+        tensors.iter().map(|t| t.floats().iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let parts: Vec<&[u8]> = wide.iter().map(Vec::as_slice).collect();
     Ok(PackedMatrix::pack(isa, Dtype::F32, depth, &parts, bias))
 }
 
 fn vector(checkpoint: &Checkpoint, name: &str, width: usize) -> Result<Vec<f32>> {
-    Ok(floats(&checkpoint.tensor(name, &[width])?))
+    Ok(checkpoint.tensor(name, &[width])?.floats())
 }
 
-fn floats(tensor: &Tensor) -> Vec<f32> {
-    let bytes = tensor.bytes();
-    match tensor.dtype {
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
-}
-
-/// cos and sin of position · frequency, the product rounded to f32 first as transformers does.
 fn rotary(config: &ModelConfig, positions: usize) -> Rotary {
-    let angles = |f: fn(f64) -> f64| -> Vec<f32> {
-        (0..positions)
-            .into_par_iter()
-            .flat_map_iter(|position| {
-                config.inverse_frequencies.iter().map(move |frequency| {
-                    let angle = position as f32 * frequency;
-                    f(f64::from(angle)) as f32 * config.rope_magnitude
-                })
-            })
-            .collect()
-    };
-    Rotary { cos: angles(f64::cos), sin: angles(f64::sin) }
+    let (cos, sin) =
+        (0..positions).into_par_iter().flat_map_iter(|position| config.rotary_row(position)).unzip();
+    Rotary { cos, sin }
 }

@@ -72,19 +72,13 @@ impl CpuBackend {
         load::open(model, threads)
     }
 
-    fn block_floats(config: &ModelConfig) -> usize {
-        config.layers * 2 * config.kv_heads * BLOCK_TOKENS * config.head_dim
+    /// Positions that the rotary embedding was prepared for.
+    fn positions(&self) -> usize {
+        self.rotary.cos.len() * 2 / self.config.head_dim
     }
 
-    fn check(&self, batch: &TokenTree) -> Result<()> {
-        let positions = self.rotary.cos.len() * 2 / self.config.head_dim;
-        if let Some(position) = batch.positions.iter().find(|p| **p as usize >= positions) {
-            return Err(Error::internal(format!("position {position} is past the {positions} prepared")));
-        }
-        if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= self.config.vocab_size) {
-            return Err(Error::internal(format!("token {token} is not in the vocabulary")));
-        }
-        Ok(())
+    fn block_floats(config: &ModelConfig) -> usize {
+        config.layers * 2 * config.kv_heads * BLOCK_TOKENS * config.head_dim
     }
 }
 
@@ -97,7 +91,7 @@ impl Backend for CpuBackend {
             device: format!("cpu ({}, {} threads)", self.isa.name(), self.threads.current_num_threads()),
             weight_bytes: packed.sum::<usize>() + self.embedding.bytes() + head,
             kv_block_bytes: Self::block_floats(&self.config) * size_of::<f32>(),
-            max_positions: self.rotary.cos.len() * 2 / self.config.head_dim,
+            max_positions: self.positions(),
         }
     }
 
@@ -115,7 +109,7 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
-        self.check(batch)?;
+        super::check(batch, self.positions(), self.config.vocab_size)?;
         let Self { isa, threads, config, embedding, layers, final_norm, head, rotary, kv, workspace } = self;
         let mut pass =
             Pass::new(*isa, config, embedding, layers, final_norm, head, rotary, kv, workspace, batch);

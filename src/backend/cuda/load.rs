@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
-use half::{bf16, f16};
+use half::bf16;
 
 use super::{
     gemm::Matrix,
@@ -116,7 +116,7 @@ impl Placing<'_> {
         self.put(width, || {
             let mut all = Vec::with_capacity(width);
             for (name, width) in parts {
-                all.extend(floats(&from.tensor(name, &[*width])?));
+                all.extend(from.tensor(name, &[*width])?.floats());
             }
             Ok(all)
         })
@@ -133,12 +133,13 @@ fn place(placing: &mut Placing<'_>, model: &Model, positions: usize, grades: &[u
         false => placing.matrix(checkpoint, &rows("lm_head.weight"), hidden)?.at,
     };
     let table = positions * config.head_dim / 2;
+    let rotary = || (0..positions).flat_map(|position| config.rotary_row(position));
     Ok(Placed {
         embedding,
         head,
         final_norm: placing.vector(checkpoint, &[("model.norm.weight".to_owned(), hidden)])?,
-        cosines: placing.put(table, || Ok(rotary(config, positions, f64::cos)))?,
-        sines: placing.put(table, || Ok(rotary(config, positions, f64::sin)))?,
+        cosines: placing.put(table, || Ok(rotary().map(|(cos, _)| cos).collect()))?,
+        sines: placing.put(table, || Ok(rotary().map(|(_, sin)| sin).collect()))?,
         grades: placing.put(grades.len(), || Ok(grades.to_vec()))?,
         layers: (0..config.layers).map(|i| layer(placing, checkpoint, config, i)).collect::<Result<_>>()?,
     })
@@ -194,22 +195,6 @@ fn append_bf16(tensor: &Tensor, to: &mut Vec<bf16>) {
     let bytes = tensor.bytes();
     match tensor.dtype {
         Dtype::BF16 => to.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b))),
-        Dtype::F16 | Dtype::F32 => to.extend(floats(tensor).into_iter().map(bf16::from_f32)),
+        Dtype::F16 | Dtype::F32 => to.extend(tensor.floats().into_iter().map(bf16::from_f32)),
     }
-}
-
-fn floats(tensor: &Tensor) -> Vec<f32> {
-    let bytes = tensor.bytes();
-    match tensor.dtype {
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
-}
-
-/// cos or sin of position · frequency, the product rounded to f32 first as transformers does.
-fn rotary(config: &ModelConfig, positions: usize, turn: fn(f64) -> f64) -> Vec<f32> {
-    let angle = |position: usize, frequency: &f32| f64::from(position as f32 * frequency);
-    let row = |position| config.inverse_frequencies.iter().map(move |f| turn(angle(position, f)));
-    (0..positions).flat_map(row).map(|x| x as f32 * config.rope_magnitude).collect()
 }

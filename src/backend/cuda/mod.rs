@@ -133,15 +133,7 @@ impl CudaBackend {
     }
 
     fn check(&self, batch: &TokenTree) -> Result<()> {
-        if let Some(position) = batch.positions.iter().find(|p| **p as usize >= self.positions) {
-            return Err(Error::internal(format!(
-                "position {position} is past the {} prepared",
-                self.positions
-            )));
-        }
-        if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= self.config.vocab_size) {
-            return Err(Error::internal(format!("token {token} is not in the vocabulary")));
-        }
+        super::check(batch, self.positions, self.config.vocab_size)?;
         let Capacity { rows, answers } = self.capacity;
         if batch.tokens.len() > rows || batch.answers.len() > answers {
             return Err(Error::internal(format!(

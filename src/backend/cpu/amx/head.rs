@@ -1,7 +1,7 @@
 //! Logits over the vocabulary, from the checkpoint's own row-major matrix.
 
 use super::{
-    BLOCK, PARTS, TILE_ROWS, Tile,
+    BLOCK, PARTS, TILE_ROWS, Tile, cut_part,
     unit::{Sums, TileUnit},
 };
 
@@ -20,12 +20,11 @@ impl Answers {
         let mut tiles = vec![Tile::ZERO; rows.div_ceil(TILE_ROWS) * blocks * PARTS];
         for (row, values) in x.chunks_exact(depth).enumerate() {
             for (k, value) in values.iter().enumerate() {
-                let mut rest = *value;
+                let mut rest = [*value];
                 for part in 0..PARTS {
                     let tile = &mut tiles[(row / TILE_ROWS * blocks + k / BLOCK) * PARTS + part];
-                    let upper = rest.to_bits() >> 16;
-                    tile.0[k % BLOCK / 2][row % TILE_ROWS * 2 + k % 2] = upper as u16;
-                    rest -= f32::from_bits(upper << 16);
+                    let at = row % TILE_ROWS * 2 + k % 2;
+                    cut_part(&mut rest, &mut tile.0[k % BLOCK / 2][at..=at]);
                 }
             }
         }
