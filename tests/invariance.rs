@@ -101,7 +101,7 @@ proptest! {
             explain_kv_bytes: 64 << 10,
             ..EngineConfig::default()
         };
-        let backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
+        let backend = open(&model, &Options { threads: 2, ..Options::default() }).expect("opens");
         let (engine, guard) = Engine::start(backend, config, Arc::new(Metrics::default())).expect("starts");
         for _ in 0..rounds {
             let (jobs, answers): (Vec<_>, Vec<_>) = prompts.iter().map(|(tokens, cut)| job(tokens, *cut)).unzip();

@@ -72,12 +72,14 @@ enum Plan {
     ROWS,            // tokens
     ANSWERS,         // rows that are read
     TILES,           // query tiles over all rows
+    WIDE,            // answers for which the whole vocabulary is read
     TOKENS,          // at: token by row
     POSITIONS,       // at: absolute position by row
     SLOTS,           // at: KV cache slot by row, or -1
     ANSWER_ROWS,     // at: row by answer
     ALL_TILES,       // at: query tiles over all rows
     ANSWER_TILES,    // at: query tiles of the answers, one each
+    WIDE_ANSWERS,    // at: answers for which the whole vocabulary is read
     RUNS,            // at: runs of keys
     BLOCKS,          // at: KV blocks that runs point into
     HEADER
