@@ -1,8 +1,8 @@
 //! The CUDA backend. Without a GPU: the kernels on the CPU through a shim against references in
 //! double precision (`tests/cuda/kernels.cpp`), and the whole backend on a mock of the driver and of
 //! cublasLt (`tests/cuda/{driver,cublaslt}.cpp`), built here with g++. The tests of the modules
-//! `device` and `lanes` are ignored by name: they run in a process of their own that finds the mock, or,
-//! on a GPU, as they are: `cuda-tests --ignored device:: lanes::`.
+//! `device`, `lanes` and `mocked` are ignored by name: they run in a process of their own that finds the
+//! mock, or, but for `mocked`, on a GPU as they are: `cuda-tests --ignored device:: lanes::`.
 
 #[path = "cuda/device.rs"]
 mod device;
@@ -10,6 +10,8 @@ mod device;
 mod lanes;
 #[path = "cuda/mock.rs"]
 mod mock;
+#[path = "cuda/mocked.rs"]
+mod mocked;
 #[path = "common/prompts.rs"]
 mod prompts;
 
@@ -106,10 +108,10 @@ fn reasons_beside_scores_are_what_they_are_alone() {
 fn a_number_that_is_none_stays_with_its_pair() {
     let Some(mock) = Mock::build() else { return };
     let mut environment = mock.found();
-    environment.push(("MOCK_CUDA_NAN_TOKEN", device::BAD_TOKEN.to_string()));
-    passed(&run("lanes::a_number_that_is_none_stays_with_its_pair", &environment));
+    environment.push(("MOCK_CUDA_NAN_TOKEN", mocked::BAD_TOKEN.to_string()));
+    passed(&run("mocked::a_number_that_is_none_stays_with_its_pair", &environment));
     // The test can fail: without such a token there is no error to be had.
-    let output = run("lanes::a_number_that_is_none_stays_with_its_pair", &mock.found());
+    let output = run("mocked::a_number_that_is_none_stays_with_its_pair", &mock.found());
     assert!(!output.status.success());
 }
 

@@ -89,8 +89,11 @@ pub struct BlockSet(Vec<u64>);
 impl BlockSet {
     /// Adds the blocks that hold `part`.
     pub fn add(&mut self, part: &KvRef) {
-        let end = (part.start + part.len).div_ceil(BLOCK_TOKENS);
-        for &block in &part.span.blocks[(part.start / BLOCK_TOKENS).min(end)..end] {
+        if part.len == 0 {
+            return;
+        }
+        let (first, end) = (part.start / BLOCK_TOKENS, (part.start + part.len).div_ceil(BLOCK_TOKENS));
+        for &block in &part.span.blocks[first..end] {
             let (word, bit) = (block as usize / 64, block % 64);
             if self.0.len() <= word {
                 self.0.resize(word + 1, 0);

@@ -23,8 +23,6 @@ use crate::prompts::prompts;
 const TOLERANCE: f64 = 0.01;
 /// And of any token's, of the whole vocabulary.
 const OVER_THE_VOCABULARY: f64 = 0.015;
-/// A token whose numbers are none from the start, on a mock that is told so.
-pub(super) const BAD_TOKEN: u32 = 99;
 pub(super) const ON_A_GPU: &str = "needs a GPU, or the mock that tests/cuda.rs builds";
 
 #[derive(serde::Deserialize)]
