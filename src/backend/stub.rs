@@ -24,6 +24,8 @@ use crate::{
 
 const BLOCK_BYTES: usize = 1024;
 const EMPTY: u32 = u32::MAX;
+/// What a pass that failed leaves behind.
+const RUBBISH: u32 = u32::MAX - 1;
 
 /// Steers a [`StubBackend`] from a test.
 #[derive(Debug, Default)]
@@ -203,8 +205,12 @@ impl StubBackend {
     }
 
     fn compute(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
-        match self.control.fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(Fault::Fail(error)) => return Err(error),
+        let fault = self.control.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match fault {
+            Some(Fault::Fail(error)) => {
+                self.write(batch, |_| RUBBISH);
+                return Err(error);
+            }
             Some(Fault::Panic) => panic!("a fault injected by a test"),
             Some(Fault::NotFinite(token)) => self.poison = Some(token),
             None => {}
@@ -221,7 +227,7 @@ impl StubBackend {
             .iter()
             .map(|answer| self.read(&self.path(batch, answer.segment), answer.read))
             .collect();
-        self.write(batch);
+        self.write(batch, |row| batch.tokens[row]);
         Ok(readings)
     }
 
@@ -234,13 +240,13 @@ impl StubBackend {
         })
     }
 
-    fn write(&mut self, batch: &TokenTree) {
+    fn write(&mut self, batch: &TokenTree, token: impl Fn(usize) -> u32) {
         for segment in &batch.segments {
             let Some(keep) = &segment.keep else { continue };
             assert_eq!(keep.len, segment.rows.len(), "KV is kept for whole segments");
             for (i, row) in segment.rows.clone().enumerate() {
                 let (block, offset) = keep.place(i);
-                self.cache[block * BLOCK_TOKENS + offset] = batch.tokens[row];
+                self.cache[block * BLOCK_TOKENS + offset] = token(row);
             }
         }
     }

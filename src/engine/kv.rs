@@ -177,7 +177,10 @@ mod tests {
         assert!(touching(&[(0, 17)], &[]).must_follow(&writer), "tokens 16 to 31 are one block");
         assert!(!touching(&[(0, 16)], &[]).must_follow(&writer));
         assert!(touching(&[], &[(33, 1)]).must_follow(&writer));
-        assert!(writer.must_follow(&touching(&[(31, 1)], &[])), "nothing is overwritten that is yet to be read");
+        assert!(
+            writer.must_follow(&touching(&[(31, 1)], &[])),
+            "nothing is overwritten that is yet to be read"
+        );
         let (a, b) = (touching(&[(0, 160)], &[]), touching(&[(0, 160)], &[]));
         assert!(!a.must_follow(&b), "readers do not wait for each other");
         assert!(!touching(&[(40, 0)], &[(48, 0)]).must_follow(&touching(&[], &[(0, 160)])));

@@ -281,7 +281,8 @@ fn says_what_it_opens() {
     for (name, device) in [("cuda", Device::Cuda), ("auto", Device::Auto)] {
         let kv = std::env::var("VERDICT_TEST_KV_MIB").ok().and_then(|text| text.parse::<usize>().ok());
         let explain_kv_bytes = kv.unwrap_or(1) << 20;
-        let options = Options { device, threads: 1, engine: EngineConfig { explain_kv_bytes, ..engine_config() } };
+        let options =
+            Options { device, threads: 1, engine: EngineConfig { explain_kv_bytes, ..engine_config() } };
         match open(&model, &options) {
             Ok(backend) => println!("\n{name}: {}", backend.describe().device),
             Err(error) => println!("\n{name}: refused: {error}"),

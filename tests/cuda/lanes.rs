@@ -90,7 +90,8 @@ fn what_one_lane_writes_the_other_reads_when_it_is_there() {
         let mut score = TokenTree::build(&[sequence(&tokens[..40], 0)]);
         score.segments[0].keep = Some(kept(&first, 0, 40));
         let past = [kept(&first, 0, 40)];
-        let part = Sequence { past: &past, position: 40, read: Read::Nothing, ..sequence(&tokens[40..59], 0) };
+        let part =
+            Sequence { past: &past, position: 40, read: Read::Nothing, ..sequence(&tokens[40..59], 0) };
         let mut part = TokenTree::build(&[part]);
         part.segments[0].keep = Some(kept(&second, 0, 19));
         let past = [kept(&first, 0, 40), kept(&second, 0, 19)];
@@ -205,8 +206,10 @@ fn reasons_beside_scores_are_what_they_are_alone() {
     let backend = open(&model, &options).unwrap_or_else(|error| panic!("{ON_A_GPU}: {error}"));
     let (engine, guard) = Engine::start(backend, config, Arc::default()).expect("starts");
     // One of 65 tokens: a part of 64, a part of one, then the grade.
-    let prompts: Vec<Vec<u32>> =
-        [65u32, 20, 130, 64].iter().map(|&len| (0..len).map(|i| 20 + (i * 11 + len) % 200).collect()).collect();
+    let prompts: Vec<Vec<u32>> = [65u32, 20, 130, 64]
+        .iter()
+        .map(|&len| (0..len).map(|i| 20 + (i * 11 + len) % 200).collect())
+        .collect();
     let scored = |tokens: &[u32]| -> Answer {
         let (job, answer) = job(tokens, tokens.len() / 4 * 2);
         engine.score(job);

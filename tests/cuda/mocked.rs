@@ -24,7 +24,10 @@ fn a_number_that_is_none_stays_with_its_pair() {
         // Before and behind the bad one; the cache keeps the first four tokens.
         let (jobs, answers): (Vec<_>, Vec<_>) = prompts.iter().map(|tokens| job(tokens, 4)).unzip();
         engine.score_all(jobs);
-        answers.into_iter().map(|answer: Answer| answer.blocking_recv().expect("answered")).collect::<Vec<_>>()
+        answers
+            .into_iter()
+            .map(|answer: Answer| answer.blocking_recv().expect("answered"))
+            .collect::<Vec<_>>()
     };
     let expected = score(&good.iter().collect::<Vec<_>>());
     // Alone, so that the good ones' first tokens are computed beside the bad one.

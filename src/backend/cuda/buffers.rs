@@ -45,7 +45,7 @@ pub(super) struct Buffers {
     pub(super) answer_residual: Address,
     /// bf16, `[answers, hidden]`.
     pub(super) answer_normed: Address,
-    /// bf16, `[answers, hidden]`: what the final norm lost in rounding.
+    /// bf16, `[answers, widest input of a product]`: what it lost in rounding.
     pub(super) answer_rest: Address,
     /// bf16, `[rows, q + 2 kv]`; in the last layer `[rows, 2 kv]`.
     pub(super) qkv: Address,
@@ -82,7 +82,7 @@ impl Buffers {
             take(rows * hidden, 2),
             take(answers * hidden, 4),
             take(answers * hidden, 2),
-            take(answers * hidden, 2),
+            take(answers * hidden.max(q).max(inner), 2),
             take(rows * (q + 2 * kv), 2),
             take(answers * q, 2),
             take(rows * q, 2),

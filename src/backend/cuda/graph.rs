@@ -111,7 +111,8 @@ mod tests {
     #[test]
     fn buckets_hold_their_batches_and_stay_few() {
         let most = Capacity { rows: 4096, answers: 256 };
-        let extent = |rows, answers, tiles| Extent { rows, answers, tiles, wide: answers, ..Extent::default() };
+        let extent =
+            |rows, answers, tiles| Extent { rows, answers, tiles, wide: answers, ..Extent::default() };
         let of = |rows, answers, tiles| bucket(extent(rows, answers, tiles), most);
         assert_eq!(of(200, 1, 7), Some(extent(256, 1, 8)));
         assert_eq!(of(1, 1, 1), Some(extent(16, 1, 1)));

@@ -157,7 +157,11 @@ impl Lane {
             buffers,
             cache,
             gemm: &shared.gemm,
-            queue: Queue { kernels: &shared.kernels, on: On { stream: stream.0, workspace }, plan: buffers.plan },
+            queue: Queue {
+                kernels: &shared.kernels,
+                on: On { stream: stream.0, workspace },
+                plan: buffers.plan,
+            },
             extent,
             grades: shared.grades,
             selected: false,
@@ -215,7 +219,9 @@ fn reading(read: Read, row: &[f32], label_mass: bool) -> Reading {
     match read {
         Read::Nothing => Reading::Nothing,
         Read::Next if whole.is_finite() => Reading::Next(row[1].to_bits()),
-        Read::Grades if logits.iter().all(|logit| logit.is_finite()) && (!label_mass || whole.is_finite()) => {
+        Read::Grades
+            if logits.iter().all(|logit| logit.is_finite()) && (!label_mass || whole.is_finite()) =>
+        {
             Reading::Grades { logits: logits.to_vec(), log_sum_exp: label_mass.then_some(whole) }
         }
         Read::Next | Read::Grades => Reading::NotFinite,

@@ -21,8 +21,8 @@ const TILE_KEYS: usize = 64;
 /// Answers to a block of `vocabulary`.
 const VOCABULARY_ANSWERS: usize = 32;
 /// Shared memory of `vocabulary`: two tiles of 40-number rows, and logits.
-const VOCABULARY_SHARED: usize =
-    2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 40 * 2 + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
+const VOCABULARY_SHARED: usize = 2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 40 * 2
+    + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
 
 /// Widths of a head that there are kernels for.
 pub(super) const HEAD_DIMS: [usize; 3] = [32, 64, 128];
@@ -220,14 +220,14 @@ impl Queue<'_> {
         )
     }
 
-    /// One query to a block and 16 of a key head's query heads.
+    /// One query to a block and 16 of a key head's query heads. `rest` may be 0.
     pub(super) fn attention_row(
         &self,
         answers: usize,
         shape: Attention,
         (q, k): (Address, Address),
         cache: Address,
-        out: Address,
+        (out, rest): (Address, Address),
     ) -> Result<()> {
         let parts = (shape.heads / shape.kv_heads).unsigned_abs().div_ceil(ROW_HEADS);
         self.launch(
@@ -235,17 +235,17 @@ impl Queue<'_> {
             (answers, shape.kv_heads as usize * parts as usize),
             TILE_THREADS,
             self.kernels.attention_shared,
-            parameters![self.plan, shape, q, k, cache, out],
+            parameters![self.plan, shape, q, k, cache, out, rest],
         )
     }
 
-    /// `gate_up` is f32 if it is `wide`; `bias` may be 0.
+    /// `gate_up` is f32 if it is `wide`; `bias` and `rest` may be 0.
     pub(super) fn silu_mul(
         &self,
         (rows, count_at): (usize, Word),
         (gate_up, wide): (Address, bool),
         bias: Address,
-        activated: Address,
+        (activated, rest): (Address, Address),
         inner: usize,
     ) -> Result<()> {
         let count_at = count_at as i32;
@@ -255,7 +255,7 @@ impl Queue<'_> {
             grid,
             ROW_THREADS,
             0,
-            parameters![self.plan, count_at, gate_up, i32::from(wide), bias, activated, int(inner)],
+            parameters![self.plan, count_at, gate_up, i32::from(wide), bias, activated, rest, int(inner)],
         )
     }
 

@@ -83,8 +83,7 @@ impl CudaBackend {
             rows: engine.batch_tokens.max(model.profile.max_tokens.min(positions)),
             answers: engine.batch_sequences,
         };
-        let steps =
-            Capacity { rows: engine.explain_sequences * PORTION, answers: engine.explain_sequences };
+        let steps = Capacity { rows: engine.explain_sequences * PORTION, answers: engine.explain_sequences };
         let score = Lane::open(&gpu.context, &config, grades, scores, Priority::Highest)?;
         let explain = Lane::open(&gpu.context, &config, grades, steps, Priority::Lowest)?;
         let gemm = choose_products(&gpu, &placed, &config, score.on())?;
@@ -144,6 +143,7 @@ fn choose_products(gpu: &Gpu, placed: &Placed, config: &ModelConfig, on: On<'_>)
             (layer.output, Into::Sum),
             (layer.gate_up, Into::Rows),
             (layer.gate_up, Into::Wide),
+            (layer.gate_up, Into::Sum),
             (layer.down, Into::Sum),
         ];
         for (w, into) in &products {

@@ -57,9 +57,26 @@ impl Pass<'_> {
     }
 
     /// residual += x · wᵀ, in f32; `bias` is added with the norm that follows.
-    fn add(&mut self, w: &Matrix, x: Address, bias: Address) -> Result<()> {
+    fn add(&mut self, w: &Matrix, x: (Address, Address), bias: Address) -> Result<()> {
         self.pending = bias;
-        self.multiply(w, x, (self.residual(), Into::Sum))
+        self.multiply_whole(w, x, (self.residual(), Into::Sum))
+    }
+
+    /// y = (x + rest) · wᵀ, in f32; `rest` may be 0.
+    fn multiply_whole(
+        &self,
+        w: &Matrix,
+        (x, rest): (Address, Address),
+        (y, into): (Address, Into),
+    ) -> Result<()> {
+        self.multiply(w, x, (y, into))?;
+        if rest == 0 { Ok(()) } else { self.multiply(w, rest, (y, Into::Sum)) }
+    }
+
+    /// Where what a product's input lost in rounding goes: the answers' rows alone, in the last layer,
+    /// are multiplied twice, so that they are as good as f32.
+    fn rest(&self) -> Address {
+        if self.selected { self.buffers.answer_rest } else { 0 }
     }
 
     /// Bias, norm and rotation of heads that lie in `buffer`; `first` is the first head's place
@@ -117,9 +134,8 @@ impl Ops for Pass<'_> {
             Norm::Final => self.weights.final_norm,
         };
         let bias = std::mem::take(&mut self.pending);
-        let rest = if which == Norm::Final { self.buffers.answer_rest } else { 0 };
         let shape = (self.config.hidden_size, self.config.rms_norm_eps);
-        let to = (self.normed(), rest);
+        let to = (self.normed(), self.rest());
         self.queue.add_norm(self.rows(), self.residual(), (bias, weight), to, shape)
     }
 
@@ -177,26 +193,24 @@ impl Ops for Pass<'_> {
             true => (buffers.answer_q, buffers.qkv),
             false => (buffers.qkv, buffers.qkv + (q * 2) as Address),
         };
+        let attended = (buffers.attended, self.rest());
         match alone {
-            true => {
-                self.queue.attention_row(self.extent.answers, shape, from, self.cache, buffers.attended)
-            }
+            true => self.queue.attention_row(self.extent.answers, shape, from, self.cache, attended),
             false => self.queue.attention(self.extent.tiles, shape, from, self.cache, buffers.attended),
         }?;
         let (w, bias) = (self.layer(layer).output, self.layer(layer).output_bias);
-        self.add(&w, buffers.attended, bias)
+        self.add(&w, attended, bias)
     }
 
     fn mlp(&mut self, layer: usize) -> Result<()> {
         let (buffers, weights) = (self.buffers, self.layer(layer));
-        // In f32 where there are few of them.
-        let wide = self.is_last(layer);
-        let into = if wide { Into::Wide } else { Into::Rows };
-        self.multiply(&weights.gate_up, self.normed(), (buffers.gate_up, into))?;
-        let (inner, gates) = (self.config.intermediate_size, (buffers.gate_up, wide));
-        self.queue.silu_mul(self.rows(), gates, weights.gate_up_bias, buffers.activated, inner)?;
+        let into = if self.selected { Into::Wide } else { Into::Rows };
+        self.multiply_whole(&weights.gate_up, (self.normed(), self.rest()), (buffers.gate_up, into))?;
+        let (inner, gates) = (self.config.intermediate_size, (buffers.gate_up, self.selected));
+        let activated = (buffers.activated, self.rest());
+        self.queue.silu_mul(self.rows(), gates, weights.gate_up_bias, activated, inner)?;
         let (w, bias) = (weights.down, weights.down_bias);
-        self.add(&w, buffers.activated, bias)
+        self.add(&w, activated, bias)
     }
 
     fn head(&mut self) -> Result<()> {

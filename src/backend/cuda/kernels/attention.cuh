@@ -231,10 +231,11 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
     }
 }
 
-// One query, 16 of a key head's query heads to a block.
+// One query, 16 of a key head's query heads to a block. `rest`, if asked for, is what the result lost in
+// rounding.
 template <int DIM>
 DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
-                          bf16* out) {
+                          bf16* out, bf16* rest) {
     constexpr int STRIDE = DIM + 8;
     constexpr int BUFFER = TILE_KEYS * STRIDE;
     constexpr int WARPS = 4, KEYS = TILE_KEYS / WARPS;
@@ -305,7 +306,8 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q
         }
         float share = 1.0f / total;
         size_t to = (static_cast<size_t>(tile.query) * shape.heads + head * group + first_row + row) * DIM + column;
-        *reinterpret_cast<u32*>(out + to) = pack_bf16(sum[0] * share, sum[1] * share);
+        put_pair(reinterpret_cast<u32*>(out + to), rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + to),
+                 sum[0] * share, sum[1] * share);
     }
 }
 
@@ -315,8 +317,8 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q
         tree_attention<DIM>(plan, shape, q, k, cache, out); \
     } \
     KERNEL void __launch_bounds__(128, 2) attention_row_##DIM(const int* plan, Attention shape, const bf16* q, \
-                                                              const bf16* k, const bf16* cache, bf16* out) { \
-        row_attention<DIM>(plan, shape, q, k, cache, out); \
+                                                              const bf16* k, const bf16* cache, bf16* out, bf16* rest) { \
+        row_attention<DIM>(plan, shape, q, k, cache, out, rest); \
     }
 ATTENTION(32)
 ATTENTION(64)

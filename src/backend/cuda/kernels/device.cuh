@@ -111,6 +111,14 @@ DEVICE const T* list(const int* plan, int at) { return reinterpret_cast<const T*
 
 DEVICE float low(u32 pair) { return from_bf16(static_cast<bf16>(pair & 0xffffu)); }
 DEVICE float high(u32 pair) { return from_bf16(static_cast<bf16>(pair >> 16)); }
+
+// Two floats, rounded; and, if asked for, what they lost in rounding.
+DEVICE void put_pair(u32* to, u32* rest, float x, float y) {
+    u32 rounded = pack_bf16(x, y);
+    *to = rounded;
+    if (rest != nullptr) *rest = pack_bf16(x - low(rounded), y - high(rounded));
+}
+
 DEVICE bf16 to_bf16(float x) { return static_cast<bf16>(pack_bf16(x, 0.0f) & 0xffffu); }
 
 DEVICE float warp_sum(float x) {

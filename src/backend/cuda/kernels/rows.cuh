@@ -31,14 +31,11 @@ KERNEL void add_norm(const int* plan, int count_at, float* residual, const float
     }
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / static_cast<float>(hidden) + epsilon);
     u32* to = reinterpret_cast<u32*>(normed + static_cast<size_t>(row) * hidden);
-    u32* rest_to = reinterpret_cast<u32*>(rest + static_cast<size_t>(row) * hidden);
+    u32* rest_to = rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + static_cast<size_t>(row) * hidden);
     for (int i = threadIdx.x; i < hidden / 2; i += 256) {
         float2 v = x[i];
-        v.x *= scale * weight[2 * i];
-        v.y *= scale * weight[2 * i + 1];
-        u32 rounded = pack_bf16(v.x, v.y);
-        to[i] = rounded;
-        if (rest != nullptr) rest_to[i] = pack_bf16(v.x - low(rounded), v.y - high(rounded));
+        put_pair(to + i, rest_to == nullptr ? nullptr : rest_to + i, v.x * scale * weight[2 * i],
+                 v.y * scale * weight[2 * i + 1]);
     }
 }
 
@@ -130,9 +127,9 @@ ROTATE(64)
 ROTATE(128)
 
 // activated = silu(gate) · up, both with their biases if there are any; they are f32 if `wide` is not 0,
-// else bf16. 256 pairs of columns a block.
+// else bf16. `rest`, if asked for, is what activated lost in rounding. 256 pairs of columns a block.
 KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int wide, const float* bias, bf16* activated,
-                     int inner) {
+                     bf16* rest, int inner) {
     int row = blockIdx.x;
     int pair = blockIdx.y * 256 + threadIdx.x;
     if (row >= plan[count_at] || pair >= inner / 2) return;
@@ -155,5 +152,6 @@ KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int wid
         }
         up[i] *= gate[i] / (1.0f + power_of_two(-1.4426950408889634f * gate[i]));
     }
-    reinterpret_cast<u32*>(activated + static_cast<size_t>(row) * inner)[pair] = pack_bf16(up[0], up[1]);
+    size_t at = static_cast<size_t>(row) * inner + 2 * pair;
+    put_pair(reinterpret_cast<u32*>(activated + at), rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + at), up[0], up[1]);
 }
