@@ -43,7 +43,7 @@ pub(super) struct Matrix {
 
 /// What a product is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Into {
+pub(super) enum Output {
     /// Rows of bf16.
     Rows,
     /// Rows of f32.
@@ -52,7 +52,7 @@ pub(super) enum Into {
     Sum,
 }
 
-impl Into {
+impl Output {
     fn kind(self) -> sys::cudaDataType_t {
         match self {
             Self::Rows => sys::cudaDataType_t::CUDA_R_16BF,
@@ -91,7 +91,7 @@ pub(super) struct Gemm {
     handle: sys::cublasLtHandle_t,
     /// y = x · wᵀ, in cublasLt's order by column.
     product: sys::cublasLtMatmulDesc_t,
-    algorithms: HashMap<(usize, usize, Into), sys::cublasLtMatmulAlgo_t>,
+    algorithms: HashMap<(usize, usize, Output), sys::cublasLtMatmulAlgo_t>,
 }
 
 impl Gemm {
@@ -118,7 +118,7 @@ impl Gemm {
         &self,
         w: &Matrix,
         x: Address,
-        (y, into): (Address, Into),
+        (y, into): (Address, Output),
         rows: usize,
         on: On<'_>,
     ) -> Result<()> {
@@ -137,7 +137,7 @@ impl Gemm {
         (x, y): (Address, Address),
         on: On<'_>,
     ) -> Result<(), CublasError> {
-        let (one, kept) = (1.0f32, if layouts.into == Into::Sum { 1.0f32 } else { 0.0 });
+        let (one, kept) = (1.0f32, if layouts.into == Output::Sum { 1.0f32 } else { 0.0 });
         let pointer = |address: Address| address as *mut c_void;
         // SAFETY: live descriptors of matrices that lie whole at these addresses; alpha and beta
         // are read before the call returns.
@@ -168,7 +168,7 @@ impl Gemm {
         &mut self,
         context: &Arc<CudaContext>,
         w: &Matrix,
-        into: Into,
+        into: Output,
         on: On<'_>,
     ) -> Result<()> {
         if self.algorithms.contains_key(&(w.outputs, w.depth, into)) {
@@ -192,7 +192,7 @@ impl Gemm {
 
     /// What the heuristic proposes for many rows, without split-K, best first.
     #[expect(unsafe_code, reason = "calls of cublasLt")]
-    fn candidates(&self, w: &Matrix, into: Into) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
+    fn candidates(&self, w: &Matrix, into: Output) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = result::create_matmul_pref().map_err(refused("a preference"))?;
         let set = |attribute, value: *const c_void, size| {
@@ -249,7 +249,7 @@ impl Gemm {
         let run = |rows: usize| -> Result<Option<Vec<u16>>> {
             let layouts = Layouts::of(w, rows, trial.into)?;
             let halves = rows * w.outputs * trial.into.bytes() / 2;
-            if trial.into == Into::Sum {
+            if trial.into == Output::Sum {
                 upload(trial.y.base(), &vec![0u16; halves])?;
             }
             // An algorithm that does not take so few rows is not for us.
@@ -301,7 +301,7 @@ fn splits_nothing(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
 
 /// The layouts of one product's matrices.
 struct Layouts {
-    into: Into,
+    into: Output,
     w: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
     y: sys::cublasLtMatrixLayout_t,
@@ -309,12 +309,12 @@ struct Layouts {
 
 impl Layouts {
     /// By column: w is depth x outputs, x depth x rows, y outputs x rows.
-    fn of(w: &Matrix, rows: usize, into: Into) -> Result<Self> {
+    fn of(w: &Matrix, rows: usize, into: Output) -> Result<Self> {
         let matrix = |kind, rows: usize, columns: usize| {
             result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
                 .map_err(refused("a matrix's layout"))
         };
-        let narrow = Into::Rows.kind();
+        let narrow = Output::Rows.kind();
         Ok(Self {
             into,
             w: matrix(narrow, w.depth, w.outputs)?,
@@ -336,14 +336,14 @@ impl Drop for Layouts {
 
 /// Operands to try an algorithm with.
 struct Trial {
-    into: Into,
+    into: Output,
     w: Region,
     x: Region,
     y: Region,
 }
 
 impl Trial {
-    fn of(context: &Arc<CudaContext>, w: &Matrix, into: Into) -> Result<Self> {
+    fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output) -> Result<Self> {
         let depth = w.depth;
         let x = Region::allocate(context, TRIAL_ROWS * w.depth * 2, "a trial of cublasLt")?;
         let y = Region::allocate(context, TRIAL_ROWS * w.outputs * into.bytes(), "a trial of cublasLt")?;

@@ -28,7 +28,7 @@ use crate::{
     model::{Model, config::ModelConfig},
 };
 use buffers::Capacity;
-use gemm::{Gemm, Into, On};
+use gemm::{Gemm, On, Output};
 use lane::{Lane, Shared};
 use launch::Kernels;
 use load::Placed;
@@ -137,14 +137,14 @@ fn choose_products(gpu: &Gpu, placed: &Placed, config: &ModelConfig, on: On<'_>)
     if let Some(layer) = placed.layers.last() {
         let (q, kv) = (config.query_width(), config.kv_width());
         let products = [
-            (part(&layer.qkv, 0, q), Into::Rows),
-            (part(&layer.qkv, q, 2 * kv), Into::Rows),
-            (layer.qkv, Into::Rows),
-            (layer.output, Into::Sum),
-            (layer.gate_up, Into::Rows),
-            (layer.gate_up, Into::Wide),
-            (layer.gate_up, Into::Sum),
-            (layer.down, Into::Sum),
+            (part(&layer.qkv, 0, q), Output::Rows),
+            (part(&layer.qkv, q, 2 * kv), Output::Rows),
+            (layer.qkv, Output::Rows),
+            (layer.output, Output::Sum),
+            (layer.gate_up, Output::Rows),
+            (layer.gate_up, Output::Wide),
+            (layer.gate_up, Output::Sum),
+            (layer.down, Output::Sum),
         ];
         for (w, into) in &products {
             gemm.choose(&gpu.context, w, *into, on)?;

@@ -2,7 +2,7 @@
 
 use super::{
     buffers::Buffers,
-    gemm::{Gemm, Into, Matrix},
+    gemm::{Gemm, Matrix, Output},
     launch::{Attention, Queue, Rotation},
     load::{Layer, Placed},
     memory::Address,
@@ -52,14 +52,14 @@ impl Pass<'_> {
         if self.selected { self.buffers.answer_normed } else { self.buffers.normed }
     }
 
-    fn multiply(&self, w: &Matrix, x: Address, y: (Address, Into)) -> Result<()> {
+    fn multiply(&self, w: &Matrix, x: Address, y: (Address, Output)) -> Result<()> {
         self.gemm.multiply(w, x, y, self.rows().0, self.queue.on)
     }
 
     /// residual += x · wᵀ, in f32; `bias` is added with the norm that follows.
     fn add(&mut self, w: &Matrix, x: (Address, Address), bias: Address) -> Result<()> {
         self.pending = bias;
-        self.multiply_whole(w, x, (self.residual(), Into::Sum))
+        self.multiply_whole(w, x, (self.residual(), Output::Sum))
     }
 
     /// y = (x + rest) · wᵀ, in f32; `rest` may be 0.
@@ -67,10 +67,10 @@ impl Pass<'_> {
         &self,
         w: &Matrix,
         (x, rest): (Address, Address),
-        (y, into): (Address, Into),
+        (y, into): (Address, Output),
     ) -> Result<()> {
         self.multiply(w, x, (y, into))?;
-        if rest == 0 { Ok(()) } else { self.multiply(w, rest, (y, Into::Sum)) }
+        if rest == 0 { Ok(()) } else { self.multiply(w, rest, (y, Output::Sum)) }
     }
 
     /// Where what a product's input lost in rounding goes: the answers' rows alone, in the last layer,
@@ -145,10 +145,10 @@ impl Ops for Pass<'_> {
         let w = self.layer(layer).qkv;
         if self.is_last(layer) {
             let w = part(&w, config.query_width(), 2 * config.kv_width());
-            self.multiply(&w, self.normed(), (self.buffers.qkv, Into::Rows))?;
+            self.multiply(&w, self.normed(), (self.buffers.qkv, Output::Rows))?;
             self.rotate(layer, self.buffers.qkv, config.heads, 0, config.kv_heads)
         } else {
-            self.multiply(&w, self.normed(), (self.buffers.qkv, Into::Rows))?;
+            self.multiply(&w, self.normed(), (self.buffers.qkv, Output::Rows))?;
             self.rotate(layer, self.buffers.qkv, 0, config.heads, config.kv_heads)
         }
     }
@@ -165,7 +165,7 @@ impl Ops for Pass<'_> {
             return Ok(());
         }
         let w = part(&self.layer(layer).qkv, 0, self.config.query_width());
-        self.multiply(&w, self.normed(), (self.buffers.answer_q, Into::Rows))?;
+        self.multiply(&w, self.normed(), (self.buffers.answer_q, Output::Rows))?;
         self.rotate(layer, self.buffers.answer_q, 0, self.config.heads, 0)
     }
 
@@ -204,7 +204,7 @@ impl Ops for Pass<'_> {
 
     fn mlp(&mut self, layer: usize) -> Result<()> {
         let (buffers, weights) = (self.buffers, self.layer(layer));
-        let into = if self.selected { Into::Wide } else { Into::Rows };
+        let into = if self.selected { Output::Wide } else { Output::Rows };
         self.multiply_whole(&weights.gate_up, (self.normed(), self.rest()), (buffers.gate_up, into))?;
         let (inner, gates) = (self.config.intermediate_size, (buffers.gate_up, self.selected));
         let activated = (buffers.activated, self.rest());
