@@ -13,6 +13,7 @@
 //! free_questions = false               # whether a query may be any question with levels of its own
 //! [score]
 //! read = "expected"                    # or "softmax", with positive and negative: grade names
+//! label_mass = true                    # false: the head multiplies the grades' rows alone
 //! [[grades]]
 //! token = "<|0|>"                      # one token: a control token's text, or plain text
 //! name = "0"
@@ -78,6 +79,8 @@ pub struct Profile {
     pub grades: Vec<Grade>,
     /// How the score is read from the grades' distribution.
     pub read: ScoreRead,
+    /// Whether a score says how much of the whole vocabulary's probability fell on the grades.
+    pub label_mass: bool,
     /// What is done to logits and score to make them honest.
     pub calibration: Calibration,
     /// How the model explains itself; `None` if it does not.

@@ -81,7 +81,7 @@ impl Broken {
             Err(error) => return error,
             Ok(model) => model,
         };
-        match open(&model, Options { threads: 1, ..Options::default() }) {
+        match open(&model, &Options { threads: 1, ..Options::default() }) {
             Err(error) => error,
             Ok(_) => panic!("loaded"),
         }

@@ -1,19 +1,23 @@
 //! The CUDA backend. Without a GPU: the kernels on the CPU through a shim against references in
 //! double precision (`tests/cuda/kernels.cpp`), and the whole backend on a mock of the driver and of
-//! cublasLt (`tests/cuda/{driver,cublaslt}.cpp`), built here with g++. The tests of the module
-//! `device` are ignored by name: they run in a process of their own that finds the mock, or, on a
-//! GPU, as they are: `cuda-tests --ignored device::`.
+//! cublasLt (`tests/cuda/{driver,cublaslt}.cpp`), built here with g++. The tests of the modules
+//! `device`, `lanes` and `mocked` are ignored by name: they run in a process of their own that finds the
+//! mock, or, but for `mocked`, on a GPU as they are: `cuda-tests --ignored device:: lanes::`.
 
 #[path = "cuda/device.rs"]
 mod device;
+#[path = "cuda/lanes.rs"]
+mod lanes;
 #[path = "cuda/mock.rs"]
 mod mock;
+#[path = "cuda/mocked.rs"]
+mod mocked;
 #[path = "common/prompts.rs"]
 mod prompts;
 
 use std::process::Output;
 
-use mock::{Mock, run_device_test};
+use mock::{Mock, run};
 
 /// What a device test printed, if it passed.
 fn passed(output: &Output) -> String {
@@ -35,30 +39,91 @@ fn kernels_match_their_references() {
 #[test]
 fn probabilities_are_those_of_transformers() {
     let Some(mock) = Mock::build() else { return };
-    println!("{}", passed(&run_device_test("probabilities_are_those_of_transformers", &mock.found())));
+    println!("{}", passed(&run("device::probabilities_are_those_of_transformers", &mock.found())));
 }
 
 #[test]
 fn the_same_pair_has_the_same_bits() {
     let Some(mock) = Mock::build() else { return };
-    println!("{}", passed(&run_device_test("the_same_pair_has_the_same_bits", &mock.found())));
+    println!("{}", passed(&run("device::the_same_pair_has_the_same_bits", &mock.found())));
 }
 
 #[test]
 fn caches_and_reasons_change_nothing() {
     let Some(mock) = Mock::build() else { return };
-    println!("{}", passed(&run_device_test("caches_and_reasons_change_nothing", &mock.found())));
+    println!("{}", passed(&run("device::caches_and_reasons_change_nothing", &mock.found())));
 }
 
 #[test]
 fn a_refused_batch_leaves_the_next_one_well() {
     let Some(mock) = Mock::build() else { return };
-    passed(&run_device_test("a_refused_batch_leaves_the_next_one_well", &mock.found()));
+    passed(&run("device::a_refused_batch_leaves_the_next_one_well", &mock.found()));
+}
+
+/// One of the counts that the mock tells at its end.
+fn told(text: &str, of: &str) -> usize {
+    let line = text.lines().find_map(|line| line.split_once("mock: ")).expect("the mock reports").1;
+    let part = line.split(", ").find_map(|part| part.strip_suffix(of)).unwrap_or_else(|| panic!("{line}"));
+    part.trim().parse().expect("a number")
+}
+
+#[test]
+fn passes_are_under_way_together_and_keep_to_themselves() {
+    let Some(mock) = Mock::build() else { return };
+    let text = passed(&run("lanes::passes_are_under_way_together_and_keep_to_themselves", &mock.found()));
+    assert!(told(&text, "events too early") > 0, "nothing was under way: {text}");
+    println!("{text}");
+}
+
+#[test]
+fn what_one_lane_writes_the_other_reads_when_it_is_there() {
+    let Some(mock) = Mock::build() else { return };
+    for seed in 0..4 {
+        let mut environment = mock.found();
+        environment.push(("MOCK_CUDA_SEED", seed.to_string()));
+        let text = passed(&run("lanes::what_one_lane_writes_the_other_reads_when_it_is_there", &environment));
+        assert_eq!(told(&text, "waits"), 16, "each pass after the first waits once: {text}");
+    }
+}
+
+#[test]
+fn a_sequence_is_decoded_alone_as_among_others() {
+    let Some(mock) = Mock::build() else { return };
+    let text = passed(&run("lanes::a_sequence_is_decoded_alone_as_among_others", &mock.found()));
+    assert!(told(&text, "patient kernels") > 0 && told(&text, "urgent kernels") > 0, "{text}");
+}
+
+#[test]
+fn reasons_beside_scores_are_what_they_are_alone() {
+    let Some(mock) = Mock::build() else { return };
+    for seed in 0..3 {
+        let mut environment = mock.found();
+        environment.push(("MOCK_CUDA_SEED", seed.to_string()));
+        let text = passed(&run("lanes::reasons_beside_scores_are_what_they_are_alone", &environment));
+        assert!(told(&text, "patient kernels") > 0 && told(&text, "graphs") > 0, "{text}");
+    }
+}
+
+#[test]
+fn a_number_that_is_none_stays_with_its_pair() {
+    let Some(mock) = Mock::build() else { return };
+    let mut environment = mock.found();
+    environment.push(("MOCK_CUDA_NAN_TOKEN", mocked::BAD_TOKEN.to_string()));
+    passed(&run("mocked::a_number_that_is_none_stays_with_its_pair", &environment));
+    // The test can fail: without such a token there is no error to be had.
+    let output = run("mocked::a_number_that_is_none_stays_with_its_pair", &mock.found());
+    assert!(!output.status.success());
+}
+
+#[test]
+fn the_vocabulary_is_read_only_where_it_is_asked_for() {
+    let Some(mock) = Mock::build() else { return };
+    passed(&run("lanes::the_vocabulary_is_read_only_where_it_is_asked_for", &mock.found()));
 }
 
 /// What `--device cuda` says in an environment, and that `auto` then takes the CPU.
 fn refusal(environment: &[(&str, String)]) -> String {
-    let text = passed(&run_device_test("says_what_it_opens", environment));
+    let text = passed(&run("device::says_what_it_opens", environment));
     assert!(text.contains("auto: cpu ("), "{text}");
     let line = text.lines().find_map(|line| line.strip_prefix("cuda: refused: "));
     line.unwrap_or_else(|| panic!("it was opened: {text}")).to_owned()
@@ -67,7 +132,7 @@ fn refusal(environment: &[(&str, String)]) -> String {
 #[test]
 fn without_a_driver_it_says_so() {
     // The system's own driver is out of sight only where there is none.
-    let text = passed(&run_device_test("says_what_it_opens", &[]));
+    let text = passed(&run("device::says_what_it_opens", &[]));
     if text.contains("cuda: refused: ") {
         assert!(text.contains("auto: cpu ("), "{text}");
         assert!(text.contains("cuda: refused: device: cuda: "), "{text}");
@@ -100,6 +165,9 @@ fn each_way_to_have_no_gpu_is_one_line() {
         memory.starts_with("device: cuda: 0 MiB for the weights (0 MiB are free): out of memory"),
         "{memory}"
     );
+    let blocks = with("VERDICT_TEST_KV_MIB", "100000");
+    assert!(blocks.starts_with("device: cuda: 100001 MiB for the KV blocks ("), "{blocks}");
+    assert!(blocks.ends_with(" MiB are free): out of memory"), "{blocks}");
     let library = with("VERDICT_CUBLASLT_DIR", "/nowhere");
     let expected = "device: cuda: libcublasLt.so.13 was not found; set VERDICT_CUBLASLT_DIR to its directory; \
                     tried /nowhere/libcublasLt.so.13";
@@ -111,7 +179,7 @@ fn each_way_to_have_no_gpu_is_one_line() {
 #[test]
 fn with_a_gpu_auto_takes_it() {
     let Some(mock) = Mock::build() else { return };
-    let text = passed(&run_device_test("says_what_it_opens", &mock.found()));
+    let text = passed(&run("device::says_what_it_opens", &mock.found()));
     assert!(text.contains("cuda: cuda (Mock GPU, compute capability 9.0)"), "{text}");
     assert!(text.contains("auto: cuda (Mock GPU, compute capability 9.0)"), "{text}");
 }

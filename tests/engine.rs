@@ -25,12 +25,23 @@ use verdict::{
     prompt::Prompt,
 };
 
+#[path = "engine/overlap.rs"]
+mod overlap;
+
 const STOP: u32 = 99;
 
 fn stub(config: EngineConfig) -> (Engine, EngineGuard, Arc<StubControl>) {
+    start(config, |stub| stub)
+}
+
+fn start(
+    config: EngineConfig,
+    kind: impl Fn(StubBackend) -> StubBackend,
+) -> (Engine, EngineGuard, Arc<StubControl>) {
     let control = Arc::new(StubControl::default());
-    let backend = Box::new(StubBackend::new(4, vec![11, 12, 13, STOP], control.clone()));
-    let (engine, guard) = Engine::start(backend, config, Arc::new(Metrics::default())).expect("starts");
+    let backend = kind(StubBackend::new(4, vec![11, 12, 13, STOP], control.clone()));
+    let (engine, guard) =
+        Engine::start(Box::new(backend), config, Arc::new(Metrics::default())).expect("starts");
     (engine, guard, control)
 }
 
@@ -223,7 +234,7 @@ fn explanations_follow_the_script_and_free_their_memory() {
 fn a_reason_is_the_greedy_continuation_however_it_was_reached() {
     let model =
         Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3")).expect("loads");
-    let mut alone = open(&model, Options { threads: 1, ..Options::default() }).expect("opens");
+    let mut alone = open(&model, &Options { threads: 1, ..Options::default() }).expect("opens");
     let tokens: Vec<u32> = (20..75).collect();
     let first_token = model.profile.grades[1].token;
     let mut sequence = [&tokens[..], &[first_token]].concat();
@@ -236,7 +247,7 @@ fn a_reason_is_the_greedy_continuation_however_it_was_reached() {
         .take_while(|token| *token != STOP)
         .collect();
 
-    let backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
+    let backend = open(&model, &Options { threads: 2, ..Options::default() }).expect("opens");
     let (engine, guard) =
         Engine::start(backend, EngineConfig::default(), Arc::new(Metrics::default())).expect("starts");
     for keep in [true, false] {
@@ -268,7 +279,7 @@ fn a_model_that_is_replaced_under_the_server_stays_what_it_was() {
         std::fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("copied");
     }
     let model = Model::load(folder.path()).expect("loads");
-    let mut backend = open(&model, Options { threads: 1, ..Options::default() }).expect("opens");
+    let mut backend = open(&model, &Options { threads: 1, ..Options::default() }).expect("opens");
     let tokens: Vec<u32> = (20..75).collect();
     let before = next(backend.as_mut(), &tokens);
     // As tools write a checkpoint: beside it, and then renamed over it.
@@ -277,5 +288,5 @@ fn a_model_that_is_replaced_under_the_server_stays_what_it_was() {
     std::fs::rename(&new, folder.path().join("model.safetensors")).expect("renamed");
     assert_eq!(next(backend.as_mut(), &tokens), before);
     // What starts now sees the new one.
-    assert!(Model::load(folder.path()).and_then(|model| open(&model, Options::default())).is_err());
+    assert!(Model::load(folder.path()).and_then(|model| open(&model, &Options::default())).is_err());
 }

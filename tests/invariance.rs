@@ -101,7 +101,7 @@ proptest! {
             explain_kv_bytes: 64 << 10,
             ..EngineConfig::default()
         };
-        let backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
+        let backend = open(&model, &Options { threads: 2, ..Options::default() }).expect("opens");
         let (engine, guard) = Engine::start(backend, config, Arc::new(Metrics::default())).expect("starts");
         for _ in 0..rounds {
             let (jobs, answers): (Vec<_>, Vec<_>) = prompts.iter().map(|(tokens, cut)| job(tokens, *cut)).unzip();
@@ -131,4 +131,37 @@ fn long_prompts_keep_their_bits() {
         let readings = backend.run(&tree).expect("runs");
         assert_eq!(reading_bits(&readings[tree.answer_of[1]]), expected, "cut at {cut}");
     }
+}
+
+/// The log-sum-exp is read if the profile asks for it, whoever shares the batch, and changes no logit;
+/// a prompt's part reads nothing.
+#[test]
+fn what_is_read_depends_on_the_profile_alone() {
+    let tokens = [20, 21, 22];
+    let of = |read| Sequence { past: &[], key: (0, 0), position: 0, tokens: &tokens, cut: 0, read };
+    let mut logits = Vec::new();
+    for asked in [true, false] {
+        let mut model = model("qwen3");
+        model.profile.label_mass = asked;
+        let mut backend = CpuBackend::open(&model, 1).expect("opens");
+        for mates in [&[][..], &[Read::Next][..], &[Read::Nothing, Read::Next][..]] {
+            let mut sequences = vec![of(Read::Grades)];
+            sequences.extend(mates.iter().map(|read| of(*read)));
+            let tree = TokenTree::build(&sequences);
+            let readings = backend.run(&tree).expect("runs");
+            let Reading::Grades { logits: read, log_sum_exp } = &readings[tree.answer_of[0]] else {
+                panic!("not a score: {readings:?}")
+            };
+            assert_eq!(log_sum_exp.is_some(), asked, "beside {mates:?}");
+            logits.push(read.clone());
+            for (mate, at) in mates.iter().zip(&tree.answer_of[1..]) {
+                let same = matches!(
+                    (mate, &readings[*at]),
+                    (Read::Next, Reading::Next(_)) | (Read::Nothing, Reading::Nothing)
+                );
+                assert!(same, "{mate:?}: {:?}", readings[*at]);
+            }
+        }
+    }
+    assert!(logits.iter().all(|other| *other == logits[0]), "{logits:?}");
 }

@@ -74,7 +74,7 @@ fn check(name: &str, reading: &Reading, prompt: &Prompt) {
 fn the_cpu_engine_agrees_with_transformers() {
     for (name, prompts) in golden() {
         let model = Model::load(&directory(&name)).expect("loads").reading_every_token();
-        let mut backend = open(&model, Options { threads: 2, ..Options::default() }).expect("opens");
+        let mut backend = open(&model, &Options { threads: 2, ..Options::default() }).expect("opens");
         backend.reserve_kv(0).expect("reserves");
         for prompt in &prompts {
             let cut = prompt.tokens.len() / 2;

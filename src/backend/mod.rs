@@ -22,6 +22,8 @@ pub struct Description {
     pub kv_block_bytes: usize,
     /// Longest sequence it can run, in tokens.
     pub max_positions: usize,
+    /// Whether passes run while the engine goes on: see [`Backend::submit`].
+    pub overlaps: bool,
 }
 
 /// What was read at one answer of a batch.
@@ -34,6 +36,8 @@ pub enum Reading {
         /// ln Σ exp of every logit, if the profile asks for it.
         log_sum_exp: Option<f32>,
     },
+    /// Nothing was asked.
+    Nothing,
     /// The most probable next token (lowest id on ties).
     Next(u32),
     /// A number that is not finite: an error for this sequence alone.
@@ -50,6 +54,43 @@ pub trait Backend: Send {
 
     /// One forward pass over a batch; one reading per `batch.answers`.
     fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>>;
+
+    /// Begins a pass. Where [`Description::overlaps`] says so it runs while the caller goes on:
+    /// [`IN_FLIGHT`] passes at most are under way on each lane, those that
+    /// [`TokenTree::is_explain`] beside the others, and each lane's end in the order in which they were
+    /// submitted. What a
+    /// pass reads in KV blocks is what those submitted before it write there. Elsewhere the pass is
+    /// done when this returns.
+    fn submit(&mut self, batch: &TokenTree) -> Result<Pass> {
+        self.run(batch).map(Pass::Done)
+    }
+
+    /// Whether [`Self::collect`] would not wait.
+    fn is_done(&mut self, _pass: &Pass) -> bool {
+        true
+    }
+
+    /// The readings of a pass, one per answer of its batch; waits for them. The oldest of a lane
+    /// first. An error is that pass's alone, and of those that read what it was to write.
+    fn collect(&mut self, pass: Pass) -> Result<Vec<Reading>> {
+        match pass {
+            Pass::Done(readings) => Ok(readings),
+            Pass::Running(number) => Err(Error::internal(format!("pass {number} is not of this backend"))),
+        }
+    }
+}
+
+/// Passes under way on one lane of a device that computes by itself: one that runs, and one behind it.
+pub const IN_FLIGHT: usize = 2;
+
+/// A pass that was submitted, to be collected once.
+#[derive(Debug)]
+#[must_use = "a pass holds buffers until it is collected"]
+pub enum Pass {
+    /// It is over.
+    Done(Vec<Reading>),
+    /// The device has it, under a number of its own.
+    Running(usize),
 }
 
 /// That a batch stays within what was prepared; the engine and the tokenizer see to it before.
@@ -76,35 +117,21 @@ pub enum Device {
 }
 
 /// Options of [`open`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Device.
     pub device: Device,
     /// Compute threads of the CPU backend; 0 takes one per core.
     pub threads: usize,
-    /// Most tokens that the engine puts into a batch of several; a GPU's buffers are made for them.
-    pub batch_tokens: usize,
-    /// Most score jobs in a batch.
-    pub batch_sequences: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        let engine = EngineConfig::default();
-        Self {
-            device: Device::Auto,
-            threads: 0,
-            batch_tokens: engine.batch_tokens,
-            batch_sequences: engine.batch_sequences,
-        }
-    }
+    /// How the engine will batch: a GPU's memory is taken for it at once.
+    pub engine: EngineConfig,
 }
 
 /// Opens a backend for `model`, loading its weights.
 ///
-/// `Auto` takes the GPU if there is one that can be used, and otherwise says why not and takes the
-/// CPU.
-pub fn open(model: &Model, options: Options) -> Result<Box<dyn Backend>> {
+/// `Auto` takes the GPU if there is one that can be used and has the memory, and otherwise says why
+/// not and takes the CPU.
+pub fn open(model: &Model, options: &Options) -> Result<Box<dyn Backend>> {
     let cpu = || -> Result<Box<dyn Backend>> { Ok(Box::new(cpu::CpuBackend::open(model, options.threads)?)) };
     match options.device {
         Device::Cpu => cpu(),

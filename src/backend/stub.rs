@@ -5,6 +5,7 @@
 //! blocks. So a scheduling, sharing or caching fault changes its scores.
 
 use std::{
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Backend, Description, Reading};
+use super::{Backend, Description, IN_FLIGHT, Pass, Reading};
 use crate::{
     engine::{
         kv::{BLOCK_TOKENS, KvRef},
@@ -23,6 +24,8 @@ use crate::{
 
 const BLOCK_BYTES: usize = 1024;
 const EMPTY: u32 = u32::MAX;
+/// What a pass that failed leaves behind.
+const RUBBISH: u32 = u32::MAX - 1;
 
 /// Steers a [`StubBackend`] from a test.
 #[derive(Debug, Default)]
@@ -36,6 +39,7 @@ pub struct StubControl {
     tokens: AtomicUsize,
     answers: AtomicUsize,
     waiting: AtomicUsize,
+    submitted: AtomicUsize,
 }
 
 /// How long a stub's pass takes, as a device's would.
@@ -109,6 +113,22 @@ impl StubControl {
         self.waiting.load(Ordering::SeqCst)
     }
 
+    /// Passes submitted to a stub that [overlaps](StubBackend::overlapping).
+    pub fn submitted(&self) -> usize {
+        self.submitted.load(Ordering::SeqCst)
+    }
+
+    /// Whether a pass may begin now; it then has begun.
+    fn try_begin(&self) -> bool {
+        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *allowed == Some(0) {
+            return false;
+        }
+        *allowed = allowed.map(|passes| passes - 1);
+        self.passes.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+
     fn wait(&self) {
         let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
         self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -129,13 +149,86 @@ pub struct StubBackend {
     /// Token by block and offset.
     cache: Vec<u32>,
     poison: Option<u32>,
+    /// What was submitted, if passes run late; `None` if they run as they are submitted.
+    late: Option<Late>,
+}
+
+/// Passes of a device that computes by itself: oldest first, and what those that ran gave.
+#[derive(Default)]
+struct Late {
+    submitted: usize,
+    waiting: VecDeque<(usize, TokenTree)>,
+    results: HashMap<usize, Result<Vec<Reading>>>,
+}
+
+impl Late {
+    /// The place of the pass to run next: a step of reasons before the scores that were submitted
+    /// before it, unless it must follow them.
+    fn next(&self) -> Option<usize> {
+        let free = |at: &usize| {
+            let (_, batch) = &self.waiting[*at];
+            let mut before = self.waiting.iter().take(*at).map(|(_, batch)| batch);
+            !before.any(|other| {
+                other.is_explain() == batch.is_explain() || batch.blocks().must_follow(&other.blocks())
+            })
+        };
+        (0..self.waiting.len()).rev().find(free)
+    }
 }
 
 impl StubBackend {
     /// A stub that gives `grades` logits and decodes `script` (distinct tokens; the last one should
     /// be a stop token).
     pub fn new(grades: usize, script: Vec<u32>, control: Arc<StubControl>) -> Self {
-        Self { grades, script, control, cache: Vec::new(), poison: None }
+        Self { grades, script, control, cache: Vec::new(), poison: None, late: None }
+    }
+
+    /// As a device that computes by itself: a pass runs some time after it was submitted, when
+    /// [`StubControl`] lets it.
+    #[must_use]
+    pub fn overlapping(mut self) -> Self {
+        self.late = Some(Late::default());
+        self
+    }
+
+    /// Runs what was submitted, as far as it may.
+    fn catch_up(&mut self) {
+        while let Some(at) = self.late.as_ref().and_then(Late::next) {
+            if !self.control.try_begin() {
+                return;
+            }
+            let waiting = self.late.as_mut().and_then(|late| late.waiting.remove(at));
+            let Some((number, batch)) = waiting else { return };
+            let result = self.compute(&batch);
+            self.late.iter_mut().for_each(|late| drop(late.results.insert(number, result.clone())));
+        }
+    }
+
+    fn compute(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
+        let fault = self.control.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match fault {
+            Some(Fault::Fail(error)) => {
+                self.write(batch, |_| RUBBISH);
+                return Err(error);
+            }
+            Some(Fault::Panic) => panic!("a fault injected by a test"),
+            Some(Fault::NotFinite(token)) => self.poison = Some(token),
+            None => {}
+        }
+        let pace = *self.control.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(StubPace { overhead, token }) = pace {
+            #[expect(clippy::disallowed_methods, reason = "a pass that takes time is what is asked for")]
+            std::thread::sleep(overhead + token * u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX));
+        }
+        self.control.tokens.fetch_add(batch.tokens.len(), Ordering::SeqCst);
+        self.control.answers.fetch_add(batch.answers.len(), Ordering::SeqCst);
+        let readings = batch
+            .answers
+            .iter()
+            .map(|answer| self.read(&self.path(batch, answer.segment), answer.read))
+            .collect();
+        self.write(batch, |row| batch.tokens[row]);
+        Ok(readings)
     }
 
     fn cached(&self, part: &KvRef) -> impl Iterator<Item = u32> {
@@ -147,13 +240,13 @@ impl StubBackend {
         })
     }
 
-    fn write(&mut self, batch: &TokenTree) {
+    fn write(&mut self, batch: &TokenTree, token: impl Fn(usize) -> u32) {
         for segment in &batch.segments {
             let Some(keep) = &segment.keep else { continue };
             assert_eq!(keep.len, segment.rows.len(), "KV is kept for whole segments");
             for (i, row) in segment.rows.clone().enumerate() {
                 let (block, offset) = keep.place(i);
-                self.cache[block * BLOCK_TOKENS + offset] = batch.tokens[row];
+                self.cache[block * BLOCK_TOKENS + offset] = token(row);
             }
         }
     }
@@ -173,6 +266,7 @@ impl StubBackend {
             return Reading::NotFinite;
         }
         match read {
+            Read::Nothing => Reading::Nothing,
             Read::Next => {
                 let last = path.last().copied().unwrap_or_default();
                 let at = self.script.iter().position(|token| *token == last).map_or(0, |i| i + 1);
@@ -198,6 +292,7 @@ impl Backend for StubBackend {
             weight_bytes: 0,
             kv_block_bytes: BLOCK_BYTES,
             max_positions: 1 << 20,
+            overlaps: self.late.is_some(),
         }
     }
 
@@ -209,25 +304,36 @@ impl Backend for StubBackend {
     fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
         self.control.passes.fetch_add(1, Ordering::SeqCst);
         self.control.wait();
-        match self.control.fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(Fault::Fail(error)) => return Err(error),
-            Some(Fault::Panic) => panic!("a fault injected by a test"),
-            Some(Fault::NotFinite(token)) => self.poison = Some(token),
-            None => {}
+        self.compute(batch)
+    }
+
+    fn submit(&mut self, batch: &TokenTree) -> Result<Pass> {
+        let Some(late) = &mut self.late else { return self.run(batch).map(Pass::Done) };
+        let beside = late.waiting.iter().filter(|(_, other)| other.is_explain() == batch.is_explain());
+        assert!(beside.count() < IN_FLIGHT, "more passes on a lane than may be in flight");
+        late.submitted += 1;
+        late.waiting.push_back((late.submitted, batch.clone()));
+        self.control.submitted.fetch_add(1, Ordering::SeqCst);
+        Ok(Pass::Running(late.submitted))
+    }
+
+    fn is_done(&mut self, pass: &Pass) -> bool {
+        self.catch_up();
+        match (pass, &self.late) {
+            (Pass::Running(number), Some(late)) => late.results.contains_key(number),
+            _ => true,
         }
-        let pace = *self.control.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(StubPace { overhead, token }) = pace {
-            #[expect(clippy::disallowed_methods, reason = "a pass that takes time is what is asked for")]
-            std::thread::sleep(overhead + token * u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX));
+    }
+
+    fn collect(&mut self, pass: Pass) -> Result<Vec<Reading>> {
+        let number = match pass {
+            Pass::Done(readings) => return Ok(readings),
+            Pass::Running(number) => number,
+        };
+        while !self.is_done(&Pass::Running(number)) {
+            std::thread::yield_now();
         }
-        self.control.tokens.fetch_add(batch.tokens.len(), Ordering::SeqCst);
-        self.control.answers.fetch_add(batch.answers.len(), Ordering::SeqCst);
-        let readings = batch
-            .answers
-            .iter()
-            .map(|answer| self.read(&self.path(batch, answer.segment), answer.read))
-            .collect();
-        self.write(batch);
-        Ok(readings)
+        let result = self.late.as_mut().and_then(|late| late.results.remove(&number));
+        result.unwrap_or_else(|| Err(Error::internal(format!("pass {number} was collected before"))))
     }
 }

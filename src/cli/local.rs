@@ -57,8 +57,8 @@ impl Local {
     /// Loads the model and starts its engine.
     pub(super) fn start(args: &ModelArgs) -> Result<Self, Failure> {
         let model = Arc::new(load_model(args.model.as_deref())?);
-        let backend =
-            backend::open(&model, args.options()).map_err(|error| Failure::new(super::Exit::Model, error))?;
+        let backend = backend::open(&model, &args.options())
+            .map_err(|error| Failure::new(super::Exit::Model, error))?;
         let metrics = Arc::new(Metrics::default());
         let (engine, guard) = Engine::start(backend, EngineConfig::default(), Arc::clone(&metrics))?;
         let limits = Limits { documents: 1 << 20, deadline: PATIENCE, ..Limits::default() };

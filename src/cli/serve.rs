@@ -8,7 +8,6 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     backend::{self, Device, Options},
     config::{ApiKeys, Config, DeviceName, LogFormat, ServeArgs},
-    engine::EngineConfig,
     error::{Error, Result},
     server::{self, Server},
 };
@@ -52,7 +51,7 @@ async fn serve(config: Config) -> Result<(), server::Failure> {
     tracing::info!(%address, %admin, tls, api_keys = keys, version = crate::VERSION, "listening");
     let load = move || {
         let model = Arc::new(open_model(model.as_deref())?);
-        let backend = backend::open(&model, options)?;
+        let backend = backend::open(&model, &options)?;
         Ok((model, backend))
     };
     server.run(load, stop).await
@@ -64,8 +63,7 @@ fn options(config: &Config) -> Options {
         DeviceName::Cpu => Device::Cpu,
         DeviceName::Cuda => Device::Cuda,
     };
-    let EngineConfig { batch_tokens, batch_sequences, .. } = config.engine;
-    Options { device, threads: config.threads, batch_tokens, batch_sequences }
+    Options { device, threads: config.threads, engine: config.engine.clone() }
 }
 
 /// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once.

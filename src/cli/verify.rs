@@ -53,7 +53,7 @@ pub fn run(args: VerifyArgs) -> Result<(), Failure> {
     let mut reference = open_reference(args.model.model.as_deref(), &model).map_err(refused)?;
     let profile = model.profile.clone();
     let model = model.reading_every_token();
-    let mut backend = backend::open(&model, args.model.options()).map_err(refused)?;
+    let mut backend = backend::open(&model, &args.model.options()).map_err(refused)?;
     println!("{} on {}, against candle-transformers in f32", model.name, backend.describe().device);
     let ours = logits(backend.as_mut(), &prompts)?;
     println!("{:>6}  {:>16}  {:>22}  {:>16}", "tokens", "max |Δ logit|", "max |Δ p(grade)|", "|Δ score|");

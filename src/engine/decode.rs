@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Tokens of a prompt that one step feeds: a score that arrives waits for no more of each sequence.
-const PORTION: usize = 64;
+pub const PORTION: usize = 64;
 
 /// An explanation being decoded.
 pub(super) struct ExplainSequence {
@@ -60,14 +60,15 @@ impl ExplainSequence {
         &self.past
     }
 
-    /// Tokens of the next step.
+    /// Tokens of the next step: a part of the prompt, or the last token alone. Alone, so that its
+    /// row is computed as a decoded one, however the prompt before it was.
     pub(super) fn portion(&self) -> &[u32] {
-        &self.pending[..self.pending.len().min(PORTION)]
+        &self.pending[..(self.pending.len() - 1).clamp(1, PORTION)]
     }
 
     /// Whether the next step reads a token; one that feeds a part of the prompt does not.
     pub(super) fn reads(&self) -> bool {
-        self.pending.len() <= PORTION
+        self.pending.len() == 1
     }
 
     /// Absolute position of the first pending token.
@@ -89,12 +90,12 @@ impl ExplainSequence {
         self.pending.drain(..len);
     }
 
-    /// Takes the step's result. Returns the sequence if it goes on.
-    pub(super) fn advance(mut self, token: u32, now: Instant, max_positions: usize) -> Option<Self> {
-        if !self.reads() {
+    /// Takes the step's result, `None` if it read nothing. Returns the sequence if it goes on.
+    pub(super) fn advance(mut self, token: Option<u32>, now: Instant, max_positions: usize) -> Option<Self> {
+        let Some(token) = token else {
             self.wrote();
             return Some(self);
-        }
+        };
         let token = self.job.guard.as_mut().map_or(token, |guard| guard.take(token));
         if self.job.stop_tokens.contains(&token) {
             self.finish(FinishReason::Stop);

@@ -82,6 +82,56 @@ impl KvRef {
     }
 }
 
+/// A set of blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockSet(Vec<u64>);
+
+impl BlockSet {
+    /// Adds the blocks that hold `part`.
+    pub fn add(&mut self, part: &KvRef) {
+        if part.len == 0 {
+            return;
+        }
+        let (first, end) = (part.start / BLOCK_TOKENS, (part.start + part.len).div_ceil(BLOCK_TOKENS));
+        for &block in &part.span.blocks[first..end] {
+            let (word, bit) = (block as usize / 64, block % 64);
+            if self.0.len() <= word {
+                self.0.resize(word + 1, 0);
+            }
+            self.0[word] |= 1 << bit;
+        }
+    }
+
+    /// Adds another's blocks.
+    pub fn join(&mut self, other: &Self) {
+        self.0.resize(self.0.len().max(other.0.len()), 0);
+        self.0.iter_mut().zip(&other.0).for_each(|(word, more)| *word |= more);
+    }
+
+    /// Whether they have a block in common.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+    }
+}
+
+/// The blocks that a batch reads and writes.
+#[derive(Clone, Debug, Default)]
+pub struct Blocks {
+    /// Of the KV before its segments.
+    pub reads: BlockSet,
+    /// Of what its segments keep.
+    pub writes: BlockSet,
+}
+
+impl Blocks {
+    /// Whether a batch that touches these must not run before one that touches `earlier` ended.
+    pub fn must_follow(&self, earlier: &Self) -> bool {
+        self.reads.meets(&earlier.writes)
+            || self.writes.meets(&earlier.writes)
+            || self.writes.meets(&earlier.reads)
+    }
+}
+
 /// A scored sequence's KV, from its first token to its answer position, held until dropped.
 #[derive(Clone, Debug)]
 pub struct KeptSequence {
@@ -110,6 +160,30 @@ mod tests {
         assert_eq!(pool.used(), 3, "a clone still holds them");
         drop(b);
         assert_eq!(pool.used(), 0);
+    }
+
+    #[test]
+    fn batches_that_share_what_one_writes_follow_each_other() {
+        let pool = KvPool::new(60, 10);
+        let span = pool.allocate(160).expect("ten blocks");
+        let touching = |read: &[(usize, usize)], write: &[(usize, usize)]| {
+            let part = |&(start, len): &(usize, usize)| KvRef { span: span.clone(), start, len };
+            let mut blocks = Blocks::default();
+            read.iter().map(part).for_each(|part| blocks.reads.add(&part));
+            write.iter().map(part).for_each(|part| blocks.writes.add(&part));
+            blocks
+        };
+        let writer = touching(&[], &[(30, 4)]);
+        assert!(touching(&[(0, 17)], &[]).must_follow(&writer), "tokens 16 to 31 are one block");
+        assert!(!touching(&[(0, 16)], &[]).must_follow(&writer));
+        assert!(touching(&[], &[(33, 1)]).must_follow(&writer));
+        assert!(
+            writer.must_follow(&touching(&[(31, 1)], &[])),
+            "nothing is overwritten that is yet to be read"
+        );
+        let (a, b) = (touching(&[(0, 160)], &[]), touching(&[(0, 160)], &[]));
+        assert!(!a.must_follow(&b), "readers do not wait for each other");
+        assert!(!touching(&[(40, 0)], &[(48, 0)]).must_follow(&touching(&[], &[(0, 160)])));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The engine: one thread that owns the backend and loops: receive, schedule,
 //! build the token tree, run one forward pass, answer.
 
+mod batch;
 pub mod decode;
 pub mod job;
 pub mod kv;
@@ -59,6 +60,14 @@ impl Default for EngineConfig {
             prefix_cache_bytes: 256 << 20,
             explain_kv_bytes: 1 << 30,
         }
+    }
+}
+
+impl EngineConfig {
+    /// KV blocks of the prefix cache and of the explain lane, where one takes so many bytes.
+    pub fn kv_blocks(&self, block_bytes: usize) -> (usize, usize) {
+        let block = block_bytes.max(1);
+        (self.prefix_cache_bytes / block, self.explain_kv_bytes / block)
     }
 }
 
@@ -123,9 +132,7 @@ impl Engine {
         config: EngineConfig,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, EngineGuard)> {
-        let block = backend.describe().kv_block_bytes.max(1);
-        let prefix_blocks = config.prefix_cache_bytes / block;
-        let explain_blocks = config.explain_kv_bytes / block;
+        let (prefix_blocks, explain_blocks) = config.kv_blocks(backend.describe().kv_block_bytes);
         backend.reserve_kv(prefix_blocks + explain_blocks)?;
         let (sender, receiver) = mpsc::channel();
         let shared = Arc::new(Shared {

@@ -77,6 +77,8 @@ pub struct Scheduler<S, E> {
     /// Prompt tokens given to batches so far: the clock of what is due.
     served: u64,
     arrivals: u64,
+    /// Prompt tokens of the score jobs that wait.
+    tokens: usize,
     explain: VecDeque<E>,
     score_batches: usize,
 }
@@ -100,6 +102,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
             flows: HashMap::new(),
             served: 0,
             arrivals: 0,
+            tokens: 0,
             explain: VecDeque::new(),
             score_batches: 0,
         }
@@ -112,6 +115,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
         let due = flow.start + SHARE * (flow.tokens / batch) * batch;
         flow.jobs += 1;
         flow.tokens += job.tokens().len() as u64;
+        self.tokens += job.tokens().len();
         self.score.insert((due, self.arrivals), job);
         self.arrivals += 1;
     }
@@ -119,6 +123,17 @@ impl<S: Schedulable, E> Scheduler<S, E> {
     /// Queues an explain sequence, new or unfinished: it goes behind the others.
     pub fn requeue(&mut self, sequence: E) {
         self.explain.push_back(sequence);
+    }
+
+    /// Puts back what the last batch was to take on, before the others.
+    pub fn put_back(&mut self, sequences: Vec<E>) {
+        sequences.into_iter().rev().for_each(|sequence| self.explain.push_front(sequence));
+    }
+
+    /// Whether the score jobs that wait are a batch that waiting longer would not make larger. Shared
+    /// prefixes count each time.
+    pub fn is_full(&self) -> bool {
+        self.score.len() >= self.budget.sequences || self.tokens >= self.budget.tokens.max(1)
     }
 
     /// Whether there is nothing to do.
@@ -134,6 +149,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
     /// Takes everything out, in order.
     pub fn drain(&mut self) -> (Vec<S>, Vec<E>) {
         self.flows.clear();
+        self.tokens = 0;
         (std::mem::take(&mut self.score).into_values().collect(), self.explain.drain(..).collect())
     }
 
@@ -175,6 +191,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
 
     /// A job leaves the queue; its request is forgotten with its last one.
     fn leave(&mut self, job: &S) {
+        self.tokens -= job.tokens().len();
         if let Some(flow) = self.flows.get_mut(&job.request()) {
             flow.jobs -= 1;
             if flow.jobs == 0 {
@@ -263,6 +280,32 @@ mod tests {
             plan.explain.into_iter().for_each(|sequence| scheduler.requeue(sequence));
         }
         assert_eq!(steps, [0, 0, 0, 1, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn a_batch_is_full_by_tokens_or_by_jobs_until_it_is_taken() {
+        let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+        assert!(!scheduler.is_full());
+        for id in 0..3 {
+            scheduler.push(fake(id, 6));
+            assert!(!scheduler.is_full(), "{} tokens", 6 * (id + 1));
+        }
+        scheduler.push(fake(3, 2));
+        assert!(scheduler.is_full(), "four jobs, and twenty tokens");
+        assert_eq!(batch(&mut scheduler), [0, 1, 2, 3]);
+        assert!(!scheduler.is_full());
+        scheduler.push(Fake { fate: Fate::Expired, ..fake(4, 20) });
+        assert!(scheduler.is_full());
+        assert!(batch(&mut scheduler).is_empty() && !scheduler.is_full());
+    }
+
+    #[test]
+    fn what_is_put_back_is_taken_first() {
+        let mut scheduler = Scheduler::<Fake, char>::new(BUDGET);
+        "abc".chars().for_each(|sequence| scheduler.requeue(sequence));
+        let plan = scheduler.next_batch(Instant::now());
+        scheduler.put_back(plan.explain);
+        assert_eq!(scheduler.next_batch(Instant::now()).explain, ['a', 'b']);
     }
 
     #[test]

@@ -6,7 +6,10 @@
 
 use std::ops::Range;
 
-use super::{kv::KvRef, prefix::common_prefix};
+use super::{
+    kv::{Blocks, KvRef},
+    prefix::common_prefix,
+};
 
 /// One sequence to put into a batch.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub enum Read {
     Grades,
     /// The most probable next token.
     Next,
+    /// Nothing: a part of a prompt, computed for its keys and values.
+    Nothing,
 }
 
 /// A run of tokens that every sequence below it shares.
@@ -132,6 +137,21 @@ impl TokenTree {
             self.answers.push(answer);
         }
         self.answers.len() - 1
+    }
+
+    /// Whether it is a step of the explain lane: no score is read.
+    pub fn is_explain(&self) -> bool {
+        self.answers.iter().all(|answer| answer.read != Read::Grades)
+    }
+
+    /// The KV blocks that it reads and writes.
+    pub fn blocks(&self) -> Blocks {
+        let mut blocks = Blocks::default();
+        for segment in &self.segments {
+            segment.past.iter().for_each(|part| blocks.reads.add(part));
+            segment.keep.iter().for_each(|part| blocks.writes.add(part));
+        }
+        blocks
     }
 
     /// The segments from the root down to `segment`.

@@ -1,27 +1,29 @@
-//! The engine's loop: receive → schedule → tree → forward → answer.
+//! The engine's loop: receive → schedule → tree → submit → answer what ended.
+//!
+//! A device that computes by itself (`overlaps`) has a batch while the one before it is answered. A
+//! batch that is full goes behind the one that runs; one that more jobs could still join waits until
+//! the device is free, so that nobody is scored later for it.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
 use super::{
     EngineConfig, Message, Shared,
+    batch::{Batch, Flight},
     decode::ExplainSequence,
-    job::{BatchRun, FinishReason, ScoreJob, Scored, TokenCounts},
-    kv::{KeptSequence, KvPool, KvRef},
-    prefix::{Hit, PrefixCache},
+    job::{BatchRun, FinishReason, ScoreJob, Scored},
+    kv::KvPool,
+    prefix::PrefixCache,
     scheduler::{Budget, Fate, Plan, Schedulable, Scheduler},
-    tree::{Read, Sequence, TokenTree},
 };
 use crate::{
-    backend::{Backend, Reading},
-    error::{Code, Error},
+    backend::{Backend, IN_FLIGHT, Pass, Reading},
+    error::{Code, Error, Result},
     metrics::{BatchStats, DropReason, Lane, Metrics, Rejection},
 };
-
-/// Explain sequences' keys never meet a prefix cache's.
-const EXPLAIN_KEY: usize = usize::MAX;
 
 pub(super) struct Worker {
     backend: Box<dyn Backend>,
@@ -32,9 +34,18 @@ pub(super) struct Worker {
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
     max_positions: usize,
+    overlaps: bool,
+    /// Batches that were submitted, oldest first: of scores, and of explain steps where these have a
+    /// lane of their own.
+    flights: [VecDeque<Flight>; 2],
+    /// When the last score batch ended.
+    landed: Instant,
     /// Explain sequences that hold memory.
     decoding: usize,
 }
+
+const SCORE: usize = 0;
+const EXPLAIN: usize = 1;
 
 impl Schedulable for ScoreJob {
     fn tokens(&self) -> &[u32] {
@@ -64,8 +75,10 @@ impl Worker {
             explain_sequences: config.explain_sequences,
             explain_every: config.explain_every,
         };
+        let device = backend.describe();
         Self {
-            max_positions: backend.describe().max_positions,
+            max_positions: device.max_positions,
+            overlaps: device.overlaps,
             backend,
             scheduler: Scheduler::new(budget),
             cache: PrefixCache::new(shared.prefix_pool.clone()),
@@ -73,23 +86,31 @@ impl Worker {
             config,
             metrics: shared.metrics.clone(),
             shared,
+            flights: Default::default(),
+            landed: Instant::now(),
             decoding: 0,
         }
     }
 
     pub(super) fn run(mut self, inbox: &mpsc::Receiver<Message>) {
         let mut open = true;
-        while open || !self.scheduler.is_idle() {
+        while open || !self.scheduler.is_idle() || self.is_flying() {
             open = self.receive(inbox, open);
-            let plan = self.scheduler.next_batch(Instant::now());
-            self.step(plan);
-            self.shared.progress();
+            self.fill();
+            if let Some(flight) = self.land(inbox, &mut open) {
+                self.end(flight);
+            }
         }
+    }
+
+    fn is_flying(&self) -> bool {
+        self.flights.iter().any(|lane| !lane.is_empty())
     }
 
     /// Takes all that has arrived; blocks only when idle. False once told to stop.
     fn receive(&mut self, inbox: &mpsc::Receiver<Message>, mut open: bool) -> bool {
-        if open && self.scheduler.is_idle() {
+        if open && self.scheduler.is_idle() && !self.is_flying() {
+            self.shared.progress();
             self.shared.idle.store(true, Ordering::Relaxed);
             let first = inbox.recv();
             self.shared.progress();
@@ -116,32 +137,64 @@ impl Worker {
         true
     }
 
-    fn step(&mut self, plan: Plan<ScoreJob, ExplainSequence>) {
+    /// Submits batches as long as one should go now.
+    fn fill(&mut self) {
+        while self.should_submit() {
+            let plan = self.scheduler.next_batch(Instant::now());
+            self.submit_plan(plan);
+        }
+    }
+
+    fn should_submit(&self) -> bool {
+        let (score, explain) = self.scheduler.waiting();
+        let [scores, steps] = self.flights.each_ref().map(VecDeque::len);
+        match scores {
+            0 if score > 0 => true,
+            0 if !self.overlaps => explain > 0,
+            _ if !self.overlaps => false,
+            // Beside the scores that run.
+            _ if score == 0 => explain > 0 && steps == 0,
+            _ => scores < IN_FLIGHT && self.scheduler.is_full(),
+        }
+    }
+
+    fn submit_plan(&mut self, mut plan: Plan<ScoreJob, ExplainSequence>) {
+        if !self.flights[EXPLAIN].is_empty() {
+            // The lane has its step already.
+            self.scheduler.put_back(std::mem::take(&mut plan.explain));
+        }
         self.metrics.jobs_taken(Lane::Score, plan.score.len() + plan.dropped.len());
         self.metrics.jobs_taken(Lane::Explain, plan.explain.len());
         plan.dropped.into_iter().for_each(|(job, fate)| self.drop_job(job, fate));
         let explain = self.settle(plan.explain);
-        if plan.score.is_empty() && explain.is_empty() {
+        if self.overlaps {
+            self.submit(SCORE, plan.score, Vec::new());
+            // A device has kernels of its own for steps of single tokens.
+            let (steps, parts) = explain.into_iter().partition(ExplainSequence::reads);
+            self.submit(EXPLAIN, Vec::new(), steps);
+            self.submit(EXPLAIN, Vec::new(), parts);
+        } else {
+            self.submit(SCORE, plan.score, explain);
+        }
+    }
+
+    fn submit(&mut self, lane: usize, score: Vec<ScoreJob>, explain: Vec<ExplainSequence>) {
+        if score.is_empty() && explain.is_empty() {
             return;
         }
+        if !self.is_flying() {
+            self.shared.progress();
+        }
         let start = Instant::now();
-        let batch = Batch::assemble(&plan.score, &explain, &mut self.cache, &self.explain_pool);
+        let batch = Batch::assemble(&score, &explain, &mut self.cache, &self.explain_pool);
         let assembly = start.elapsed();
-        let result = self.backend.run(&batch.tree);
-        let took = start.elapsed();
-        self.count(&plan.score, explain.len(), &batch, took);
-        match result {
-            Ok(readings) => {
-                batch.remember(&plan.score, &mut self.cache);
-                let run = BatchRun {
-                    start,
-                    assembly,
-                    tokens: batch.tree.tokens.len(),
-                    sequences: plan.score.len() + explain.len(),
-                };
-                self.answer(plan.score, explain, &batch, &readings, run, took);
+        match self.backend.submit(&batch.tree) {
+            Ok(pass) => {
+                batch.remember(&score, &mut self.cache);
+                let flight = Flight { pass, score, explain, batch, start, assembly, doomed: None };
+                self.flights[lane].push_back(flight);
             }
-            Err(error) => self.fail(plan.score, explain, &error),
+            Err(error) => self.fail(score, explain, &error),
         }
     }
 
@@ -178,40 +231,105 @@ impl Worker {
         ready
     }
 
-    fn count(&mut self, score: &[ScoreJob], explain_steps: usize, batch: &Batch, took: Duration) {
-        self.metrics.compute_seconds(took);
-        let hits = batch.hits.iter().map(|hit| hit.len).sum();
-        self.metrics.prefix_cache(hits, self.cache.take_evicted());
-        self.metrics.batch(&BatchStats {
-            tokens: batch.tree.tokens.len(),
-            sequences: score.len() + explain_steps,
-            budget_tokens: self.config.batch_tokens,
-            score_jobs: score.len(),
-            explain_steps,
-            seconds: took.as_secs_f64(),
-        });
-        if !score.is_empty() {
-            let tokens = score.iter().map(|job| job.prompt.tokens.len()).sum();
-            self.shared.passes().saw(tokens, took);
-        }
-    }
-
     /// An explain sequence waits for its next step.
     fn requeue(&mut self, sequence: ExplainSequence) {
         self.metrics.jobs_waiting(Lane::Explain, 1);
         self.scheduler.requeue(sequence);
     }
 
-    fn answer(
-        &mut self,
-        score: Vec<ScoreJob>,
-        explain: Vec<ExplainSequence>,
-        batch: &Batch,
-        readings: &[Reading],
-        run: BatchRun,
-        took: Duration,
-    ) {
-        let count = score.len();
+    /// The next batch that ends; waits for it, but not if a message brings what should be submitted
+    /// first. `None` too if nothing is on its way.
+    fn land(&mut self, inbox: &mpsc::Receiver<Message>, open: &mut bool) -> Option<Flight> {
+        while self.is_flying() {
+            for lane in &mut self.flights {
+                if lane.front().is_some_and(|flight| self.backend.is_done(&flight.pass)) {
+                    return lane.pop_front();
+                }
+            }
+            match inbox.try_recv() {
+                Ok(message) => {
+                    *open &= self.take(message);
+                    if self.should_submit() {
+                        return None;
+                    }
+                }
+                // As the driver waits, but with an eye on the inbox.
+                Err(_) => std::thread::yield_now(),
+            }
+        }
+        None
+    }
+
+    /// Takes what a batch gave, has the device go on, and answers.
+    fn end(&mut self, mut flight: Flight) {
+        let pass = std::mem::replace(&mut flight.pass, Pass::Done(Vec::new()));
+        let result = self.backend.collect(pass);
+        self.shared.progress();
+        let took = flight.start.elapsed();
+        self.count(&flight, took);
+        let result = match (result, flight.doomed.take()) {
+            (Err(error), _) => {
+                self.doom(&flight.batch, &error);
+                Err(error)
+            }
+            (Ok(_), Some(error)) => Err(error),
+            (Ok(readings), None) => Ok(readings),
+        };
+        // Sequences that took a step wait for their turn first: they hold memory that others want.
+        if self.overlaps && !flight.score.is_empty() {
+            self.fill();
+        }
+        self.answer(flight, result, took);
+    }
+
+    /// A batch that failed wrote nothing: the cache forgets what it holds, and those behind it that
+    /// read it fail too.
+    fn doom(&mut self, failed: &Batch, error: &Error) {
+        self.cache.clear();
+        let mut unwritten = failed.tree.blocks();
+        for flight in self.flights.iter_mut().flatten() {
+            let blocks = flight.batch.tree.blocks();
+            if blocks.reads.meets(&unwritten.writes) {
+                unwritten.writes.join(&blocks.writes);
+                flight.doomed = Some(error.clone());
+            }
+        }
+    }
+
+    fn count(&mut self, flight: &Flight, took: Duration) {
+        let Flight { score, explain, batch, start, .. } = flight;
+        self.metrics.compute_seconds(took);
+        let hits = batch.hits.iter().map(|hit| hit.len).sum();
+        self.metrics.prefix_cache(hits, self.cache.take_evicted());
+        self.metrics.batch(&BatchStats {
+            tokens: batch.tree.tokens.len(),
+            sequences: score.len() + explain.len(),
+            budget_tokens: self.config.batch_tokens,
+            score_jobs: score.len(),
+            explain_steps: explain.len(),
+            seconds: took.as_secs_f64(),
+        });
+        if !score.is_empty() {
+            let tokens = score.iter().map(|job| job.prompt.tokens.len()).sum();
+            // What it took of the device: it waited for the batch before it.
+            let now = Instant::now();
+            self.shared.passes().saw(tokens, now - (*start).max(self.landed));
+            self.landed = now;
+        }
+    }
+
+    fn answer(&mut self, flight: Flight, result: Result<Vec<Reading>>, took: Duration) {
+        let Flight { score, explain, batch, start, assembly, .. } = flight;
+        let readings = match result {
+            Ok(readings) => readings,
+            Err(error) => return self.fail(score, explain, &error),
+        };
+        if readings.contains(&Reading::NotFinite) {
+            // What is not finite may have reached the keys of tokens before it, which others share.
+            self.cache.clear();
+        }
+        let (count, tokens) = (score.len(), batch.tree.tokens.len());
+        let run = BatchRun { start, assembly, tokens, sequences: count + explain.len() };
         for (i, job) in score.into_iter().enumerate() {
             let tokens = batch.counts[i];
             self.metrics.tokens_by_fate(tokens.computed, tokens.shared, tokens.cached);
@@ -234,21 +352,25 @@ impl Worker {
             }
         }
         for (i, sequence) in explain.into_iter().enumerate() {
-            match readings[batch.tree.answer_of[count + i]] {
-                Reading::Next(token) => {
-                    if sequence.reads() {
-                        self.metrics.explain_token();
-                    }
-                    match sequence.advance(token, Instant::now(), self.max_positions) {
-                        Some(sequence) => self.requeue(sequence),
-                        None => self.decoding -= 1,
-                    }
-                }
-                _ => {
-                    self.decoding -= 1;
-                    sequence.fail(not_finite());
-                }
+            self.advance(sequence, &readings[batch.tree.answer_of[count + i]]);
+        }
+    }
+
+    fn advance(&mut self, sequence: ExplainSequence, reading: &Reading) {
+        let token = match reading {
+            Reading::Next(token) => Some(*token),
+            Reading::Nothing => None,
+            _ => {
+                self.decoding -= 1;
+                return sequence.fail(not_finite());
             }
+        };
+        if token.is_some() {
+            self.metrics.explain_token();
+        }
+        match sequence.advance(token, Instant::now(), self.max_positions) {
+            Some(sequence) => self.requeue(sequence),
+            None => self.decoding -= 1,
         }
     }
 
@@ -263,108 +385,4 @@ impl Worker {
 
 fn not_finite() -> Error {
     Error::internal("the model gave a number that is not finite")
-}
-
-/// A token tree with what the jobs need to know of it.
-struct Batch {
-    tree: TokenTree,
-    hits: Vec<Hit>,
-    counts: Vec<TokenCounts>,
-    /// For each segment, the job whose document comes after it: its KV is worth keeping.
-    prefix_of: Vec<Option<usize>>,
-}
-
-impl Batch {
-    fn assemble(
-        score: &[ScoreJob],
-        explain: &[ExplainSequence],
-        cache: &mut PrefixCache,
-        explain_pool: &Arc<KvPool>,
-    ) -> Self {
-        // The last token is always computed: its row is the answer.
-        let hits: Vec<Hit> =
-            score.iter().map(|job| cache.lookup(&job.prompt.tokens[..job.prompt.tokens.len() - 1])).collect();
-        let mut sequences: Vec<Sequence<'_>> = score
-            .iter()
-            .zip(&hits)
-            .map(|(job, hit)| Sequence {
-                past: &hit.past,
-                key: hit.key,
-                position: hit.len,
-                tokens: &job.prompt.tokens[hit.len..],
-                cut: job.prompt.document.start.saturating_sub(hit.len),
-                read: Read::Grades,
-            })
-            .collect();
-        sequences.extend(explain.iter().enumerate().map(|(i, sequence)| Sequence {
-            past: sequence.past(),
-            key: (EXPLAIN_KEY, i),
-            position: sequence.position(),
-            tokens: sequence.portion(),
-            cut: 0,
-            read: Read::Next,
-        }));
-        let tree = TokenTree::build(&sequences);
-        let segments = tree.segments.len();
-        let mut batch = Self {
-            tree,
-            hits,
-            counts: vec![TokenCounts::default(); score.len()],
-            prefix_of: vec![None; segments],
-        };
-        batch.keep_scored(score, cache, explain_pool);
-        for (i, sequence) in explain.iter().enumerate() {
-            let segment = batch.tree.answers[batch.tree.answer_of[score.len() + i]].segment;
-            batch.tree.segments[segment].keep = sequence.destination();
-        }
-        batch
-    }
-
-    /// Counts tokens by fate, and finds memory for prefixes and for sequences that may be explained.
-    fn keep_scored(&mut self, score: &[ScoreJob], cache: &mut PrefixCache, explain_pool: &Arc<KvPool>) {
-        let segments = self.tree.segments.len();
-        let (mut seen, mut wanted) = (vec![false; segments], vec![false; segments]);
-        for (i, job) in score.iter().enumerate() {
-            let counts = &mut self.counts[i];
-            counts.cached = self.hits[i].len;
-            for segment in self.tree.path(self.tree.answers[self.tree.answer_of[i]].segment) {
-                let part = &self.tree.segments[segment];
-                let fate = if seen[segment] { &mut counts.shared } else { &mut counts.computed };
-                *fate += part.rows.len();
-                seen[segment] = true;
-                wanted[segment] |= job.keep_kv;
-                if part.position + part.rows.len() <= job.prompt.document.start {
-                    self.prefix_of[segment] = Some(i);
-                }
-            }
-        }
-        for (segment, part) in self.tree.segments.iter_mut().enumerate() {
-            let len = part.rows.len();
-            let cached = self.prefix_of[segment].and_then(|_| cache.allocate(len));
-            if cached.is_none() {
-                // What lies in the explain lane's memory is not the cache's to keep.
-                self.prefix_of[segment] = None;
-            }
-            let span = cached.or_else(|| wanted[segment].then(|| explain_pool.allocate(len)).flatten());
-            part.keep = span.map(|span| KvRef { span, start: 0, len });
-        }
-    }
-
-    /// Puts the prefixes that were computed into the cache, parents first.
-    fn remember(&self, score: &[ScoreJob], cache: &mut PrefixCache) {
-        for (part, job) in self.tree.segments.iter().zip(&self.prefix_of) {
-            if let (Some(job), Some(kv)) = (job, &part.keep) {
-                cache.insert(&score[*job].prompt.tokens[..part.position + part.rows.len()], kv.clone());
-            }
-        }
-    }
-
-    /// The KV of job `i`'s whole prompt, if every part of it was kept.
-    fn kept(&self, i: usize) -> Option<KeptSequence> {
-        let mut past = self.hits[i].past.clone();
-        for segment in self.tree.path(self.tree.answers[self.tree.answer_of[i]].segment) {
-            past.push(self.tree.segments[segment].keep.clone()?);
-        }
-        Some(KeptSequence { past })
-    }
 }

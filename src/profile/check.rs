@@ -44,6 +44,7 @@ pub(super) fn profile(file: File, tokenizer: &Tokenizer, config: &ModelConfig) -
         free_questions: file.prompt.free_questions.unwrap_or(false),
         grades,
         read,
+        label_mass: file.score.label_mass.unwrap_or(true),
         calibration,
         explain,
         probes,

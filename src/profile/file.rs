@@ -39,6 +39,8 @@ pub(super) struct ScoreTable {
     pub(super) read: Option<Read>,
     pub(super) positive: Option<String>,
     pub(super) negative: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) label_mass: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -118,6 +120,7 @@ impl File {
                 read: self.score.read.or(base.score.read),
                 positive: self.score.positive.or(base.score.positive),
                 negative: self.score.negative.or(base.score.negative),
+                label_mass: self.score.label_mass.or(base.score.label_mass),
             },
             grades: self.grades.or(base.grades),
             calibration: self.calibration.or(base.calibration),

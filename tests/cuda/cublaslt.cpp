@@ -1,4 +1,4 @@
-// A libcublasLt.so.13 for tests: products of bf16 with sums in float. Its heuristic proposes an
+// A libcublasLt.so.13 for tests: products of bf16 with sums in float, to bf16, to float, or added to it. Its heuristic proposes an
 // algorithm that splits its sums, one whose sums depend on how many rows there are, and one of use.
 #include <cstdint>
 #include <cstdio>
@@ -6,11 +6,12 @@
 #include <cstring>
 #include <vector>
 
-extern "C" void mock_submit(void (*)(void*), void*);
+extern "C" void mock_submit(void (*)(void*), void*, void*);
 
 namespace {
 
 struct Layout {
+    int type;
     uint64_t rows, columns;
     int64_t stride;
 };
@@ -28,13 +29,14 @@ struct Candidate {
     int reserved[4];
 };
 enum Kind { SPLITS = 1, DEPENDS = 2, FIXED = 3 };
-enum { SPLITK = 2, REDUCTION = 3, TRANSA = 3, OP_T = 1, NOT_SUPPORTED = 15 };
+enum { R_32F = 0, R_16BF = 14, SPLITK = 2, REDUCTION = 3, TRANSA = 3, OP_T = 1, NOT_SUPPORTED = 15 };
 
 struct Job {
     Layout w, x, y;
     Kind kind;
     const uint16_t *weights, *rows;
-    uint16_t* out;
+    void* out;
+    float kept;
 };
 
 float wide(uint16_t half) {
@@ -67,7 +69,10 @@ void run(void* with) {
                     size_t at = (backwards ? depth - 4 - d : d) + i;
                     sums[i] += weights[o * depth + at] * row[at];
                 }
-            job.out[r * outputs + o] = narrow((sums[0] + sums[1]) + (sums[2] + sums[3]));
+            float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+            size_t at = r * outputs + o;
+            if (job.y.type == R_16BF) static_cast<uint16_t*>(job.out)[at] = narrow(sum);
+            else static_cast<float*>(job.out)[at] = sum + (job.kept == 0.0f ? 0.0f : job.kept * static_cast<float*>(job.out)[at]);
         }
     }
 }
@@ -78,8 +83,8 @@ extern "C" {
 
 int cublasLtCreate(void** handle) { *handle = malloc(1); return 0; }
 int cublasLtDestroy(void* handle) { free(handle); return 0; }
-int cublasLtMatrixLayoutCreate(void** layout, int, uint64_t rows, uint64_t columns, int64_t stride) {
-    *layout = new Layout{rows, columns, stride};
+int cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t columns, int64_t stride) {
+    *layout = new Layout{type, rows, columns, stride};
     return 0;
 }
 int cublasLtMatrixLayoutDestroy(void* layout) { delete static_cast<Layout*>(layout); return 0; }
@@ -103,18 +108,20 @@ int cublasLtMatmulAlgoConfigGetAttribute(const Algorithm* algorithm, int attribu
     return 0;
 }
 int cublasLtMatmul(void*, void* product, const float* alpha, const void* w, void* w_layout, const void* x, void* x_layout,
-                   const float* beta, const void*, void*, void* y, void* y_layout, const Algorithm* algorithm, void*,
-                   size_t, void*) {
+                   const float* beta, const void* c, void*, void* y, void* y_layout, const Algorithm* algorithm, void*,
+                   size_t, void* stream) {
     Job job{*static_cast<Layout*>(w_layout), *static_cast<Layout*>(x_layout), *static_cast<Layout*>(y_layout),
             static_cast<Kind>(algorithm->kind), static_cast<const uint16_t*>(w), static_cast<const uint16_t*>(x),
-            static_cast<uint16_t*>(y)};
+            y, *beta};
     bool fits = job.w.rows == job.x.rows && job.w.columns == job.y.rows && job.x.columns == job.y.columns;
     bool whole = job.w.stride == static_cast<int64_t>(job.w.rows) && job.x.stride == static_cast<int64_t>(job.x.rows);
-    if (static_cast<Product*>(product)->transposed != OP_T || *alpha != 1.0f || *beta != 0.0f || !fits || !whole ||
+    bool typed = job.w.type == R_16BF && job.x.type == R_16BF && (job.y.type == R_16BF || job.y.type == R_32F);
+    bool sums = *beta == 0.0f || (*beta == 1.0f && job.y.type == R_32F && c == y);
+    if (static_cast<Product*>(product)->transposed != OP_T || *alpha != 1.0f || !sums || !typed || !fits || !whole ||
         job.kind == SPLITS || job.w.rows % 4 != 0)
         return NOT_SUPPORTED;
     // Kept: a graph may run it again.
-    mock_submit(run, new Job(job));
+    mock_submit(run, new Job(job), stream);
     return 0;
 }
 }

@@ -1,12 +1,20 @@
-// A libcuda.so.1 for tests: memory of the host, one queue that runs when somebody waits, graphs
-// that are recorded closures, kernels through the shim. Device memory begins as what is no number.
+// A libcuda.so.1 for tests: memory of the host, graphs that are recorded closures, kernels through the
+// shim. Device memory begins as what is no number. A stream is a queue whose work is done late: some of
+// it, on streams in a random order, whenever somebody asks how far an event is; all that is needed when
+// somebody waits.
 //
 // MOCK_CUDA_INIT: what cuInit answers; MOCK_CUDA_DEVICES: how many there are;
-// MOCK_CUDA_CAPABILITY: 90 for 9.0; MOCK_CUDA_REFUSES_KERNELS: the fatbin does not load.
+// MOCK_CUDA_CAPABILITY: 90 for 9.0; MOCK_CUDA_REFUSES_KERNELS: the fatbin does not load;
+// MOCK_CUDA_MEMORY_MIB: how much there is; MOCK_CUDA_NAN_TOKEN: its embedding is no number;
+// MOCK_CUDA_SEED: another order.
 #define VERDICT_SHIM
 #include "kernels.cu"
 
+#include <deque>
 #include <map>
+#include <memory>
+#include <random>
+#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -17,25 +25,67 @@ using Work = std::function<void()>;
 using Address = unsigned long long;
 
 enum Status { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
-              CAPTURING = 900 };
+              NOT_READY = 600, CAPTURING = 900 };
 enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };
 
-std::vector<Work> queue;
+// An event has happened when as many of its records were passed as were made before somebody asked.
+struct Event {
+    size_t recorded = 0, passed = 0;
+};
+
+// A piece of work that can be done when `ready` says so, if it is there.
+struct Item {
+    Work work;
+    std::function<bool()> ready;
+};
+
+struct Stream {
+    int priority;
+    std::deque<Item> queue;
+};
+
+std::set<Stream*> streams;
 std::vector<Work>* recording = nullptr;
 std::map<Address, size_t> allocated;
-size_t graphs_launched = 0;
+size_t used = 0;
+// What is told at the end: graphs launched, kernels by the priority of their stream, events that were
+// asked for before they had happened, streams that had to wait for another's.
+size_t graphs_launched = 0, too_early = 0, waits = 0;
+std::map<int, size_t> kernels_by_priority;
+std::mt19937 order;
 
 int setting(const char* name, int otherwise) {
     const char* value = getenv(name);
     return value ? atoi(value) : otherwise;
 }
 
-void submit(Work work) { (recording ? *recording : queue).push_back(std::move(work)); }
+void submit(void* stream, Work work) {
+    if (recording) recording->push_back(std::move(work));
+    else static_cast<Stream*>(stream)->queue.push_back({std::move(work), nullptr});
+}
 
-void drain() {
-    std::vector<Work> works;
-    works.swap(queue);
-    for (auto& work : works) work();
+// Does one piece of work of some stream; false if there is none that can be done.
+bool step() {
+    std::vector<Stream*> able;
+    for (Stream* stream : streams)
+        if (!stream->queue.empty() && (!stream->queue.front().ready || stream->queue.front().ready())) able.push_back(stream);
+    if (able.empty()) return false;
+    Stream* stream = able[order() % able.size()];
+    Work work = std::move(stream->queue.front().work);
+    stream->queue.pop_front();
+    work();
+    return true;
+}
+
+void run_until(std::function<bool()> done) {
+    while (!done())
+        if (!step()) shim::fail("streams wait for each other");
+}
+
+bool is_idle() {
+    for (Stream* stream : streams)
+        if (!stream->queue.empty()) return false;
+    return true;
 }
 
 // A range of device memory must lie in one allocation.
@@ -63,10 +113,24 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
     return {name, [kernel](void** parameters) { return bound(kernel, parameters, std::index_sequence_for<A...>{}); }};
 }
 
+void report() {
+    printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits\n", graphs_launched,
+           kernels_by_priority[-5], kernels_by_priority[0], too_early, waits);
+}
+
+// One sequence's numbers are none from the start.
+void embed_with_nan(const int* plan, const bf16* table, float* residual, int hidden) {
+    embed(plan, table, residual, hidden);
+    static const int bad = setting("MOCK_CUDA_NAN_TOKEN", -1);
+    int row = blockIdx.x;
+    if (threadIdx.x == 0 && row < plan[ROWS] && list<int>(plan, TOKENS)[row] == bad) residual[static_cast<size_t>(row) * hidden] = NAN;
+}
+
 #define ENTRY(name) entry(#name, name)
 std::vector<Kernel> kernels = {
-    ENTRY(embed), ENTRY(add_norm), ENTRY(select_answers), ENTRY(rotate_32), ENTRY(rotate_64), ENTRY(rotate_128),
-    ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(silu_mul), ENTRY(grade_logits),
+    entry("embed", embed_with_nan), ENTRY(add_norm), ENTRY(select_answers), ENTRY(rotate_32), ENTRY(rotate_64), ENTRY(rotate_128),
+    ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
+    ENTRY(attention_row_128), ENTRY(silu_mul), ENTRY(grade_logits),
     ENTRY(vocabulary), ENTRY(combine)};
 
 }  // namespace
@@ -74,13 +138,16 @@ std::vector<Kernel> kernels = {
 extern "C" {
 
 // For the other library, so that its products keep their place among the kernels.
-void mock_submit(void (*run)(void*), void* with) {
-    submit([run, with] { run(with); });
+void mock_submit(void (*run)(void*), void* with, void* stream) {
+    submit(stream, [run, with] { run(with); });
 }
-// How often a graph was launched.
-size_t mock_graph_launches() { return graphs_launched; }
 
-int cuInit(unsigned) { return setting("MOCK_CUDA_INIT", SUCCESS); }
+int cuInit(unsigned) {
+    order.seed(setting("MOCK_CUDA_SEED", 1));
+    static const int told = atexit(report);
+    (void)told;
+    return setting("MOCK_CUDA_INIT", SUCCESS);
+}
 int cuDriverGetVersion(int* version) { *version = 13000; return SUCCESS; }
 int cuGetErrorString(int status, const char** text) {
     *text = status == OUT_OF_MEMORY ? "out of memory" : status == INVALID_IMAGE ? "device kernel image is invalid" : "an error of the mock";
@@ -95,24 +162,64 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     *value = attribute == CAPABILITY_MAJOR ? capability / 10 : attribute == CAPABILITY_MINOR ? capability % 10 : 0;
     return SUCCESS;
 }
-int cuDevicePrimaryCtxRetain(void** context, int) { *context = &queue; return SUCCESS; }
+int cuDevicePrimaryCtxRetain(void** context, int) { *context = &streams; return SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
-int cuCtxGetCurrent(void** context) { *context = &queue; return SUCCESS; }
+int cuCtxGetCurrent(void** context) { *context = &streams; return SUCCESS; }
 int cuCtxSetCurrent(void*) { return SUCCESS; }
-int cuCtxSynchronize() { drain(); return SUCCESS; }
+int cuCtxSynchronize() { run_until(is_idle); return SUCCESS; }
 int cuCtxGetStreamPriorityRange(int* least, int* greatest) { *least = 0, *greatest = -5; return SUCCESS; }
 
-int cuStreamCreateWithPriority(void** stream, unsigned, int) { *stream = malloc(1); return SUCCESS; }
-int cuStreamDestroy_v2(void* stream) { drain(); free(stream); return SUCCESS; }
-int cuStreamSynchronize(void*) {
+int cuStreamCreateWithPriority(void** stream, unsigned, int priority) {
+    auto* made = new Stream{priority, {}};
+    streams.insert(made);
+    *stream = made;
+    return SUCCESS;
+}
+int cuStreamDestroy_v2(void* stream) {
+    auto* gone = static_cast<Stream*>(stream);
+    if (!gone->queue.empty()) shim::fail("a stream is destroyed while work waits");
+    streams.erase(gone);
+    delete gone;
+    return SUCCESS;
+}
+int cuStreamSynchronize(void* stream) {
     if (recording) return CAPTURING;
-    drain();
+    run_until([=] { return static_cast<Stream*>(stream)->queue.empty(); });
+    return SUCCESS;
+}
+int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    auto* awaited = static_cast<Event*>(event);
+    size_t records = awaited->recorded;
+    ++waits;
+    static_cast<Stream*>(stream)->queue.push_back({[] {}, [=] { return awaited->passed >= records; }});
+    return SUCCESS;
+}
+
+int cuEventCreate(void** event, unsigned) { *event = new Event; return SUCCESS; }
+int cuEventDestroy_v2(void* event) { delete static_cast<Event*>(event); return SUCCESS; }
+int cuEventRecord(void* event, void* stream) {
+    auto* recorded = static_cast<Event*>(event);
+    ++recorded->recorded;
+    submit(stream, [=] { ++recorded->passed; });
+    return SUCCESS;
+}
+int cuEventQuery(void* event) {
+    auto* asked = static_cast<Event*>(event);
+    for (int i = order() % 40; i > 0; --i) step();
+    if (asked->passed == asked->recorded) return SUCCESS;
+    ++too_early;
+    return NOT_READY;
+}
+int cuEventSynchronize(void* event) {
+    auto* asked = static_cast<Event*>(event);
+    run_until([=] { return asked->passed == asked->recorded; });
     return SUCCESS;
 }
 
 int cuMemAlloc_v2(Address* at, size_t bytes) {
     if (recording) return CAPTURING;
-    if (bytes > static_cast<size_t>(setting("MOCK_CUDA_MEMORY_MIB", 4096)) << 20) return OUT_OF_MEMORY;
+    if (used + bytes > static_cast<size_t>(setting("MOCK_CUDA_MEMORY_MIB", 4096)) << 20) return OUT_OF_MEMORY;
+    used += bytes;
     void* memory = malloc(bytes);
     memset(memory, 0xff, bytes);
     *at = reinterpret_cast<Address>(memory);
@@ -120,31 +227,38 @@ int cuMemAlloc_v2(Address* at, size_t bytes) {
     return SUCCESS;
 }
 int cuMemFree_v2(Address at) {
-    if (!queue.empty()) shim::fail("memory is freed while work waits");
-    if (allocated.erase(at) != 1) return INVALID_VALUE;
+    if (!is_idle()) shim::fail("memory is freed while work waits");
+    if (allocated.count(at) != 1) return INVALID_VALUE;
+    used -= allocated[at];
+    allocated.erase(at);
     free(reinterpret_cast<void*>(at));
     return SUCCESS;
 }
 int cuMemGetInfo_v2(size_t* free, size_t* total) {
-    *free = *total = static_cast<size_t>(setting("MOCK_CUDA_MEMORY_MIB", 4096)) << 20;
+    *total = static_cast<size_t>(setting("MOCK_CUDA_MEMORY_MIB", 4096)) << 20;
+    *free = *total - used;
     return SUCCESS;
 }
 int cuMemHostAlloc(void** at, size_t bytes, unsigned) { *at = malloc(bytes); return SUCCESS; }
-int cuMemFreeHost(void* at) { free(at); return SUCCESS; }
+int cuMemFreeHost(void* at) {
+    if (!is_idle()) shim::fail("pinned memory is freed while work waits");
+    free(at);
+    return SUCCESS;
+}
 int cuMemcpyHtoD_v2(Address to, const void* from, size_t bytes) {
     if (recording) return CAPTURING;
     if (!inside(to, bytes)) return INVALID_VALUE;
     memcpy(reinterpret_cast<void*>(to), from, bytes);
     return SUCCESS;
 }
-int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void*) {
+int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* stream) {
     if (!inside(to, bytes)) return INVALID_VALUE;
-    submit([=] { memcpy(reinterpret_cast<void*>(to), from, bytes); });
+    submit(stream, [=] { memcpy(reinterpret_cast<void*>(to), from, bytes); });
     return SUCCESS;
 }
-int cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void*) {
+int cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
     if (!inside(from, bytes)) return INVALID_VALUE;
-    submit([=] { memcpy(to, reinterpret_cast<void*>(from), bytes); });
+    submit(stream, [=] { memcpy(to, reinterpret_cast<void*>(from), bytes); });
     return SUCCESS;
 }
 
@@ -170,11 +284,15 @@ int cuFuncSetAttribute(void* function, int, int value) {
     return SUCCESS;
 }
 int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
-                   unsigned threads_z, unsigned shared, void*, void** parameters, void**) {
+                   unsigned threads_z, unsigned shared, void* stream, void** parameters, void**) {
     auto* kernel = static_cast<Kernel*>(function);
     if (x == 0 || y == 0 || z == 0 || y > 65535 || static_cast<int>(shared) > kernel->shared) return INVALID_VALUE;
     Work body = kernel->bind(parameters);
-    submit([=] { shim::launch({x, y, z}, {threads, threads_y, threads_z}, shared, body); });
+    int priority = static_cast<Stream*>(stream)->priority;
+    submit(stream, [=] {
+        ++kernels_by_priority[priority];
+        shim::launch({x, y, z}, {threads, threads_y, threads_z}, shared, body);
+    });
     return SUCCESS;
 }
 
@@ -188,9 +306,9 @@ int cuStreamEndCapture(void*, void** graph) {
     return SUCCESS;
 }
 int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long) { *ready = graph; return SUCCESS; }
-int cuGraphLaunch(void* ready, void*) {
+int cuGraphLaunch(void* ready, void* stream) {
     ++graphs_launched;
-    for (auto& work : *static_cast<std::vector<Work>*>(ready)) submit(work);
+    for (auto& work : *static_cast<std::vector<Work>*>(ready)) submit(stream, work);
     return SUCCESS;
 }
 int cuGraphExecDestroy(void*) { return SUCCESS; }

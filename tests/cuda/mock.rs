@@ -76,11 +76,11 @@ impl Mock {
     }
 }
 
-/// Runs one test of the module `device` in a process of its own.
-pub(super) fn run_device_test(name: &str, environment: &[(&str, String)]) -> Output {
+/// Runs one test in a process of its own.
+pub(super) fn run(name: &str, environment: &[(&str, String)]) -> Output {
     let program = std::env::current_exe().expect("this test's own path");
     Command::new(program)
-        .args(["--ignored", "--exact", &format!("device::{name}"), "--nocapture"])
+        .args(["--ignored", "--exact", name, "--nocapture"])
         .envs(environment.iter().map(|(name, value)| (*name, value)))
         .output()
         .expect("this test runs again")

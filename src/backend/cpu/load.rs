@@ -35,7 +35,7 @@ pub(super) fn open(model: &Model, threads: usize) -> Result<CpuBackend> {
     })?;
     let head = Head {
         grades: model.profile.grades.iter().map(|grade| grade.token).collect(),
-        log_sum_exp: true,
+        label_mass: model.profile.label_mass,
         matrix,
     };
     // Longer reasons than this end with `length`.

@@ -41,7 +41,8 @@ struct Layer {
 /// What is read at an answer, beside the hidden state.
 struct Head {
     grades: Vec<u32>,
-    log_sum_exp: bool,
+    /// Whether a score needs the whole vocabulary.
+    label_mass: bool,
     /// `None`: the embedding is the head.
     matrix: Option<RowMatrix>,
 }
@@ -92,6 +93,7 @@ impl Backend for CpuBackend {
             weight_bytes: packed.sum::<usize>() + self.embedding.bytes() + head,
             kv_block_bytes: Self::block_floats(&self.config) * size_of::<f32>(),
             max_positions: self.positions(),
+            overlaps: false,
         }
     }
 

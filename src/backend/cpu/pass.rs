@@ -302,25 +302,32 @@ impl Ops for Pass<'_> {
         let hidden = self.config.hidden_size;
         let matrix = self.head.matrix.as_ref().unwrap_or(self.embedding);
         let x = &self.work.normed[..self.rows.len() * hidden];
-        let wide = self.head.log_sum_exp || self.batch.answers.iter().any(|a| a.read == Read::Next);
-        let vocabulary = if wide { matrix.vocabulary(self.isa, x) } else { Vec::new() };
-        let answers = self.batch.answers.iter().zip(x.chunks_exact(hidden)).enumerate();
-        Ok(answers
-            .map(|(i, (answer, x))| {
-                let over_all = vocabulary.get(i);
-                match (answer.read, over_all) {
-                    (_, Some(all)) if !all.log_sum_exp.is_finite() => Reading::NotFinite,
-                    (Read::Next, Some(all)) => Reading::Next(all.best),
-                    _ => {
-                        let logits: Vec<f32> =
-                            self.head.grades.iter().map(|&id| matrix.logit(self.isa, id, x)).collect();
-                        if logits.iter().any(|logit| !logit.is_finite()) {
-                            return Reading::NotFinite;
-                        }
-                        Reading::Grades { logits, log_sum_exp: over_all.map(|all| all.log_sum_exp) }
-                    }
-                }
-            })
-            .collect())
+        // The whole vocabulary where it is asked for, whoever shares the batch.
+        let label_mass = self.head.label_mass;
+        let wide = |read: Read| read == Read::Next || (label_mass && read == Read::Grades);
+        let rows = || self.batch.answers.iter().zip(x.chunks_exact(hidden));
+        let chosen: Vec<f32> =
+            rows().filter(|(answer, _)| wide(answer.read)).flat_map(|(_, x)| x).copied().collect();
+        let mut vocabulary = matrix.vocabulary(self.isa, &chosen).into_iter();
+        let readings = rows().map(|(answer, x)| {
+            let over_all = if wide(answer.read) { vocabulary.next() } else { None };
+            match (answer.read, over_all) {
+                (Read::Nothing, _) => Reading::Nothing,
+                (_, Some(all)) if !all.log_sum_exp.is_finite() => Reading::NotFinite,
+                (Read::Next, Some(all)) => Reading::Next(all.best),
+                _ => self.grades(matrix, x, over_all.map(|all| all.log_sum_exp)),
+            }
+        });
+        Ok(readings.collect())
+    }
+}
+
+impl Pass<'_> {
+    fn grades(&self, matrix: &RowMatrix, x: &[f32], log_sum_exp: Option<f32>) -> Reading {
+        let logits: Vec<f32> = self.head.grades.iter().map(|&id| matrix.logit(self.isa, id, x)).collect();
+        match logits.iter().all(|logit| logit.is_finite()) {
+            true => Reading::Grades { logits, log_sum_exp },
+            false => Reading::NotFinite,
+        }
     }
 }

@@ -45,15 +45,15 @@ pub(super) struct Buffers {
     pub(super) answer_residual: Address,
     /// bf16, `[answers, hidden]`.
     pub(super) answer_normed: Address,
-    /// bf16, `[rows, hidden]`: what is yet to be added to the residual.
-    pub(super) delta: Address,
+    /// bf16, `[answers, widest input of a product]`: what it lost in rounding.
+    pub(super) answer_rest: Address,
     /// bf16, `[rows, q + 2 kv]`; in the last layer `[rows, 2 kv]`.
     pub(super) qkv: Address,
     /// bf16, `[answers, q]`.
     pub(super) answer_q: Address,
     /// bf16, `[rows, q]`.
     pub(super) attended: Address,
-    /// bf16, `[rows, 2 inner]`.
+    /// bf16, `[rows, 2 inner]`; in the last layer f32, `[answers, 2 inner]`.
     pub(super) gate_up: Address,
     /// bf16, `[rows, inner]`.
     pub(super) activated: Address,
@@ -82,20 +82,20 @@ impl Buffers {
             take(rows * hidden, 2),
             take(answers * hidden, 4),
             take(answers * hidden, 2),
-            take(rows * hidden, 2),
+            take(answers * hidden.max(q).max(inner), 2),
             take(rows * (q + 2 * kv), 2),
             take(answers * q, 2),
             take(rows * q, 2),
-            take(rows * 2 * inner, 2),
+            take((rows * 2 * inner).max(answers * 4 * inner), 2),
             take(rows * inner, 2),
             take(answers * chunks, PARTIAL_BYTES),
             take(answers * (2 + grades), 4),
         ];
         let region = Region::allocate(context, layout.bytes(), "a batch's buffers")?;
         buffers.iter_mut().for_each(|at| *at += region.base());
-        let [plan, residual, normed, answer_residual, answer_normed, delta, qkv, answer_q, rest @ ..] =
+        let [plan, residual, normed, answer_residual, answer_normed, answer_rest, qkv, answer_q, others @ ..] =
             buffers;
-        let [attended, gate_up, activated, partials, readings] = rest;
+        let [attended, gate_up, activated, partials, readings] = others;
         Ok(Self {
             region,
             plan,
@@ -103,7 +103,7 @@ impl Buffers {
             normed,
             answer_residual,
             answer_normed,
-            delta,
+            answer_rest,
             qkv,
             answer_q,
             attended,

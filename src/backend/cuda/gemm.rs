@@ -41,19 +41,62 @@ pub(super) struct Matrix {
     pub(super) depth: usize,
 }
 
-/// cublasLt, and the algorithm of each shape (outputs, depth).
+/// What a product is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Output {
+    /// Rows of bf16.
+    Rows,
+    /// Rows of f32.
+    Wide,
+    /// Added to rows of f32.
+    Sum,
+}
+
+impl Output {
+    fn kind(self) -> sys::cudaDataType_t {
+        match self {
+            Self::Rows => sys::cudaDataType_t::CUDA_R_16BF,
+            Self::Wide | Self::Sum => sys::cudaDataType_t::CUDA_R_32F,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        if self == Self::Rows { 2 } else { 4 }
+    }
+}
+
+/// What cublasLt writes to beside its results; passes that run side by side share none.
+pub(super) struct Workspace(Region);
+
+impl Workspace {
+    pub(super) fn allocate(context: &Arc<CudaContext>) -> Result<Self> {
+        Ok(Self(Region::allocate(context, WORKSPACE_BYTES, "cublasLt")?))
+    }
+
+    /// Bytes on the device.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+}
+
+/// Where products run.
+#[derive(Clone, Copy)]
+pub(super) struct On<'a> {
+    pub(super) stream: cuda::CUstream,
+    pub(super) workspace: &'a Workspace,
+}
+
+/// cublasLt, and the algorithm of each shape (outputs, depth) and result.
 pub(super) struct Gemm {
     handle: sys::cublasLtHandle_t,
     /// y = x · wᵀ, in cublasLt's order by column.
     product: sys::cublasLtMatmulDesc_t,
-    algorithms: HashMap<(usize, usize), sys::cublasLtMatmulAlgo_t>,
-    workspace: Region,
+    algorithms: HashMap<(usize, usize, Output), sys::cublasLtMatmulAlgo_t>,
 }
 
 impl Gemm {
     #[expect(unsafe_code, reason = "calls of cublasLt")]
-    pub(super) fn open(context: &Arc<CudaContext>) -> Result<Self> {
-        let workspace = Region::allocate(context, WORKSPACE_BYTES, "cublasLt")?;
+    pub(super) fn open() -> Result<Self> {
         let handle = result::create_handle().map_err(refused("it does not start"))?;
         let (compute, scale) =
             (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F);
@@ -67,22 +110,22 @@ impl Gemm {
             result::set_matmul_desc_attribute(product, attribute, value, size_of_val(&transposed))
         };
         set.map_err(refused("a product"))?;
-        Ok(Self { handle, product, algorithms: HashMap::new(), workspace })
+        Ok(Self { handle, product, algorithms: HashMap::new() })
     }
 
-    /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ, put on `stream`. `w` is of a shape that was chosen for.
+    /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ. `w` and `into` are what was chosen for.
     pub(super) fn multiply(
         &self,
         w: &Matrix,
         x: Address,
-        y: Address,
+        (y, into): (Address, Output),
         rows: usize,
-        stream: cuda::CUstream,
+        on: On<'_>,
     ) -> Result<()> {
-        let algorithm = self.algorithms.get(&(w.outputs, w.depth));
+        let algorithm = self.algorithms.get(&(w.outputs, w.depth, into));
         let algorithm = algorithm.ok_or_else(|| Error::internal("a product of an unknown shape"))?;
-        let layouts = Layouts::of(w, rows)?;
-        self.run(w, &layouts, algorithm, (x, y), stream).map_err(refused("a product"))
+        let layouts = Layouts::of(w, rows, into)?;
+        self.run(w, &layouts, algorithm, (x, y), on).map_err(refused("a product"))
     }
 
     #[expect(unsafe_code, reason = "calls of cublasLt")]
@@ -92,9 +135,9 @@ impl Gemm {
         layouts: &Layouts,
         algorithm: &sys::cublasLtMatmulAlgo_t,
         (x, y): (Address, Address),
-        stream: cuda::CUstream,
+        on: On<'_>,
     ) -> Result<(), CublasError> {
-        let (one, zero) = (1.0f32, 0.0f32);
+        let (one, kept) = (1.0f32, if layouts.into == Output::Sum { 1.0f32 } else { 0.0 });
         let pointer = |address: Address| address as *mut c_void;
         // SAFETY: live descriptors of matrices that lie whole at these addresses; alpha and beta
         // are read before the call returns.
@@ -103,7 +146,7 @@ impl Gemm {
                 self.handle,
                 self.product,
                 std::ptr::from_ref(&one).cast(),
-                std::ptr::from_ref(&zero).cast(),
+                std::ptr::from_ref(&kept).cast(),
                 pointer(w.at),
                 layouts.w,
                 pointer(x),
@@ -113,28 +156,29 @@ impl Gemm {
                 pointer(y),
                 layouts.y,
                 algorithm,
-                pointer(self.workspace.base()),
-                self.workspace.bytes(),
-                stream.cast(),
+                pointer(on.workspace.0.base()),
+                on.workspace.bytes(),
+                on.stream.cast(),
             )
         }
     }
 
-    /// Chooses an algorithm for the shape of `w`, unless there is one.
+    /// Chooses an algorithm for the shape of `w` and its result, unless there is one.
     pub(super) fn choose(
         &mut self,
         context: &Arc<CudaContext>,
         w: &Matrix,
-        stream: cuda::CUstream,
+        into: Output,
+        on: On<'_>,
     ) -> Result<()> {
-        if self.algorithms.contains_key(&(w.outputs, w.depth)) {
+        if self.algorithms.contains_key(&(w.outputs, w.depth, into)) {
             return Ok(());
         }
-        let trial = Trial::of(context, w)?;
-        let candidates = self.candidates(w)?;
+        let trial = Trial::of(context, w, into)?;
+        let candidates = self.candidates(w, into)?;
         for algorithm in &candidates {
-            if self.keeps_bits(w, algorithm, &trial, stream)? {
-                self.algorithms.insert((w.outputs, w.depth), *algorithm);
+            if self.keeps_bits(w, algorithm, &trial, on)? {
+                self.algorithms.insert((w.outputs, w.depth, into), *algorithm);
                 return Ok(());
             }
         }
@@ -148,7 +192,7 @@ impl Gemm {
 
     /// What the heuristic proposes for many rows, without split-K, best first.
     #[expect(unsafe_code, reason = "calls of cublasLt")]
-    fn candidates(&self, w: &Matrix) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
+    fn candidates(&self, w: &Matrix, into: Output) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = result::create_matmul_pref().map_err(refused("a preference"))?;
         let set = |attribute, value: *const c_void, size| {
@@ -166,7 +210,7 @@ impl Gemm {
             std::ptr::from_ref(&scheme).cast(),
             size_of_val(&scheme),
         );
-        let layouts = Layouts::of(w, TRIAL_ROWS)?;
+        let layouts = Layouts::of(w, TRIAL_ROWS, into)?;
         // SAFETY: plain numbers, for which zero is a value.
         let mut found: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
         let mut count: c_int = 0;
@@ -199,14 +243,18 @@ impl Gemm {
         w: &Matrix,
         algorithm: &sys::cublasLtMatmulAlgo_t,
         trial: &Trial,
-        stream: cuda::CUstream,
+        on: On<'_>,
     ) -> Result<bool> {
         let w = &Matrix { at: trial.w.base(), ..*w };
         let run = |rows: usize| -> Result<Option<Vec<u16>>> {
-            let layouts = Layouts::of(w, rows)?;
+            let layouts = Layouts::of(w, rows, trial.into)?;
+            let halves = rows * w.outputs * trial.into.bytes() / 2;
+            if trial.into == Output::Sum {
+                upload(trial.y.base(), &vec![0u16; halves])?;
+            }
             // An algorithm that does not take so few rows is not for us.
-            match self.run(w, &layouts, algorithm, (trial.x.base(), trial.y.base()), stream) {
-                Ok(()) => Ok(Some(download(trial.y.base(), rows * w.outputs, stream)?)),
+            match self.run(w, &layouts, algorithm, (trial.x.base(), trial.y.base()), on) {
+                Ok(()) => Ok(Some(download(trial.y.base(), halves, on.stream)?)),
                 Err(_) => Ok(None),
             }
         };
@@ -253,6 +301,7 @@ fn splits_nothing(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
 
 /// The layouts of one product's matrices.
 struct Layouts {
+    into: Output,
     w: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
     y: sys::cublasLtMatrixLayout_t,
@@ -260,13 +309,18 @@ struct Layouts {
 
 impl Layouts {
     /// By column: w is depth x outputs, x depth x rows, y outputs x rows.
-    fn of(w: &Matrix, rows: usize) -> Result<Self> {
-        let matrix = |rows: usize, columns: usize| {
-            let kind = sys::cudaDataType_t::CUDA_R_16BF;
+    fn of(w: &Matrix, rows: usize, into: Output) -> Result<Self> {
+        let matrix = |kind, rows: usize, columns: usize| {
             result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
                 .map_err(refused("a matrix's layout"))
         };
-        Ok(Self { w: matrix(w.depth, w.outputs)?, x: matrix(w.depth, rows)?, y: matrix(w.outputs, rows)? })
+        let narrow = Output::Rows.kind();
+        Ok(Self {
+            into,
+            w: matrix(narrow, w.depth, w.outputs)?,
+            x: matrix(narrow, w.depth, rows)?,
+            y: matrix(into.kind(), w.outputs, rows)?,
+        })
     }
 }
 
@@ -282,16 +336,17 @@ impl Drop for Layouts {
 
 /// Operands to try an algorithm with.
 struct Trial {
+    into: Output,
     w: Region,
     x: Region,
     y: Region,
 }
 
 impl Trial {
-    fn of(context: &Arc<CudaContext>, w: &Matrix) -> Result<Self> {
+    fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output) -> Result<Self> {
         let depth = w.depth;
         let x = Region::allocate(context, TRIAL_ROWS * w.depth * 2, "a trial of cublasLt")?;
-        let y = Region::allocate(context, TRIAL_ROWS * w.outputs * 2, "a trial of cublasLt")?;
+        let y = Region::allocate(context, TRIAL_ROWS * w.outputs * into.bytes(), "a trial of cublasLt")?;
         let w =
             Region::allocate(context, w.depth * w.outputs * 2, "a trial of cublasLt").and_then(|region| {
                 upload(region.base(), &vec![0x3f80u16; w.depth * w.outputs])?;
@@ -310,7 +365,7 @@ impl Trial {
             }
         }
         upload(x.base(), &numbers)?;
-        Ok(Self { w, x, y })
+        Ok(Self { into, w, x, y })
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use cudarc::driver::{result, sys};
 
-use super::{fault, ops::Extent};
+use super::{buffers::Capacity, fault, plan::Extent};
 use crate::error::Result;
 
 /// Batches of more rows are bound by arithmetic, not by launches.
@@ -17,14 +17,15 @@ const MOST_ROWS: usize = 512;
 const MOST_GRAPHS: usize = 64;
 
 /// The bucket of a batch, if it is small enough for one. None exceeds `most`.
-pub(super) fn bucket(extent: Extent, most: Extent) -> Option<Extent> {
+pub(super) fn bucket(extent: Extent, most: Capacity) -> Option<Extent> {
     let rows = match extent.rows {
         0 => return None,
         rows @ ..=64 => rows.next_multiple_of(16),
         rows => rows.next_multiple_of(64),
     };
-    let answers = [1, 4, 16, 64].into_iter().find(|&answers| answers >= extent.answers)?;
-    let bucket = Extent { rows, answers, tiles: extent.tiles.next_power_of_two() };
+    let step = |count| [0, 1, 4, 16, 64].into_iter().find(|&step| step >= count);
+    let (answers, wide) = (step(extent.answers)?, step(extent.wide)?);
+    let bucket = Extent { rows, answers, wide, tiles: extent.tiles.next_power_of_two(), ..extent };
     let fits = rows <= MOST_ROWS.min(most.rows) && answers <= most.answers && extent.answers > 0;
     fits.then_some(bucket)
 }
@@ -109,19 +110,20 @@ mod tests {
 
     #[test]
     fn buckets_hold_their_batches_and_stay_few() {
-        let most = Extent { rows: 4096, answers: 256, tiles: 0 };
-        let of = |rows, answers, tiles| bucket(Extent { rows, answers, tiles }, most);
-        assert_eq!(of(200, 1, 7), Some(Extent { rows: 256, answers: 1, tiles: 8 }));
-        assert_eq!(of(1, 1, 1), Some(Extent { rows: 16, answers: 1, tiles: 1 }));
-        assert_eq!(of(512, 17, 32), Some(Extent { rows: 512, answers: 64, tiles: 32 }));
+        let most = Capacity { rows: 4096, answers: 256 };
+        let extent =
+            |rows, answers, tiles| Extent { rows, answers, tiles, wide: answers, ..Extent::default() };
+        let of = |rows, answers, tiles| bucket(extent(rows, answers, tiles), most);
+        assert_eq!(of(200, 1, 7), Some(extent(256, 1, 8)));
+        assert_eq!(of(1, 1, 1), Some(extent(16, 1, 1)));
+        assert_eq!(of(512, 17, 32), Some(extent(512, 64, 32)));
         assert_eq!(of(513, 1, 9), None, "large batches are launched");
         assert_eq!(of(100, 65, 70), None);
-        let small = Extent { rows: 100, answers: 2, tiles: 0 };
-        assert_eq!(
-            bucket(Extent { rows: 90, answers: 1, tiles: 2 }, small),
-            None,
-            "a bucket fits the buffers"
-        );
-        assert_eq!(bucket(Extent { rows: 9, answers: 3, tiles: 2 }, small), None);
+        let small = Capacity { rows: 100, answers: 2 };
+        assert_eq!(bucket(extent(90, 1, 2), small), None, "a bucket fits the buffers");
+        assert_eq!(bucket(extent(9, 3, 2), small), None);
+        let narrow = Extent { wide: 0, graded: true, ..extent(200, 3, 4) };
+        assert_eq!(bucket(narrow, most), Some(Extent { wide: 0, graded: true, ..extent(256, 4, 4) }));
+        assert_ne!(of(4, 4, 4), bucket(Extent { decoded: true, ..extent(4, 4, 4) }, most));
     }
 }

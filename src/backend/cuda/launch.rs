@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use cudarc::driver::{result, sys};
 
-use super::{buffers::VOCABULARY_TOKENS, fault, memory::Address, plan::Word, start::Gpu};
+use super::{buffers::VOCABULARY_TOKENS, fault, gemm::On, memory::Address, plan::Word, start::Gpu};
 use crate::error::{Error, Result};
 
 /// Threads of a block that works on a row.
@@ -14,13 +14,15 @@ const ROW_THREADS: u32 = 256;
 const TILE_THREADS: u32 = 128;
 /// Heads to a block of `rotate`: a warp each.
 const ROTATED_HEADS: usize = 8;
+/// Query heads to a block of `attention_row`.
+const ROW_HEADS: u32 = 16;
 /// Keys of one tile of attention.
 const TILE_KEYS: usize = 64;
 /// Answers to a block of `vocabulary`.
 const VOCABULARY_ANSWERS: usize = 32;
 /// Shared memory of `vocabulary`: two tiles of 40-number rows, and logits.
-const VOCABULARY_SHARED: usize =
-    2 * (VOCABULARY_TOKENS + VOCABULARY_ANSWERS) * 40 * 2 + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
+const VOCABULARY_SHARED: usize = 2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 40 * 2
+    + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
 
 /// Widths of a head that there are kernels for.
 pub(super) const HEAD_DIMS: [usize; 3] = [32, 64, 128];
@@ -62,6 +64,7 @@ pub(super) struct Kernels {
     select_answers: sys::CUfunction,
     rotate: sys::CUfunction,
     attention: sys::CUfunction,
+    attention_row: sys::CUfunction,
     silu_mul: sys::CUfunction,
     grade_logits: sys::CUfunction,
     vocabulary: sys::CUfunction,
@@ -69,11 +72,11 @@ pub(super) struct Kernels {
     attention_shared: usize,
 }
 
-/// A stream, and the plan that the kernels put on it read.
+/// Where kernels are put, and the plan that they read.
 #[derive(Clone, Copy)]
-pub(super) struct Lane<'a> {
+pub(super) struct Queue<'a> {
     pub(super) kernels: &'a Kernels,
-    pub(super) stream: sys::CUstream,
+    pub(super) on: On<'a>,
     pub(super) plan: Address,
 }
 
@@ -91,6 +94,7 @@ impl Kernels {
             select_answers: gpu.function("select_answers", 0)?,
             rotate: gpu.function(&format!("rotate_{head_dim}"), 0)?,
             attention: gpu.function(&format!("attention_{head_dim}"), attention_shared)?,
+            attention_row: gpu.function(&format!("attention_row_{head_dim}"), attention_shared)?,
             silu_mul: gpu.function("silu_mul", 0)?,
             grade_logits: gpu.function("grade_logits", 0)?,
             vocabulary: gpu.function("vocabulary", VOCABULARY_SHARED)?,
@@ -111,7 +115,7 @@ fn int(size: usize) -> i32 {
     i32::try_from(size).unwrap_or(i32::MAX)
 }
 
-impl Lane<'_> {
+impl Queue<'_> {
     #[expect(unsafe_code, reason = "launches a kernel")]
     fn launch(
         &self,
@@ -128,7 +132,7 @@ impl Lane<'_> {
         // SAFETY: the callers below pass what the kernel declares, addresses of buffers with room
         // for every row of the plan; parameters are read before the call returns.
         let launched = unsafe {
-            result::launch_kernel(kernel, grid, (threads, 1, 1), shared as u32, self.stream, parameters)
+            result::launch_kernel(kernel, grid, (threads, 1, 1), shared as u32, self.on.stream, parameters)
         };
         launched.map_err(fault("a launch"))
     }
@@ -143,14 +147,13 @@ impl Lane<'_> {
         )
     }
 
-    /// `delta` and `bias` may be 0.
+    /// `bias` and `rest` may be 0.
     pub(super) fn add_norm(
         &self,
         (rows, count_at): (usize, Word),
         residual: Address,
-        (delta, bias): (Address, Address),
-        weight: Address,
-        normed: Address,
+        (bias, weight): (Address, Address),
+        (normed, rest): (Address, Address),
         (hidden, epsilon): (usize, f32),
     ) -> Result<()> {
         let count_at = count_at as i32;
@@ -159,7 +162,7 @@ impl Lane<'_> {
             (rows, 1),
             ROW_THREADS,
             8 * 4,
-            parameters![self.plan, count_at, residual, delta, bias, weight, normed, int(hidden), epsilon],
+            parameters![self.plan, count_at, residual, bias, weight, normed, rest, int(hidden), epsilon],
         )
     }
 
@@ -217,13 +220,32 @@ impl Lane<'_> {
         )
     }
 
-    /// `bias` may be 0.
+    /// One query to a block and 16 of a key head's query heads. `rest` may be 0.
+    pub(super) fn attention_row(
+        &self,
+        answers: usize,
+        shape: Attention,
+        (q, k): (Address, Address),
+        cache: Address,
+        (out, rest): (Address, Address),
+    ) -> Result<()> {
+        let parts = (shape.heads / shape.kv_heads).unsigned_abs().div_ceil(ROW_HEADS);
+        self.launch(
+            self.kernels.attention_row,
+            (answers, shape.kv_heads as usize * parts as usize),
+            TILE_THREADS,
+            self.kernels.attention_shared,
+            parameters![self.plan, shape, q, k, cache, out, rest],
+        )
+    }
+
+    /// `gate_up` is f32 if it is `wide`; `bias` and `rest` may be 0.
     pub(super) fn silu_mul(
         &self,
         (rows, count_at): (usize, Word),
-        gate_up: Address,
+        (gate_up, wide): (Address, bool),
         bias: Address,
-        activated: Address,
+        (activated, rest): (Address, Address),
         inner: usize,
     ) -> Result<()> {
         let count_at = count_at as i32;
@@ -233,14 +255,14 @@ impl Lane<'_> {
             grid,
             ROW_THREADS,
             0,
-            parameters![self.plan, count_at, gate_up, bias, activated, int(inner)],
+            parameters![self.plan, count_at, gate_up, i32::from(wide), bias, activated, rest, int(inner)],
         )
     }
 
     pub(super) fn grade_logits(
         &self,
         answers: usize,
-        (normed, matrix): (Address, Address),
+        (normed, rest, matrix): (Address, Address, Address),
         (grades, count): (Address, usize),
         readings: Address,
         hidden: usize,
@@ -250,15 +272,16 @@ impl Lane<'_> {
             (answers, 1),
             ROW_THREADS,
             0,
-            parameters![self.plan, normed, matrix, grades, int(count), readings, int(hidden)],
+            parameters![self.plan, normed, rest, matrix, grades, int(count), readings, int(hidden)],
         )
     }
 
-    /// The log-sum-exp and the most probable token of each answer, over the whole vocabulary.
+    /// The log-sum-exp and the most probable token over the whole vocabulary, of each answer for which
+    /// it is read.
     pub(super) fn vocabulary(
         &self,
         answers: usize,
-        (normed, matrix): (Address, Address),
+        (normed, rest, matrix): (Address, Address, Address),
         (tokens, hidden): (usize, usize),
         partials: Address,
         (readings, grades): (Address, usize),
@@ -270,7 +293,7 @@ impl Lane<'_> {
             grid,
             TILE_THREADS,
             VOCABULARY_SHARED,
-            parameters![self.plan, normed, matrix, int(tokens), partials, int(hidden)],
+            parameters![self.plan, normed, rest, matrix, int(tokens), partials, int(hidden)],
         )?;
         self.launch(
             self.kernels.combine,

@@ -36,12 +36,6 @@ pub(super) struct Layer {
     pub(super) down_bias: Address,
 }
 
-/// All weights, and tables that the kernels read.
-pub(super) struct Weights {
-    region: Region,
-    pub(super) placed: Placed,
-}
-
 /// Where each weight lies.
 pub(super) struct Placed {
     pub(super) embedding: Address,
@@ -52,15 +46,21 @@ pub(super) struct Placed {
     pub(super) sines: Address,
     /// The grades' token ids.
     pub(super) grades: Address,
+    /// Whether a score reads the whole vocabulary.
+    pub(super) label_mass: bool,
     pub(super) layers: Vec<Layer>,
 }
 
-impl Weights {
+impl Placed {
     /// Copies `model`'s weights and the rotary tables of `positions` positions.
     ///
     /// `Invalid` for a tensor that is missing, of the wrong shape or not finite; `Internal` if the
     /// device has too little memory.
-    pub(super) fn load(context: &Arc<CudaContext>, model: &Model, positions: usize) -> Result<Self> {
+    pub(super) fn load(
+        context: &Arc<CudaContext>,
+        model: &Model,
+        positions: usize,
+    ) -> Result<(Region, Self)> {
         let grades: Vec<u32> = model.profile.grades.iter().map(|grade| grade.token).collect();
         // Once to know how much there is, and once to copy it.
         let mut layout = Layout::default();
@@ -69,12 +69,7 @@ impl Weights {
         let mut layout = Layout::default();
         let mut placing = Placing { layout: &mut layout, base: Some(region.base()) };
         let placed = place(&mut placing, model, positions, &grades)?;
-        Ok(Self { region, placed })
-    }
-
-    /// Bytes on the device.
-    pub(super) fn bytes(&self) -> usize {
-        self.region.bytes()
+        Ok((region, placed))
     }
 }
 
@@ -141,6 +136,7 @@ fn place(placing: &mut Placing<'_>, model: &Model, positions: usize, grades: &[u
         cosines: placing.put(table, || Ok(rotary().map(|(cos, _)| cos).collect()))?,
         sines: placing.put(table, || Ok(rotary().map(|(_, sin)| sin).collect()))?,
         grades: placing.put(grades.len(), || Ok(grades.to_vec()))?,
+        label_mass: model.profile.label_mass,
         layers: (0..config.layers).map(|i| layer(placing, checkpoint, config, i)).collect::<Result<_>>()?,
     })
 }

@@ -111,9 +111,11 @@ impl<T> Drop for Pinned<T> {
     }
 }
 
-/// Copies to the device and waits; for weights.
+/// Copies to the device and waits until it is there; for weights.
 #[expect(unsafe_code, reason = "calls of the driver")]
 pub(super) fn upload<T: Copy>(to: Address, from: &[T]) -> Result<()> {
     // SAFETY: the caller's layout has room for `from` at `to`; plain numbers.
-    unsafe { result::memcpy_htod_sync(to, from) }.map_err(fault("a copy to it"))
+    let copied = unsafe { result::memcpy_htod_sync(to, from) };
+    // Of memory that is not pinned the call returns when it is read, not when it was written.
+    copied.and_then(|()| result::ctx::synchronize()).map_err(fault("a copy to it"))
 }

@@ -2,62 +2,54 @@
 //!
 //! The program needs no CUDA to start: the driver and cublasLt are opened when a GPU is asked for
 //! (`start`). A batch becomes a plan of 32-bit words (`plan`), copied in once; the pass over it is
-//! put on one stream (`ops`, `launch`, `gemm`) or replayed as a graph (`graph`); the readings are
-//! copied out once.
+//! put on a stream (`ops`, `launch`, `gemm`) or replayed as a graph (`graph`); the readings are copied
+//! out once. Nothing waits until they are collected. Scores have a lane (`lane`) of the highest
+//! priority, steps of reasons one of the lowest; where a pass of one touches KV blocks that a pass of the
+//! other writes, its stream waits for that.
 
 mod buffers;
 mod gemm;
 mod graph;
+mod lane;
 mod launch;
 mod load;
 mod memory;
 mod ops;
 mod plan;
 mod start;
+mod stream;
 
-use cudarc::driver::{DriverError, result, sys};
+use cudarc::driver::DriverError;
 
-use super::{Backend, Description, Options, Reading};
+use super::{Backend, Description, Options, Pass, Reading};
 use crate::{
-    engine::{
-        kv::BLOCK_TOKENS,
-        tree::{Read, TokenTree},
-    },
+    engine::{decode::PORTION, kv::BLOCK_TOKENS, tree::TokenTree},
     error::{Error, Result},
-    model::{Model, config::ModelConfig, forward::forward},
+    model::{Model, config::ModelConfig},
 };
-use buffers::{Buffers, Capacity};
-use gemm::Gemm;
-use graph::{Graphs, bucket};
-use launch::{Kernels, Lane};
-use load::Weights;
-use memory::{Pinned, Region};
-use ops::{Extent, Pass, part};
+use buffers::Capacity;
+use gemm::{Gemm, On, Output};
+use lane::{Lane, Shared};
+use launch::Kernels;
+use load::Placed;
+use memory::Region;
+use ops::part;
 use plan::{Plan, TILE_ROWS};
 use start::Gpu;
+use stream::Priority;
 
-/// Tokens of a batch beside the score jobs' budget: what the explain lane adds.
-const EXPLAIN_ROWS: usize = 1024;
-/// Answers beside the score jobs.
-const EXPLAIN_ANSWERS: usize = 64;
 /// Longer reasons than this end with `length`.
 const REASON_ROOM: usize = 4096;
 
 /// A model on a GPU. Fields are dropped in order: what uses the device before the device.
 pub struct CudaBackend {
-    graphs: Graphs,
-    kernels: Kernels,
-    gemm: Gemm,
-    stream: Stream,
-    weights: Weights,
-    buffers: Buffers,
-    cache: Option<Region>,
-    words: Pinned<i32>,
-    readings: Pinned<f32>,
-    config: ModelConfig,
-    capacity: Capacity,
-    grades: usize,
+    score: Lane,
+    explain: Lane,
+    shared: Shared,
+    weights: Region,
+    cache: Option<(usize, Region)>,
     positions: usize,
+    submitted: usize,
     gpu: Gpu,
 }
 
@@ -72,69 +64,44 @@ fn fault(what: &str) -> impl FnOnce(DriverError) -> Error {
     move |error| Error::internal(format!("device: cuda: {what}: {}", start::describe(error)))
 }
 
-/// The stream of all work, of the highest priority.
-struct Stream(sys::CUstream);
-
-impl Stream {
-    fn open() -> Result<Self> {
-        let (_, highest) = result::stream::get_priority_range().map_err(fault("its streams"))?;
-        let kind = result::stream::StreamKind::NonBlocking;
-        Ok(Self(result::stream::create_with_priority(kind, highest).map_err(fault("a stream"))?))
-    }
-}
-
-impl Drop for Stream {
-    #[expect(unsafe_code, reason = "calls of the driver")]
-    fn drop(&mut self) {
-        // SAFETY: made by `open`, destroyed once. A refusal leaves nothing to do.
-        let _ = unsafe { result::stream::destroy(self.0) };
-    }
-}
-
 impl CudaBackend {
-    /// Opens the first GPU and copies `model`'s weights to it.
+    /// Opens the first GPU, copies `model`'s weights to it and takes the memory that batches and
+    /// `options.engine` need.
     ///
-    /// `Invalid` in one line that says why there is no GPU to use, or why not for this model.
-    pub fn open(model: &Model, options: Options) -> Result<Self> {
+    /// `Invalid` in one line that says why there is no GPU to use, or why not for this model;
+    /// `Internal` if the device has too little memory.
+    pub fn open(model: &Model, options: &Options) -> Result<Self> {
         let config = model.config.clone();
         check_shape(&config)?;
         let gpu = Gpu::open()?;
         let kernels = Kernels::load(&gpu, config.head_dim)?;
-        let stream = Stream::open()?;
         let positions = config.max_positions.min(model.profile.max_tokens + REASON_ROOM);
-        let weights = Weights::load(&gpu.context, model, positions)?;
-        let gemm = choose_products(&gpu, &weights, &config, &stream)?;
-        let capacity = Capacity {
-            rows: options.batch_tokens.max(model.profile.max_tokens.min(positions)) + EXPLAIN_ROWS,
-            answers: options.batch_sequences + EXPLAIN_ANSWERS,
-        };
+        let (weights, placed) = Placed::load(&gpu.context, model, positions)?;
         let grades = model.profile.grades.len();
-        let buffers = Buffers::allocate(&gpu.context, &config, grades, capacity)?;
-        Ok(Self {
-            graphs: Graphs::default(),
-            kernels,
-            gemm,
-            stream,
-            weights,
-            buffers,
-            cache: None,
-            words: Pinned::allocate(&gpu.context, capacity.words())?,
-            readings: Pinned::allocate(&gpu.context, capacity.answers * (2 + grades))?,
-            config,
-            capacity,
-            grades,
-            positions,
-            gpu,
-        })
+        let engine = &options.engine;
+        let scores = Capacity {
+            rows: engine.batch_tokens.max(model.profile.max_tokens.min(positions)),
+            answers: engine.batch_sequences,
+        };
+        let steps = Capacity { rows: engine.explain_sequences * PORTION, answers: engine.explain_sequences };
+        let score = Lane::open(&gpu.context, &config, grades, scores, Priority::Highest)?;
+        let explain = Lane::open(&gpu.context, &config, grades, steps, Priority::Lowest)?;
+        let gemm = choose_products(&gpu, &placed, &config, score.on())?;
+        let shared = Shared { kernels, gemm, placed, config, grades };
+        let mut backend = Self { score, explain, shared, weights, cache: None, positions, submitted: 0, gpu };
+        let (prefix, explain) = engine.kv_blocks(backend.block_bytes());
+        backend.reserve_kv(prefix + explain)?;
+        Ok(backend)
     }
 
-    fn block_bytes(config: &ModelConfig) -> usize {
+    fn block_bytes(&self) -> usize {
+        let config = &self.shared.config;
         config.layers * 2 * config.kv_heads * BLOCK_TOKENS * config.head_dim * 2
     }
 
-    fn check(&self, batch: &TokenTree) -> Result<()> {
-        super::check(batch, self.positions, self.config.vocab_size)?;
-        let Capacity { rows, answers } = self.capacity;
+    fn check(&self, batch: &TokenTree, lane: &Lane) -> Result<()> {
+        super::check(batch, self.positions, self.shared.config.vocab_size)?;
+        let Capacity { rows, answers } = lane.capacity();
         if batch.tokens.len() > rows || batch.answers.len() > answers {
             return Err(Error::internal(format!(
                 "a batch of {} tokens and {} answers is over the {rows} and {answers} prepared",
@@ -143,73 +110,6 @@ impl CudaBackend {
             )));
         }
         Ok(())
-    }
-
-    /// Copies the plan in, and puts the pass on the stream.
-    #[expect(unsafe_code, reason = "calls of the driver")]
-    fn submit(&mut self, plan: &Plan) -> Result<()> {
-        let words = self.words.slice().get_mut(..plan.words.len());
-        let words = words.ok_or_else(|| Error::internal("a batch's paths are over what was prepared"))?;
-        words.copy_from_slice(&plan.words);
-        // SAFETY: pinned memory that is not written again before the pass ended, to a buffer of the
-        // same capacity.
-        let copied = unsafe { result::memcpy_htod_async(self.buffers.plan, words, self.stream.0) };
-        copied.map_err(fault("a copy to it"))?;
-        let exact = Extent { rows: plan.rows, answers: plan.answers, tiles: plan.tiles };
-        let most = Extent { rows: self.capacity.rows, answers: self.capacity.answers, tiles: 0 };
-        let Self { graphs, kernels, gemm, stream, weights, buffers, config, grades, .. } = self;
-        let cache = self.cache.as_ref().map_or(0, Region::base);
-        let pass = |extent| Pass {
-            config,
-            weights: &weights.placed,
-            buffers,
-            cache,
-            gemm,
-            lane: Lane { kernels, stream: stream.0, plan: buffers.plan },
-            extent,
-            grades: *grades,
-            selected: false,
-            pending: None,
-        };
-        let bucket = bucket(exact, most);
-        let replayed = match bucket {
-            Some(bucket) => graphs.launch(bucket, stream.0, || forward(&mut pass(bucket)))?,
-            None => false,
-        };
-        if replayed { Ok(()) } else { forward(&mut pass(exact)) }
-    }
-
-    /// Waits for what a failed pass left on the stream: the next one writes the same memory.
-    #[expect(unsafe_code, reason = "calls of the driver")]
-    fn settle(&self) {
-        // SAFETY: a live stream. Where the device is lost, the next pass says so again.
-        let _ = unsafe { result::stream::synchronize(self.stream.0) };
-    }
-
-    /// Waits for the pass, and reads its answers.
-    #[expect(unsafe_code, reason = "calls of the driver")]
-    fn collect(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
-        let width = 2 + self.grades;
-        let readings = &mut self.readings.slice()[..batch.answers.len() * width];
-        // SAFETY: pinned memory that is read only after the stream is done.
-        let done = unsafe {
-            result::memcpy_dtoh_async(readings, self.buffers.readings, self.stream.0)
-                .and(result::stream::synchronize(self.stream.0))
-        };
-        done.map_err(fault("a pass"))?;
-        let answers = batch.answers.iter().zip(readings.chunks_exact(width));
-        Ok(answers.map(|(answer, row)| reading(answer.read, row)).collect())
-    }
-}
-
-/// One answer's row: log-sum-exp, the bits of the best token, the grades' logits.
-fn reading(read: Read, row: &[f32]) -> Reading {
-    let (log_sum_exp, logits) = (row[0], &row[2..]);
-    match read {
-        _ if !log_sum_exp.is_finite() => Reading::NotFinite,
-        Read::Next => Reading::Next(row[1].to_bits()),
-        Read::Grades if logits.iter().any(|logit| !logit.is_finite()) => Reading::NotFinite,
-        Read::Grades => Reading::Grades { logits: logits.to_vec(), log_sum_exp: Some(log_sum_exp) },
     }
 }
 
@@ -232,14 +132,22 @@ fn check_shape(config: &ModelConfig) -> Result<()> {
 }
 
 /// An algorithm for every product of a pass.
-fn choose_products(gpu: &Gpu, weights: &Weights, config: &ModelConfig, stream: &Stream) -> Result<Gemm> {
-    let mut gemm = Gemm::open(&gpu.context)?;
-    if let Some(layer) = weights.placed.layers.last() {
+fn choose_products(gpu: &Gpu, placed: &Placed, config: &ModelConfig, on: On<'_>) -> Result<Gemm> {
+    let mut gemm = Gemm::open()?;
+    if let Some(layer) = placed.layers.last() {
         let (q, kv) = (config.query_width(), config.kv_width());
-        let last = [part(&layer.qkv, 0, q), part(&layer.qkv, q, 2 * kv)];
-        let all = [layer.qkv, layer.output, layer.gate_up, layer.down];
-        for w in last.iter().chain(&all) {
-            gemm.choose(&gpu.context, w, stream.0)?;
+        let products = [
+            (part(&layer.qkv, 0, q), Output::Rows),
+            (part(&layer.qkv, q, 2 * kv), Output::Rows),
+            (layer.qkv, Output::Rows),
+            (layer.output, Output::Sum),
+            (layer.gate_up, Output::Rows),
+            (layer.gate_up, Output::Wide),
+            (layer.gate_up, Output::Sum),
+            (layer.down, Output::Sum),
+        ];
+        for (w, into) in &products {
+            gemm.choose(&gpu.context, w, *into, on)?;
         }
     }
     Ok(gemm)
@@ -250,29 +158,65 @@ impl Backend for CudaBackend {
         let (major, minor) = self.gpu.capability;
         Description {
             device: format!("cuda ({}, compute capability {major}.{minor})", self.gpu.name),
-            weight_bytes: self.weights.bytes() + self.buffers.bytes(),
-            kv_block_bytes: Self::block_bytes(&self.config),
+            weight_bytes: self.weights.bytes() + self.score.bytes() + self.explain.bytes(),
+            kv_block_bytes: self.block_bytes(),
             max_positions: self.positions,
+            overlaps: true,
         }
     }
 
+    /// Nothing if so many are reserved already: [`Self::open`] takes what the engine will ask for.
     fn reserve_kv(&mut self, blocks: usize) -> Result<()> {
+        if self.cache.as_ref().is_some_and(|(reserved, _)| *reserved == blocks) {
+            return Ok(());
+        }
         // Graphs hold the address of what was there before.
-        self.graphs.clear();
+        self.score.forget_graphs();
+        self.explain.forget_graphs();
         self.cache = None;
-        let bytes = blocks * Self::block_bytes(&self.config);
-        self.cache = Some(Region::allocate(&self.gpu.context, bytes, "the KV blocks")?);
+        let region = Region::allocate(&self.gpu.context, blocks * self.block_bytes(), "the KV blocks")?;
+        self.cache = Some((blocks, region));
         Ok(())
     }
 
     fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
-        self.check(batch)?;
+        let pass = self.submit(batch)?;
+        self.collect(pass)
+    }
+
+    fn submit(&mut self, batch: &TokenTree) -> Result<Pass> {
+        self.check(batch, if batch.is_explain() { &self.explain } else { &self.score })?;
         self.gpu.context.bind_to_thread().map_err(fault("the device"))?;
-        let plan = Plan::of(batch, self.config.heads / self.config.kv_heads);
-        let readings = self.submit(&plan).and_then(|()| self.collect(batch));
-        if readings.is_err() {
-            self.settle();
+        let Self { score, explain, shared, cache, submitted, .. } = self;
+        let (lane, other) = if batch.is_explain() { (explain, score) } else { (score, explain) };
+        let group = shared.config.heads / shared.config.kv_heads;
+        let plan = Plan::of(batch, group, shared.placed.label_mass);
+        let asked = batch.answers.iter().map(|answer| answer.read).collect();
+        let blocks = batch.blocks();
+        lane.follow(other, &blocks)?;
+        *submitted += 1;
+        let cache = cache.as_ref().map_or(0, |(_, region)| region.base());
+        lane.submit(*submitted, &plan, (asked, blocks), shared, cache)?;
+        Ok(Pass::Running(*submitted))
+    }
+
+    fn is_done(&mut self, pass: &Pass) -> bool {
+        match pass {
+            Pass::Done(_) => true,
+            Pass::Running(number) => {
+                self.score.is_done(*number).or_else(|| self.explain.is_done(*number)).unwrap_or(true)
+            }
         }
-        readings
+    }
+
+    fn collect(&mut self, pass: Pass) -> Result<Vec<Reading>> {
+        let number = match pass {
+            Pass::Done(readings) => return Ok(readings),
+            Pass::Running(number) => number,
+        };
+        self.gpu.context.bind_to_thread().map_err(fault("the device"))?;
+        let Self { score, explain, shared, .. } = self;
+        let collected = score.collect(number, shared).or_else(|| explain.collect(number, shared));
+        collected.unwrap_or_else(|| Err(Error::internal(format!("pass {number} is not under way"))))
     }
 }

@@ -2,25 +2,17 @@
 
 use super::{
     buffers::Buffers,
-    gemm::{Gemm, Matrix},
-    launch::{Attention, Lane, Rotation},
+    gemm::{Gemm, Matrix, Output},
+    launch::{Attention, Queue, Rotation},
     load::{Layer, Placed},
     memory::Address,
-    plan::Word,
+    plan::{Extent, Word},
 };
 use crate::{
     backend::{Norm, Ops},
     error::Result,
     model::config::ModelConfig,
 };
-
-/// Sizes that grids are made for: those of the batch, or of the graph that it fits into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Extent {
-    pub(super) rows: usize,
-    pub(super) answers: usize,
-    pub(super) tiles: usize,
-}
 
 /// A batch on its way through the model. Its numbers are in the plan on the device; here is only
 /// how much of it there is at most.
@@ -30,12 +22,12 @@ pub(super) struct Pass<'a> {
     pub(super) buffers: &'a Buffers,
     pub(super) cache: Address,
     pub(super) gemm: &'a Gemm,
-    pub(super) lane: Lane<'a>,
+    pub(super) queue: Queue<'a>,
     pub(super) extent: Extent,
     pub(super) grades: usize,
     pub(super) selected: bool,
-    /// The bias of what waits in `delta`; `None` if nothing does.
-    pub(super) pending: Option<Address>,
+    /// A bias that is yet to be added to the residual, or 0.
+    pub(super) pending: Address,
 }
 
 impl Pass<'_> {
@@ -60,8 +52,31 @@ impl Pass<'_> {
         if self.selected { self.buffers.answer_normed } else { self.buffers.normed }
     }
 
-    fn multiply(&self, w: &Matrix, x: Address, y: Address) -> Result<()> {
-        self.gemm.multiply(w, x, y, self.rows().0, self.lane.stream)
+    fn multiply(&self, w: &Matrix, x: Address, y: (Address, Output)) -> Result<()> {
+        self.gemm.multiply(w, x, y, self.rows().0, self.queue.on)
+    }
+
+    /// residual += x · wᵀ, in f32; `bias` is added with the norm that follows.
+    fn add(&mut self, w: &Matrix, x: (Address, Address), bias: Address) -> Result<()> {
+        self.pending = bias;
+        self.multiply_whole(w, x, (self.residual(), Output::Sum))
+    }
+
+    /// y = (x + rest) · wᵀ, in f32; `rest` may be 0.
+    fn multiply_whole(
+        &self,
+        w: &Matrix,
+        (x, rest): (Address, Address),
+        (y, into): (Address, Output),
+    ) -> Result<()> {
+        self.multiply(w, x, (y, into))?;
+        if rest == 0 { Ok(()) } else { self.multiply(w, rest, (y, Output::Sum)) }
+    }
+
+    /// Where what a product's input lost in rounding goes: the answers' rows alone, in the last layer,
+    /// are multiplied twice, so that they are as good as f32.
+    fn rest(&self) -> Address {
+        if self.selected { self.buffers.answer_rest } else { 0 }
     }
 
     /// Bias, norm and rotation of heads that lie in `buffer`; `first` is the first head's place
@@ -90,7 +105,7 @@ impl Pass<'_> {
         let bias = if weights.qkv_bias == 0 { 0 } else { weights.qkv_bias + (first * dim * 4) as Address };
         let vectors = (bias, weights.query_norm, weights.key_norm);
         let tables = (self.weights.cosines, self.weights.sines);
-        self.lane.rotate(rows, shape, buffer, vectors, tables, self.cache)
+        self.queue.rotate(rows, shape, buffer, vectors, tables, self.cache)
     }
 }
 
@@ -109,7 +124,7 @@ impl Ops for Pass<'_> {
 
     fn embed(&mut self) -> Result<()> {
         let hidden = self.config.hidden_size;
-        self.lane.embed(self.extent.rows, self.weights.embedding, self.buffers.residual, hidden)
+        self.queue.embed(self.extent.rows, self.weights.embedding, self.buffers.residual, hidden)
     }
 
     fn norm(&mut self, which: Norm) -> Result<()> {
@@ -118,9 +133,10 @@ impl Ops for Pass<'_> {
             Norm::Mlp(layer) => self.layer(layer).mlp_norm,
             Norm::Final => self.weights.final_norm,
         };
-        let delta = self.pending.take().map_or((0, 0), |bias| (self.buffers.delta, bias));
+        let bias = std::mem::take(&mut self.pending);
         let shape = (self.config.hidden_size, self.config.rms_norm_eps);
-        self.lane.add_norm(self.rows(), self.residual(), delta, weight, self.normed(), shape)
+        let to = (self.normed(), self.rest());
+        self.queue.add_norm(self.rows(), self.residual(), (bias, weight), to, shape)
     }
 
     /// In all layers but the last, the queries too: one product gives all three.
@@ -129,10 +145,10 @@ impl Ops for Pass<'_> {
         let w = self.layer(layer).qkv;
         if self.is_last(layer) {
             let w = part(&w, config.query_width(), 2 * config.kv_width());
-            self.multiply(&w, self.normed(), self.buffers.qkv)?;
+            self.multiply(&w, self.normed(), (self.buffers.qkv, Output::Rows))?;
             self.rotate(layer, self.buffers.qkv, config.heads, 0, config.kv_heads)
         } else {
-            self.multiply(&w, self.normed(), self.buffers.qkv)?;
+            self.multiply(&w, self.normed(), (self.buffers.qkv, Output::Rows))?;
             self.rotate(layer, self.buffers.qkv, 0, config.heads, config.kv_heads)
         }
     }
@@ -141,7 +157,7 @@ impl Ops for Pass<'_> {
         let from = (self.residual(), self.normed());
         self.selected = true;
         let to = (self.residual(), self.normed());
-        self.lane.select_answers(self.extent.answers, from, to, self.config.hidden_size)
+        self.queue.select_answers(self.extent.answers, from, to, self.config.hidden_size)
     }
 
     fn queries(&mut self, layer: usize) -> Result<()> {
@@ -149,7 +165,7 @@ impl Ops for Pass<'_> {
             return Ok(());
         }
         let w = part(&self.layer(layer).qkv, 0, self.config.query_width());
-        self.multiply(&w, self.normed(), self.buffers.answer_q)?;
+        self.multiply(&w, self.normed(), (self.buffers.answer_q, Output::Rows))?;
         self.rotate(layer, self.buffers.answer_q, 0, self.config.heads, 0)
     }
 
@@ -157,10 +173,12 @@ impl Ops for Pass<'_> {
         let config = self.config;
         let (q, kv) = (config.query_width(), config.kv_width());
         let last = self.is_last(layer);
+        // A row that is alone: answer i is row i where all are decoded.
+        let alone = last || self.extent.decoded;
         let stride = if last { 2 * kv } else { q + 2 * kv };
         let shape = Attention {
-            count_at: if last { Word::Answers } else { Word::Tiles } as i32,
-            tiles_at: if last { Word::AnswerTiles } else { Word::AllTiles } as i32,
+            count_at: if alone { Word::Answers } else { Word::Tiles } as i32,
+            tiles_at: if alone { Word::AnswerTiles } else { Word::AllTiles } as i32,
             q_stride: if last { q } else { stride } as i32,
             kv_stride: stride as i32,
             values: kv as i32,
@@ -171,33 +189,40 @@ impl Ops for Pass<'_> {
             scale: std::f32::consts::LOG2_E / (config.head_dim as f32).sqrt(),
         };
         let buffers = self.buffers;
-        let (tiles, queries, keys) = match last {
-            true => (self.extent.answers, buffers.answer_q, buffers.qkv),
-            false => (self.extent.tiles, buffers.qkv, buffers.qkv + (q * 2) as Address),
+        let from = match last {
+            true => (buffers.answer_q, buffers.qkv),
+            false => (buffers.qkv, buffers.qkv + (q * 2) as Address),
         };
-        self.lane.attention(tiles, shape, (queries, keys), self.cache, buffers.attended)?;
-        self.multiply(&self.layer(layer).output, buffers.attended, buffers.delta)?;
-        self.pending = Some(self.layer(layer).output_bias);
-        Ok(())
+        let attended = (buffers.attended, self.rest());
+        match alone {
+            true => self.queue.attention_row(self.extent.answers, shape, from, self.cache, attended),
+            false => self.queue.attention(self.extent.tiles, shape, from, self.cache, buffers.attended),
+        }?;
+        let (w, bias) = (self.layer(layer).output, self.layer(layer).output_bias);
+        self.add(&w, attended, bias)
     }
 
     fn mlp(&mut self, layer: usize) -> Result<()> {
         let (buffers, weights) = (self.buffers, self.layer(layer));
-        self.multiply(&weights.gate_up, self.normed(), buffers.gate_up)?;
-        let inner = self.config.intermediate_size;
-        self.lane.silu_mul(self.rows(), buffers.gate_up, weights.gate_up_bias, buffers.activated, inner)?;
-        self.multiply(&weights.down, buffers.activated, buffers.delta)?;
-        self.pending = Some(weights.down_bias);
-        Ok(())
+        let into = if self.selected { Output::Wide } else { Output::Rows };
+        self.multiply_whole(&weights.gate_up, (self.normed(), self.rest()), (buffers.gate_up, into))?;
+        let (inner, gates) = (self.config.intermediate_size, (buffers.gate_up, self.selected));
+        let activated = (buffers.activated, self.rest());
+        self.queue.silu_mul(self.rows(), gates, weights.gate_up_bias, activated, inner)?;
+        let (w, bias) = (weights.down, weights.down_bias);
+        self.add(&w, activated, bias)
     }
 
     fn head(&mut self) -> Result<()> {
-        let answers = self.extent.answers;
+        let Extent { answers, wide, graded, .. } = self.extent;
         let (hidden, tokens) = (self.config.hidden_size, self.config.vocab_size);
         let (buffers, weights) = (self.buffers, self.weights);
-        let operands = (self.normed(), weights.head);
-        self.lane.grade_logits(answers, operands, (weights.grades, self.grades), buffers.readings, hidden)?;
+        let operands = (self.normed(), buffers.answer_rest, weights.head);
+        if graded {
+            let grades = (weights.grades, self.grades);
+            self.queue.grade_logits(answers, operands, grades, buffers.readings, hidden)?;
+        }
         let readings = (buffers.readings, self.grades);
-        self.lane.vocabulary(answers, operands, (tokens, hidden), buffers.partials, readings)
+        self.queue.vocabulary(wide, operands, (tokens, hidden), buffers.partials, readings)
     }
 }

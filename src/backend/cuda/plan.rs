@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::engine::{
     kv::BLOCK_TOKENS,
-    tree::{Segment, TokenTree},
+    tree::{Read, Segment, TokenTree},
 };
 
 /// (query, query head) pairs of one attention tile.
@@ -19,12 +19,14 @@ pub(super) enum Word {
     Rows,
     Answers,
     Tiles,
+    Wide,
     Tokens,
     Positions,
     Slots,
     AnswerRows,
     AllTiles,
     AnswerTiles,
+    WideAnswers,
     Runs,
     Blocks,
 }
@@ -34,36 +36,55 @@ const HEADER: usize = Word::Blocks as usize + 1;
 const TILE: usize = 8;
 const RUN: usize = 4;
 
+/// Sizes that grids are made for: those of a batch, or of the graph that it fits into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Extent {
+    pub(super) rows: usize,
+    pub(super) answers: usize,
+    pub(super) tiles: usize,
+    /// Answers for which the whole vocabulary is read.
+    pub(super) wide: usize,
+    /// Whether there are answers for which the grades are read.
+    pub(super) graded: bool,
+    /// Whether every row is a token that is decoded: its answer, and in a sequence by itself.
+    pub(super) decoded: bool,
+}
+
 /// The words, and the counts that launches need.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) words: Vec<i32>,
-    pub(super) rows: usize,
-    pub(super) answers: usize,
-    pub(super) tiles: usize,
+    pub(super) extent: Extent,
 }
 
 impl Plan {
-    /// Plans `tree` for `group` query heads to a key head (at most [`TILE_ROWS`]).
-    pub(super) fn of(tree: &TokenTree, group: usize) -> Self {
+    /// Plans `tree` for `group` query heads to a key head (at most [`TILE_ROWS`]); a score reads the
+    /// whole vocabulary for its `label_mass`.
+    pub(super) fn of(tree: &TokenTree, group: usize, label_mass: bool) -> Self {
         let paths = Paths::of(tree);
         let tiles = query_tiles(tree, &paths, group);
         let answers = answer_tiles(tree, &paths);
-        let mut plan = Self {
-            words: vec![0; HEADER],
+        let wide: Vec<i32> = wide_answers(tree, label_mass);
+        let extent = Extent {
             rows: tree.tokens.len(),
             answers: tree.answers.len(),
             tiles: tiles.len() / TILE,
+            wide: wide.len(),
+            graded: tree.answers.iter().any(|answer| answer.read == Read::Grades),
+            decoded: is_decoded(tree),
         };
-        plan.words[Word::Rows as usize] = word(plan.rows);
-        plan.words[Word::Answers as usize] = word(plan.answers);
-        plan.words[Word::Tiles as usize] = word(plan.tiles);
+        let mut plan = Self { words: vec![0; HEADER], extent };
+        plan.words[Word::Rows as usize] = word(extent.rows);
+        plan.words[Word::Answers as usize] = word(extent.answers);
+        plan.words[Word::Tiles as usize] = word(extent.tiles);
+        plan.words[Word::Wide as usize] = word(extent.wide);
         plan.put(Word::Tokens, tree.tokens.iter().map(|&token| token as i32));
         plan.put(Word::Positions, tree.positions.iter().map(|&position| position as i32));
         plan.put(Word::Slots, slots(tree));
         plan.put(Word::AnswerRows, tree.answers.iter().map(|answer| word(answer.row)));
         plan.put(Word::AllTiles, tiles);
         plan.put(Word::AnswerTiles, answers);
+        plan.put(Word::WideAnswers, wide);
         plan.put(Word::Runs, paths.runs);
         plan.put(Word::Blocks, paths.blocks);
         plan
@@ -71,7 +92,7 @@ impl Plan {
 
     /// Words that a plan of so many rows can have, beside what its runs and blocks need.
     pub(super) fn most_words(rows: usize, answers: usize) -> usize {
-        HEADER + 16 + rows * (3 + TILE) + answers * (1 + TILE)
+        HEADER + 32 + rows * (3 + TILE) + answers * (2 + TILE)
     }
 
     fn put(&mut self, at: Word, list: impl IntoIterator<Item = i32>) {
@@ -154,6 +175,20 @@ fn answer_tiles(tree: &TokenTree, paths: &Paths) -> Vec<i32> {
     tiles.flatten().collect()
 }
 
+fn wide_answers(tree: &TokenTree, label_mass: bool) -> Vec<i32> {
+    let wide = |read: Read| read == Read::Next || (label_mass && read == Read::Grades);
+    let chosen = tree.answers.iter().enumerate().filter(|(_, answer)| wide(answer.read));
+    chosen.map(|(i, _)| word(i)).collect()
+}
+
+/// Answers are in the order of rows, so that answer i is row i where there are as many.
+fn is_decoded(tree: &TokenTree) -> bool {
+    tree.answers.len() == tree.tokens.len()
+        && tree.segments.len() == tree.tokens.len()
+        && tree.segments.iter().all(|segment| segment.parent.is_none())
+        && tree.answers.iter().all(|answer| answer.read == Read::Next)
+}
+
 /// The KV cache slot (tokens over all blocks) of each row that is kept; -1 for the others.
 fn slots(tree: &TokenTree) -> Vec<i32> {
     let mut slots = vec![-1; tree.tokens.len()];
@@ -189,8 +224,11 @@ mod tests {
         let of =
             |tokens| Sequence { past: &past, key: (1, 2), position: 20, tokens, cut: 0, read: Read::Grades };
         let tree = TokenTree::build(&[of(&[1, 2, 3][..]), of(&[1, 9][..])]);
-        let plan = Plan::of(&tree, 64);
-        assert_eq!((plan.rows, plan.answers, plan.tiles), (4, 2, 4), "one query a tile");
+        let plan = Plan::of(&tree, 64, true);
+        let extent = Extent { rows: 4, answers: 2, tiles: 4, wide: 2, graded: true, decoded: false };
+        assert_eq!(plan.extent, extent, "one query a tile");
+        assert_eq!(list(&plan, Word::WideAnswers, 2), [0, 1]);
+        assert_eq!(Plan::of(&tree, 64, false).extent.wide, 0);
         assert_eq!(list(&plan, Word::Tokens, 4), [1, 2, 3, 9]);
         assert_eq!(list(&plan, Word::Positions, 4), [20, 21, 22, 21]);
         assert_eq!(list(&plan, Word::AnswerRows, 2), [2, 3]);
@@ -214,11 +252,27 @@ mod tests {
         let keep = KvRef { span, start: 4, len: 70 };
         let slot = |i: usize| word(keep.place(i).0 * BLOCK_TOKENS + (4 + i) % BLOCK_TOKENS);
         tree.segments[0].keep = Some(keep.clone());
-        let plan = Plan::of(&tree, 2);
+        let plan = Plan::of(&tree, 2, false);
         let wanted: Vec<i32> = (0..70).map(slot).collect();
         assert_eq!(list(&plan, Word::Slots, 70), wanted);
-        assert_eq!(plan.tiles, 3);
+        assert_eq!((plan.extent.tiles, plan.extent.wide, plan.extent.decoded), (3, 1, false));
         let tiles = list(&plan, Word::AllTiles, 24);
         assert_eq!([&tiles[..3], &tiles[8..11], &tiles[16..19]], [[64, 6, 64], [32, 32, 32], [0, 32, 0]]);
+    }
+
+    #[test]
+    fn single_tokens_that_read_the_next_one_are_decoded() {
+        let span = KvPool::new(0, 9).allocate(80).expect("blocks");
+        let past = [KvRef { span, start: 0, len: 7 }];
+        let of = |i, tokens, read| Sequence { past: &past, key: (9, i), position: 7, tokens, cut: 0, read };
+        let decoded = |sequences: &[Sequence<'_>]| {
+            let extent = Plan::of(&TokenTree::build(sequences), 2, true).extent;
+            (extent.decoded, extent.wide, extent.graded)
+        };
+        let (one, two) = ([5], [5, 6]);
+        assert_eq!(decoded(&[of(0, &one, Read::Next), of(1, &one, Read::Next)]), (true, 2, false));
+        assert_eq!(decoded(&[of(0, &one, Read::Next), of(1, &two, Read::Next)]), (false, 2, false));
+        assert_eq!(decoded(&[of(0, &one, Read::Nothing)]), (false, 0, false), "a prompt's part");
+        assert_eq!(decoded(&[of(0, &one, Read::Next), of(1, &one, Read::Grades)]), (false, 2, true));
     }
 }

@@ -6,6 +6,9 @@
 // 64. A row's products, maxima and sums therefore run in an order that its own position
 // fixes, whichever segments hold its keys and whoever shares its tile: what lies behind it
 // has weight exactly zero. Softmax is rescaled as it goes (Milakov and Gimelshein, 2018).
+//
+// A row that is alone, an answer or a decoded token, has its query heads for rows and the warps share its
+// keys: of every tile each takes 16. Their sums are joined in one order, by absolute position too.
 #pragma once
 #include "device.cuh"
 
@@ -80,19 +83,19 @@ struct Rows {
     int seen[2];      // keys that the row attends to
 };
 
-// One tile of keys: scores, weights, weighted sum of values.
-template <int DIM>
+// A tile's keys, or some of them: scores, weights, weighted sum of values.
+template <int DIM, int KEYS>
 DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int first, float factor) {
     constexpr int STRIDE = DIM + 8;
     int lane = threadIdx.x % 32;
-    float scores[TILE_KEYS / 8][4];
+    float scores[KEYS / 8][4];
 #pragma unroll
-    for (int n = 0; n < TILE_KEYS / 8; ++n) {
+    for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
     }
 #pragma unroll
-    for (int n = 0; n < TILE_KEYS / 8; n += 2) {
+    for (int n = 0; n < KEYS / 8; n += 2) {
 #pragma unroll
         for (int d = 0; d < DIM / 16; ++d) {
             u32 b[4];
@@ -106,7 +109,7 @@ DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int fi
     for (int half = 0; half < 2; ++half) {
         float most = rows.most[half];
 #pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; ++n) {
+        for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 float& score = scores[n][2 * half + i];
@@ -127,7 +130,7 @@ DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int fi
             rows.sums[d][2 * half + 1] *= kept;
         }
 #pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; ++n) {
+        for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 float weight = power_of_two(scores[n][2 * half + i] - most);
@@ -137,7 +140,7 @@ DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int fi
         }
     }
 #pragma unroll
-    for (int k = 0; k < TILE_KEYS / 16; ++k) {
+    for (int k = 0; k < KEYS / 16; ++k) {
         u32 a[4] = {pack_bf16(scores[2 * k][0], scores[2 * k][1]), pack_bf16(scores[2 * k][2], scores[2 * k][3]),
                     pack_bf16(scores[2 * k + 1][0], scores[2 * k + 1][1]),
                     pack_bf16(scores[2 * k + 1][2], scores[2 * k + 1][3])};
@@ -149,6 +152,24 @@ DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int fi
             mma(rows.sums[d + 1], a, b[2], b[3]);
         }
     }
+}
+
+// Nothing is summed yet; the queries of one half of the rows, zeros where there are none.
+template <int DIM>
+DEVICE void begin(Rows<DIM>& rows, int half, const bf16* from, bool valid) {
+    int lane = threadIdx.x % 32;
+    rows.most[half] = -INFINITY;
+    rows.total[half] = 0.0f;
+#pragma unroll
+    for (int d = 0; d < DIM / 16; ++d) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const u32* pairs = reinterpret_cast<const u32*>(from + d * 16 + lane % 4 * 2 + i * 8);
+            rows.queries[d][half + 2 * i] = valid ? *pairs : 0;
+        }
+    }
+#pragma unroll
+    for (int d = 0; d < DIM / 8; ++d) rows.sums[d][2 * half] = rows.sums[d][2 * half + 1] = 0.0f;
 }
 
 template <int DIM>
@@ -173,24 +194,10 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
         query[half] = pair / group;
         query_head[half] = head * group + pair % group;
         valid[half] = pair < tile.count * group;
-        rows.most[half] = -INFINITY;
-        rows.total[half] = 0.0f;
         // A row without query sees one key, so that its numbers stay finite; it is not written.
         rows.seen[half] = valid[half] ? tile.position + query[half] + 1 : 1;
         const bf16* from = q + static_cast<size_t>(tile.query + query[half]) * shape.q_stride + query_head[half] * DIM;
-#pragma unroll
-        for (int d = 0; d < DIM / 16; ++d) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const u32* pairs = reinterpret_cast<const u32*>(from + d * 16 + lane % 4 * 2 + i * 8);
-                rows.queries[d][half + 2 * i] = valid[half] ? *pairs : 0;
-            }
-        }
-    }
-#pragma unroll
-    for (int d = 0; d < DIM / 8; ++d) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) rows.sums[d][i] = 0.0f;
+        begin<DIM>(rows, half, from, valid[half]);
     }
 
     bring<DIM>(plan, shape, tile, 0, keys, k, cache, head, buffers, buffers + 2 * BUFFER);
@@ -203,7 +210,7 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
             copies_wait<0>();
         }
         __syncthreads();
-        if (busy) attend<DIM>(rows, buffers + at * BUFFER, buffers + (2 + at) * BUFFER, first, shape.scale);
+        if (busy) attend<DIM, TILE_KEYS>(rows, buffers + at * BUFFER, buffers + (2 + at) * BUFFER, first, shape.scale);
         // Nobody overwrites what another warp still reads.
         __syncthreads();
     }
@@ -224,10 +231,94 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
     }
 }
 
+// One query, 16 of a key head's query heads to a block. `rest`, if asked for, is what the result lost in
+// rounding.
+template <int DIM>
+DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
+                          bf16* out, bf16* rest) {
+    constexpr int STRIDE = DIM + 8;
+    constexpr int BUFFER = TILE_KEYS * STRIDE;
+    constexpr int WARPS = 4, KEYS = TILE_KEYS / WARPS;
+    SHARED(bf16, buffers);  // two of keys, two of values; then the warps' sums
+    if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return;
+    const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
+    int group = shape.heads / shape.kv_heads, parts = (group + 15) / 16;
+    int head = blockIdx.y / parts, first_row = blockIdx.y % parts * 16;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int keys = tile.position + 1;
+    const bf16* queries = q + static_cast<size_t>(tile.query) * shape.q_stride + head * group * DIM;
+
+    Rows<DIM> rows;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        int row = first_row + lane / 4 + 8 * half;
+        rows.seen[half] = keys;
+        begin<DIM>(rows, half, queries + row * DIM, row < group);
+    }
+
+    bring<DIM>(plan, shape, tile, 0, keys, k, cache, head, buffers, buffers + 2 * BUFFER);
+    for (int first = 0, at = 0; first < keys; first += TILE_KEYS, at ^= 1) {
+        if (first + TILE_KEYS < keys) {
+            bring<DIM>(plan, shape, tile, first + TILE_KEYS, keys, k, cache, head, buffers + (at ^ 1) * BUFFER,
+                       buffers + (2 + (at ^ 1)) * BUFFER);
+            copies_wait<1>();
+        } else {
+            copies_wait<0>();
+        }
+        __syncthreads();
+        int mine = first + warp * KEYS, place = at * BUFFER + warp * KEYS * STRIDE;
+        if (mine < keys) attend<DIM, KEYS>(rows, buffers + place, buffers + 2 * BUFFER + place, mine, shape.scale);
+        __syncthreads();
+    }
+
+    // [warp][row]: the maximum, the total; [warp][row][column]: the sum.
+    float* most = reinterpret_cast<float*>(buffers);
+    float *totals = most + WARPS * 16, *sums = totals + WARPS * 16;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float total = rows.total[half];
+        total += __shfl_xor_sync(FULL, total, 1);
+        total += __shfl_xor_sync(FULL, total, 2);
+        int row = warp * 16 + lane / 4 + 8 * half;
+        if (lane % 4 == 0) most[row] = rows.most[half], totals[row] = total;
+#pragma unroll
+        for (int d = 0; d < DIM / 8; ++d) {
+            float2* to = reinterpret_cast<float2*>(sums + row * DIM + d * 8 + lane % 4 * 2);
+            *to = make_float2(rows.sums[d][2 * half], rows.sums[d][2 * half + 1]);
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 16 * DIM / 2; i += 128) {
+        int row = i / (DIM / 2), column = i % (DIM / 2) * 2;
+        if (first_row + row >= group) break;
+        float top = most[row];
+#pragma unroll
+        for (int w = 1; w < WARPS; ++w) top = fmaxf(top, most[w * 16 + row]);
+        float total = 0.0f, sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) {
+            // A warp that saw no key weighs nothing.
+            int from = w * 16 + row;
+            float weight = power_of_two(most[from] - top);
+            total = fmaf(weight, totals[from], total);
+            sum[0] = fmaf(weight, sums[from * DIM + column], sum[0]);
+            sum[1] = fmaf(weight, sums[from * DIM + column + 1], sum[1]);
+        }
+        float share = 1.0f / total;
+        size_t to = (static_cast<size_t>(tile.query) * shape.heads + head * group + first_row + row) * DIM + column;
+        put_pair(reinterpret_cast<u32*>(out + to), rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + to),
+                 sum[0] * share, sum[1] * share);
+    }
+}
+
 #define ATTENTION(DIM) \
     KERNEL void __launch_bounds__(128, 2) attention_##DIM(const int* plan, Attention shape, const bf16* q, const bf16* k, \
                                                        const bf16* cache, bf16* out) { \
         tree_attention<DIM>(plan, shape, q, k, cache, out); \
+    } \
+    KERNEL void __launch_bounds__(128, 2) attention_row_##DIM(const int* plan, Attention shape, const bf16* q, \
+                                                              const bf16* k, const bf16* cache, bf16* out, bf16* rest) { \
+        row_attention<DIM>(plan, shape, q, k, cache, out, rest); \
     }
 ATTENTION(32)
 ATTENTION(64)

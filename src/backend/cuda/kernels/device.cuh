@@ -72,12 +72,14 @@ enum Plan {
     ROWS,            // tokens
     ANSWERS,         // rows that are read
     TILES,           // query tiles over all rows
+    WIDE,            // answers for which the whole vocabulary is read
     TOKENS,          // at: token by row
     POSITIONS,       // at: absolute position by row
     SLOTS,           // at: KV cache slot by row, or -1
     ANSWER_ROWS,     // at: row by answer
     ALL_TILES,       // at: query tiles over all rows
     ANSWER_TILES,    // at: query tiles of the answers, one each
+    WIDE_ANSWERS,    // at: answers for which the whole vocabulary is read
     RUNS,            // at: runs of keys
     BLOCKS,          // at: KV blocks that runs point into
     HEADER
@@ -109,6 +111,14 @@ DEVICE const T* list(const int* plan, int at) { return reinterpret_cast<const T*
 
 DEVICE float low(u32 pair) { return from_bf16(static_cast<bf16>(pair & 0xffffu)); }
 DEVICE float high(u32 pair) { return from_bf16(static_cast<bf16>(pair >> 16)); }
+
+// Two floats, rounded; and, if asked for, what they lost in rounding.
+DEVICE void put_pair(u32* to, u32* rest, float x, float y) {
+    u32 rounded = pack_bf16(x, y);
+    *to = rounded;
+    if (rest != nullptr) *rest = pack_bf16(x - low(rounded), y - high(rounded));
+}
+
 DEVICE bf16 to_bf16(float x) { return static_cast<bf16>(pack_bf16(x, 0.0f) & 0xffffu); }
 
 DEVICE float warp_sum(float x) {

@@ -3,18 +3,20 @@
 #pragma once
 #include "device.cuh"
 
-// The grades' logits. A block of 256 an answer, a warp a grade at a time.
-KERNEL void grade_logits(const int* plan, const bf16* normed, const bf16* matrix, const int* grades, int count,
-                         float* readings, int hidden) {
+// The grades' logits, of activations that are the sum of two parts. A block of 256 an answer, a warp a
+// grade at a time.
+KERNEL void grade_logits(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix, const int* grades,
+                         int count, float* readings, int hidden) {
     int answer = blockIdx.x;
     if (answer >= plan[ANSWERS]) return;
     const u32* x = reinterpret_cast<const u32*>(normed + static_cast<size_t>(answer) * hidden);
+    const u32* y = reinterpret_cast<const u32*>(rest + static_cast<size_t>(answer) * hidden);
     for (int grade = threadIdx.x / 32; grade < count; grade += 8) {
         const u32* w = reinterpret_cast<const u32*>(matrix + static_cast<size_t>(grades[grade]) * hidden);
         float sum = 0.0f;
         for (int i = threadIdx.x % 32; i < hidden / 2; i += 32) {
-            sum = fmaf(low(x[i]), low(w[i]), sum);
-            sum = fmaf(high(x[i]), high(w[i]), sum);
+            sum = fmaf(low(x[i]) + low(y[i]), low(w[i]), sum);
+            sum = fmaf(high(x[i]) + high(y[i]), high(w[i]), sum);
         }
         sum = warp_sum(sum);
         if (threadIdx.x % 32 == 0) readings[static_cast<size_t>(answer) * (2 + count) + 2 + grade] = sum;
@@ -31,27 +33,31 @@ struct Partial {
 constexpr int VOCABULARY_TOKENS = 64;
 constexpr int VOCABULARY_ANSWERS = 32;
 
-// One partial a block of tokens and an answer. Four warps, each 16 tokens against 32 answers.
-KERNEL void __launch_bounds__(128) vocabulary(const int* plan, const bf16* normed, const bf16* matrix, int tokens,
-                                              Partial* partials, int hidden) {
-    constexpr int DEPTH = 32, STRIDE = DEPTH + 8, TILE = (VOCABULARY_TOKENS + VOCABULARY_ANSWERS) * STRIDE;
-    SHARED(bf16, buffers);  // two of weights, then activations; after them the logits
+// One partial a block of tokens and an answer that is read. Four warps, each 16 tokens against both
+// parts of 32 answers.
+KERNEL void __launch_bounds__(128) vocabulary(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix,
+                                              int tokens, Partial* partials, int hidden) {
+    constexpr int DEPTH = 32, STRIDE = DEPTH + 8, ROWS_OF_TILE = VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS;
+    constexpr int TILE = ROWS_OF_TILE * STRIDE;
+    SHARED(bf16, buffers);  // two of weights, then activations, then their rest; after them the logits
     float* logits = reinterpret_cast<float*>(buffers + 2 * TILE);
     int first = blockIdx.x * VOCABULARY_TOKENS, answer = blockIdx.y * VOCABULARY_ANSWERS;
-    int answers = plan[ANSWERS];
+    int answers = plan[WIDE];
     if (answer >= answers) return;
+    const int* read = list<int>(plan, WIDE_ANSWERS);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float sums[VOCABULARY_ANSWERS / 8][4] = {};
 
     auto bring = [&](int depth, bf16* to) {
         constexpr int PIECES = DEPTH / 8;
-        for (int i = threadIdx.x; i < (VOCABULARY_TOKENS + VOCABULARY_ANSWERS) * PIECES; i += 128) {
+        for (int i = threadIdx.x; i < ROWS_OF_TILE * PIECES; i += 128) {
             int row = i / PIECES, column = depth + i % PIECES * 8;
             bool weights = row < VOCABULARY_TOKENS;
-            int at = weights ? first + row : answer + row - VOCABULARY_TOKENS;
+            int place = row - VOCABULARY_TOKENS;
+            int at = weights ? first + row : answer + place % VOCABULARY_ANSWERS;
             bool valid = column < hidden && at < (weights ? tokens : answers);
-            const bf16* from = weights ? matrix : normed;
-            if (valid) from += static_cast<size_t>(at) * hidden + column;
+            const bf16* from = weights ? matrix : place < VOCABULARY_ANSWERS ? normed : rest;
+            if (valid) from += static_cast<size_t>(weights ? at : read[at]) * hidden + column;
             copy_async(to + row * STRIDE + i % PIECES * 8, from, valid);
         }
         copies_commit();
@@ -77,6 +83,9 @@ KERNEL void __launch_bounds__(128) vocabulary(const int* plan, const bf16* norme
                 u32 b[4];
                 int row = n * 8 + lane % 8 + lane / 16 * 8;
                 load_matrices(b, activations + row * STRIDE + k + lane / 8 % 2 * 8);
+                mma(sums[n], a, b[0], b[1]);
+                mma(sums[n + 1], a, b[2], b[3]);
+                load_matrices(b, activations + (VOCABULARY_ANSWERS + row) * STRIDE + k + lane / 8 % 2 * 8);
                 mma(sums[n], a, b[0], b[1]);
                 mma(sums[n + 1], a, b[2], b[3]);
             }
@@ -105,12 +114,12 @@ KERNEL void __launch_bounds__(128) vocabulary(const int* plan, const bf16* norme
     partials[static_cast<size_t>(answer + mine) * gridDim.x + blockIdx.x] = {row[best], sum, first + best};
 }
 
-// Combines `count` partials of each answer, in an order that the vocabulary alone fixes. A block of 256.
+// Combines `count` partials of each answer that is read, in an order that the vocabulary alone fixes. A block of 256.
 KERNEL void combine(const int* plan, const Partial* partials, int count, float* readings, int grades) {
     SHARED(Partial, found);
-    int answer = blockIdx.x;
-    if (answer >= plan[ANSWERS]) return;
-    const Partial* mine = partials + static_cast<size_t>(answer) * count;
+    int place = blockIdx.x;
+    if (place >= plan[WIDE]) return;
+    const Partial* mine = partials + static_cast<size_t>(place) * count;
     auto join = [](Partial a, Partial b) {
         bool second = b.most > a.most || (b.most == a.most && b.best < a.best);
         Partial one = second ? b : a, other = second ? a : b;
@@ -129,7 +138,7 @@ KERNEL void combine(const int* plan, const Partial* partials, int count, float* 
         __syncthreads();
     }
     if (threadIdx.x != 0) return;
-    float* reading = readings + static_cast<size_t>(answer) * (2 + grades);
+    float* reading = readings + static_cast<size_t>(list<int>(plan, WIDE_ANSWERS)[place]) * (2 + grades);
     reading[0] = found[0].most + logf(found[0].sum);
     reading[1] = __uint_as_float(static_cast<u32>(found[0].best));
 }

@@ -11,33 +11,31 @@ KERNEL void embed(const int* plan, const bf16* table, float* residual, int hidde
     for (int i = threadIdx.x; i < hidden / 2; i += 256) to[i] = make_float2(low(from[i]), high(from[i]));
 }
 
-// residual += delta + bias (either may be absent); normed = RMS norm of it. A block of 256 a row.
-KERNEL void add_norm(const int* plan, int count_at, float* residual, const bf16* delta, const float* bias,
-                     const float* weight, bf16* normed, int hidden, float epsilon) {
+// residual += bias, if there is one; normed = RMS norm of it; `rest`, if asked for, is what normed
+// lost in rounding. A block of 256 a row.
+KERNEL void add_norm(const int* plan, int count_at, float* residual, const float* bias, const float* weight,
+                     bf16* normed, bf16* rest, int hidden, float epsilon) {
     SHARED(float, parts);
     int row = blockIdx.x;
     if (row >= plan[count_at]) return;
     float2* x = reinterpret_cast<float2*>(residual + static_cast<size_t>(row) * hidden);
-    const u32* add = reinterpret_cast<const u32*>(delta + static_cast<size_t>(row) * hidden);
     float squares = 0.0f;
     for (int i = threadIdx.x; i < hidden / 2; i += 256) {
         float2 v = x[i];
-        if (delta != nullptr) {
-            v.x += low(add[i]);
-            v.y += high(add[i]);
-            if (bias != nullptr) {
-                v.x += bias[2 * i];
-                v.y += bias[2 * i + 1];
-            }
+        if (bias != nullptr) {
+            v.x += bias[2 * i];
+            v.y += bias[2 * i + 1];
             x[i] = v;
         }
         squares += v.x * v.x + v.y * v.y;
     }
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / static_cast<float>(hidden) + epsilon);
     u32* to = reinterpret_cast<u32*>(normed + static_cast<size_t>(row) * hidden);
+    u32* rest_to = rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + static_cast<size_t>(row) * hidden);
     for (int i = threadIdx.x; i < hidden / 2; i += 256) {
         float2 v = x[i];
-        to[i] = pack_bf16(v.x * scale * weight[2 * i], v.y * scale * weight[2 * i + 1]);
+        put_pair(to + i, rest_to == nullptr ? nullptr : rest_to + i, v.x * scale * weight[2 * i],
+                 v.y * scale * weight[2 * i + 1]);
     }
 }
 
@@ -128,14 +126,25 @@ ROTATE(32)
 ROTATE(64)
 ROTATE(128)
 
-// activated = silu(gate) · up, both with their biases if there are any. 256 pairs of columns a block.
-KERNEL void silu_mul(const int* plan, int count_at, const bf16* gate_up, const float* bias, bf16* activated, int inner) {
+// activated = silu(gate) · up, both with their biases if there are any; they are f32 if `wide` is not 0,
+// else bf16. `rest`, if asked for, is what activated lost in rounding. 256 pairs of columns a block.
+KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int wide, const float* bias, bf16* activated,
+                     bf16* rest, int inner) {
     int row = blockIdx.x;
     int pair = blockIdx.y * 256 + threadIdx.x;
     if (row >= plan[count_at] || pair >= inner / 2) return;
-    const bf16* both = gate_up + static_cast<size_t>(row) * 2 * inner;
-    u32 gates = reinterpret_cast<const u32*>(both)[pair], ups = reinterpret_cast<const u32*>(both + inner)[pair];
-    float gate[2] = {low(gates), high(gates)}, up[2] = {low(ups), high(ups)};
+    // In pairs of columns: the row's gates, then its ups.
+    size_t gates_at = static_cast<size_t>(row) * inner + pair, ups_at = gates_at + inner / 2;
+    float gate[2], up[2];
+    if (wide) {
+        const float2* pairs = static_cast<const float2*>(gate_up);
+        float2 gates = pairs[gates_at], ups = pairs[ups_at];
+        gate[0] = gates.x, gate[1] = gates.y, up[0] = ups.x, up[1] = ups.y;
+    } else {
+        const u32* pairs = static_cast<const u32*>(gate_up);
+        u32 gates = pairs[gates_at], ups = pairs[ups_at];
+        gate[0] = low(gates), gate[1] = high(gates), up[0] = low(ups), up[1] = high(ups);
+    }
     for (int i = 0; i < 2; ++i) {
         if (bias != nullptr) {
             gate[i] += bias[2 * pair + i];
@@ -143,5 +152,6 @@ KERNEL void silu_mul(const int* plan, int count_at, const bf16* gate_up, const f
         }
         up[i] *= gate[i] / (1.0f + power_of_two(-1.4426950408889634f * gate[i]));
     }
-    reinterpret_cast<u32*>(activated + static_cast<size_t>(row) * inner)[pair] = pack_bf16(up[0], up[1]);
+    size_t at = static_cast<size_t>(row) * inner + 2 * pair;
+    put_pair(reinterpret_cast<u32*>(activated + at), rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + at), up[0], up[1]);
 }
