@@ -37,6 +37,9 @@ use worker::Worker;
 pub struct EngineConfig {
     /// Most distinct tokens in one forward pass.
     pub batch_tokens: usize,
+    /// What a pass of score jobs should take: batches are cut to it, as far as passes so far tell. Zero
+    /// for no cut.
+    pub batch_time: Duration,
     /// Most sequences in one forward pass.
     pub batch_sequences: usize,
     /// Most sequences decoded at once on the explain lane.
@@ -53,6 +56,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             batch_tokens: 4096,
+            batch_time: Duration::from_millis(40),
             batch_sequences: 256,
             explain_sequences: 8,
             explain_every: 4,
@@ -76,6 +80,7 @@ struct Shared {
     /// What the score lane's passes took.
     passes: Mutex<Passes>,
     batch_tokens: usize,
+    batch_time: Duration,
     prefix_pool: Arc<KvPool>,
     explain_pool: Arc<KvPool>,
     metrics: Arc<Metrics>,
@@ -133,6 +138,7 @@ impl Engine {
             stopping: AtomicBool::new(false),
             passes: Mutex::default(),
             batch_tokens: config.batch_tokens,
+            batch_time: config.batch_time,
             prefix_pool: KvPool::new(0, prefix_blocks),
             explain_pool: KvPool::new(prefix_blocks, explain_blocks),
             metrics,
@@ -188,7 +194,8 @@ impl Engine {
 
     /// What the score lane's passes take; `None` before the first.
     pub fn pace(&self) -> Option<Pace> {
-        self.shared.passes().pace(self.shared.batch_tokens)
+        let pace = self.shared.passes().pace(self.shared.batch_tokens)?;
+        Some(pace.cut_to(self.shared.batch_time))
     }
 
     /// How long the running pass has taken so far; zero when idle.

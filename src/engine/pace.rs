@@ -14,6 +14,8 @@ const OUTLIER: f64 = 4.0;
 const TRUSTED: f64 = 3.0;
 /// Sizes that differ by less, relative to their mean square, are of one size.
 const SPREAD: f64 = 1e-3;
+/// A pass is not cut below so many tokens: shorter ones gain little and cost their overhead.
+const LEAST_TOKENS: usize = 256;
 
 /// Decayed sums over passes: their number, tokens x, seconds y, and products.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +61,8 @@ impl Passes {
             mean
         };
         let overhead = ((self.y - per_token * self.x) / self.n).max(0.0);
-        Some(Pace { overhead, per_token, pass_tokens: pass_tokens.max(1) })
+        let pass_tokens = pass_tokens.max(1);
+        Some(Pace { overhead, per_token, pass_tokens, turn_tokens: pass_tokens })
     }
 }
 
@@ -72,9 +75,21 @@ pub struct Pace {
     pub per_token: f64,
     /// Most tokens of one pass.
     pub pass_tokens: usize,
+    /// Most tokens of one request before others have their turn.
+    pub turn_tokens: usize,
 }
 
 impl Pace {
+    /// The same with passes cut to about `time`; zero cuts nothing.
+    pub(super) fn cut_to(self, time: Duration) -> Self {
+        let left = (time.as_secs_f64() - self.overhead).max(0.0);
+        if time.is_zero() || self.per_token * self.pass_tokens as f64 <= left {
+            return self;
+        }
+        let fits = (left / self.per_token) as usize;
+        Self { pass_tokens: fits.max(LEAST_TOKENS).min(self.pass_tokens), ..self }
+    }
+
     /// Seconds that `tokens` prompt tokens take, in as many passes as they need.
     pub fn seconds(&self, tokens: usize) -> f64 {
         let passes = tokens.div_ceil(self.pass_tokens).max(1);
@@ -129,6 +144,18 @@ mod tests {
         }
         let seconds = passes.pace(4096).expect("seen").seconds(100);
         assert!((0.4..=0.5).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn a_pass_is_cut_to_its_time() {
+        let pace = Pace { overhead: 0.01, per_token: 1e-5, pass_tokens: 4096, turn_tokens: 4096 };
+        assert!((2999..=3000).contains(&pace.cut_to(ms(40.0)).pass_tokens));
+        assert_eq!(pace.cut_to(ms(60.0)), pace, "it is shorter anyway");
+        assert_eq!(pace.cut_to(ms(1.0)).pass_tokens, LEAST_TOKENS);
+        assert_eq!(pace.cut_to(Duration::ZERO), pace, "it is turned off");
+        let small = Pace { pass_tokens: 100, ..pace };
+        assert_eq!(small.cut_to(ms(1.0)), small, "the budget is the most in any case");
+        assert_eq!(pace.cut_to(ms(40.0)).turn_tokens, 4096);
     }
 
     proptest! {

@@ -70,6 +70,8 @@ pub struct Plan<S, E> {
 #[derive(Debug)]
 pub struct Scheduler<S, E> {
     budget: Budget,
+    /// Tokens of the next batches, if that is less than the budget.
+    pass_tokens: usize,
     /// By when they are due, in tokens served; then by arrival.
     score: BTreeMap<(u64, u64), S>,
     /// Requests with jobs in the queue.
@@ -96,6 +98,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
     pub fn new(budget: Budget) -> Self {
         Self {
             budget,
+            pass_tokens: budget.tokens,
             score: BTreeMap::new(),
             flows: HashMap::new(),
             served: 0,
@@ -103,6 +106,17 @@ impl<S: Schedulable, E> Scheduler<S, E> {
             explain: VecDeque::new(),
             score_batches: 0,
         }
+    }
+
+    /// From now on batches hold at most `tokens`, and never more than the budget. Turns stay as they
+    /// are: whose job is due does not depend on it.
+    pub fn cut_batches(&mut self, tokens: usize) {
+        self.pass_tokens = tokens.min(self.budget.tokens);
+    }
+
+    /// Most tokens of a batch, as it is cut now.
+    pub fn pass_tokens(&self) -> usize {
+        self.pass_tokens
     }
 
     /// Queues a score job.
@@ -162,7 +176,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
             }
             let shared = plan.score.last().map_or(0, |before| common_prefix(before.tokens(), job.tokens()));
             let cost = job.tokens().len() - shared;
-            if !plan.score.is_empty() && tokens + cost > self.budget.tokens {
+            if !plan.score.is_empty() && tokens + cost > self.pass_tokens {
                 self.score.insert(due, job);
                 break;
             }
@@ -246,6 +260,19 @@ mod tests {
             scheduler.push(Fake { tokens, ..fake(id, 0) });
         }
         assert_eq!(scheduler.next_batch(Instant::now()).score.len(), 4);
+    }
+
+    #[test]
+    fn batches_are_cut_and_turns_are_not() {
+        let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+        scheduler.cut_batches(10);
+        (0..4).for_each(|id| scheduler.push(part(id, 5)));
+        (10..12).for_each(|id| scheduler.push(fake(id, 5)));
+        assert_eq!(batch(&mut scheduler), [0, 1]);
+        assert_eq!(batch(&mut scheduler), [2, 3], "a request up to the budget is not interrupted");
+        scheduler.cut_batches(1000);
+        (12..16).for_each(|id| scheduler.push(fake(id, 10)));
+        assert_eq!(batch(&mut scheduler), [10, 11, 12], "the budget is the most in any case");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{
     decode::ExplainSequence,
     job::{BatchRun, FinishReason, ScoreJob, Scored, TokenCounts},
     kv::{KeptSequence, KvPool, KvRef},
+    pace::Passes,
     prefix::{Hit, PrefixCache},
     scheduler::{Budget, Fate, Plan, Schedulable, Scheduler},
     tree::{Read, Sequence, TokenTree},
@@ -32,6 +33,8 @@ pub(super) struct Worker {
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
     max_positions: usize,
+    /// What the score lane's passes took, by the tokens that they computed.
+    computed: Passes,
     /// Explain sequences that hold memory.
     decoding: usize,
 }
@@ -73,6 +76,7 @@ impl Worker {
             config,
             metrics: shared.metrics.clone(),
             shared,
+            computed: Passes::default(),
             decoding: 0,
         }
     }
@@ -185,7 +189,7 @@ impl Worker {
         self.metrics.batch(&BatchStats {
             tokens: batch.tree.tokens.len(),
             sequences: score.len() + explain_steps,
-            budget_tokens: self.config.batch_tokens,
+            budget_tokens: self.scheduler.pass_tokens(),
             score_jobs: score.len(),
             explain_steps,
             seconds: took.as_secs_f64(),
@@ -193,6 +197,10 @@ impl Worker {
         if !score.is_empty() {
             let tokens = score.iter().map(|job| job.prompt.tokens.len()).sum();
             self.shared.passes().saw(tokens, took);
+            self.computed.saw(batch.tree.tokens.len(), took);
+            if let Some(pace) = self.computed.pace(self.config.batch_tokens) {
+                self.scheduler.cut_batches(pace.cut_to(self.config.batch_time).pass_tokens);
+            }
         }
     }
 
