@@ -120,7 +120,7 @@ fn a_pass_is_cut_to_the_time_that_passes_may_take() {
         // At least so long: a machine that is busy makes passes shorter yet.
         control.pace(StubPace { overhead: Duration::from_millis(1), token: Duration::from_micros(100) });
         let one = |n: u32| score(&engine, &(0..20).map(|i| 1000 * n + i).collect::<Vec<_>>(), false, None);
-        for n in 1..4 {
+        for n in 1..9 {
             wait(one(n)).expect("scored");
         }
         let first = hold(&engine, &control);

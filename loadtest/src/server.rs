@@ -2,7 +2,7 @@
 //! the real server in this process over a backend that only takes time.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::BufReader,
     net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},

@@ -29,7 +29,7 @@ use crate::{
 };
 use job::{ExplainEvent, ExplainJob, ScoreJob};
 use kv::KvPool;
-use pace::{Pace, Passes};
+use pace::{Pace, Paces};
 use worker::Worker;
 
 /// How the engine batches, and how much KV memory it may use.
@@ -78,7 +78,7 @@ struct Shared {
     started: Instant,
     stopping: AtomicBool,
     /// What the score lane's passes took.
-    passes: Mutex<Passes>,
+    passes: Mutex<Paces>,
     batch_tokens: usize,
     batch_time: Duration,
     prefix_pool: Arc<KvPool>,
@@ -101,7 +101,7 @@ impl Shared {
         self.started.elapsed().saturating_sub(progress)
     }
 
-    fn passes(&self) -> std::sync::MutexGuard<'_, Passes> {
+    fn passes(&self) -> std::sync::MutexGuard<'_, Paces> {
         // Sums are as good after a panic as before.
         self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -194,8 +194,7 @@ impl Engine {
 
     /// What the score lane's passes take; `None` before the first.
     pub fn pace(&self) -> Option<Pace> {
-        let pace = self.shared.passes().pace(self.shared.batch_tokens)?;
-        Some(pace.cut_to(self.shared.batch_time))
+        self.shared.passes().pace(self.shared.batch_tokens, self.shared.batch_time)
     }
 
     /// How long the running pass has taken so far; zero when idle.

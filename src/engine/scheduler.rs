@@ -76,7 +76,7 @@ pub struct Scheduler<S, E> {
     score: BTreeMap<(u64, u64), S>,
     /// Requests with jobs in the queue.
     flows: HashMap<u64, Flow>,
-    /// Prompt tokens given to batches so far: the clock of what is due.
+    /// Tokens given to batches so far, as budgets count them: the clock of what is due.
     served: u64,
     arrivals: u64,
     explain: VecDeque<E>,
@@ -89,8 +89,10 @@ struct Flow {
     jobs: usize,
     /// When its first token was due.
     start: u64,
-    /// Tokens that it has queued since.
+    /// Tokens that it has queued since, as budgets count them.
     tokens: u64,
+    /// Where its last job was queued.
+    last: (u64, u64),
 }
 
 impl<S: Schedulable, E> Scheduler<S, E> {
@@ -121,12 +123,16 @@ impl<S: Schedulable, E> Scheduler<S, E> {
 
     /// Queues a score job.
     pub fn push(&mut self, job: S) {
-        let flow = self.flows.entry(job.request()).or_insert(Flow { jobs: 0, start: self.served, tokens: 0 });
+        let new = Flow { jobs: 0, start: self.served, tokens: 0, last: (u64::MAX, u64::MAX) };
+        let flow = self.flows.entry(job.request()).or_insert(new);
         let batch = (self.budget.tokens as u64).max(1);
         let due = flow.start + SHARE * (flow.tokens / batch) * batch;
+        let before = self.score.get(&flow.last);
+        let shared = before.map_or(0, |before| common_prefix(before.tokens(), job.tokens()));
         flow.jobs += 1;
-        flow.tokens += job.tokens().len() as u64;
-        self.score.insert((due, self.arrivals), job);
+        flow.tokens += (job.tokens().len() - shared) as u64;
+        flow.last = (due, self.arrivals);
+        self.score.insert(flow.last, job);
         self.arrivals += 1;
     }
 
@@ -182,7 +188,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
             }
             tokens += cost;
             self.leave(&job);
-            self.served += job.tokens().len() as u64;
+            self.served += cost as u64;
             plan.score.push(job);
         }
     }
@@ -260,6 +266,19 @@ mod tests {
             scheduler.push(Fake { tokens, ..fake(id, 0) });
         }
         assert_eq!(scheduler.next_batch(Instant::now()).score.len(), 4);
+    }
+
+    #[test]
+    fn what_a_request_shares_counts_once_for_its_turn() {
+        let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+        // 8 of 10 tokens are shared: 18 tokens, not 60.
+        for id in 0..6 {
+            scheduler.push(Fake { tokens: [vec![7; 8], vec![id; 2]].concat(), ..part(id as usize, 0) });
+        }
+        scheduler.push(fake(9, 10));
+        assert_eq!(batch(&mut scheduler), [0, 1, 2, 3], "four sequences are the most");
+        assert_eq!(batch(&mut scheduler), [4, 5], "it was not of more than a batch");
+        assert_eq!(batch(&mut scheduler), [9]);
     }
 
     #[test]

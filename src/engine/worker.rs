@@ -10,7 +10,6 @@ use super::{
     decode::ExplainSequence,
     job::{BatchRun, FinishReason, ScoreJob, Scored, TokenCounts},
     kv::{KeptSequence, KvPool, KvRef},
-    pace::Passes,
     prefix::{Hit, PrefixCache},
     scheduler::{Budget, Fate, Plan, Schedulable, Scheduler},
     tree::{Read, Sequence, TokenTree},
@@ -33,8 +32,6 @@ pub(super) struct Worker {
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
     max_positions: usize,
-    /// What the score lane's passes took, by the tokens that they computed.
-    computed: Passes,
     /// Explain sequences that hold memory.
     decoding: usize,
 }
@@ -76,7 +73,6 @@ impl Worker {
             config,
             metrics: shared.metrics.clone(),
             shared,
-            computed: Passes::default(),
             decoding: 0,
         }
     }
@@ -196,11 +192,9 @@ impl Worker {
         });
         if !score.is_empty() {
             let tokens = score.iter().map(|job| job.prompt.tokens.len()).sum();
-            self.shared.passes().saw(tokens, took);
-            self.computed.saw(batch.tree.tokens.len(), took);
-            if let Some(pace) = self.computed.pace(self.config.batch_tokens) {
-                self.scheduler.cut_batches(pace.cut_to(self.config.batch_time).pass_tokens);
-            }
+            let mut passes = self.shared.passes();
+            passes.saw(tokens, batch.tree.tokens.len(), took);
+            self.scheduler.cut_batches(passes.cut(self.config.batch_tokens, self.config.batch_time));
         }
     }
 

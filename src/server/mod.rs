@@ -256,7 +256,12 @@ impl Ports {
         let calls = guard::grpc_routes(grpc::router(state)?, access, state);
         let read_timeout = state.read_timeout;
         let main_port = listen::Port {
-            front: Front::new(routes, Some((calls, Arc::clone(&state.bodies))), read_timeout, tracing.clone()),
+            front: Front::new(
+                routes,
+                Some((calls, Arc::clone(&state.bodies))),
+                read_timeout,
+                tracing.clone(),
+            ),
             tls,
             read_timeout,
             connections: state.connections,
