@@ -1,5 +1,6 @@
 //! From HTTP in to HTTP out with no model behind: latency at one client, rate
-//! at many, beside a bare handler that returns a body of the same size.
+//! at many, beside a bare handler that returns a body of the same size, and with
+//! traces of none, a tenth and all of the requests.
 //!
 //! Server and clients share the machine: what is printed includes the load
 //! generator. `cargo bench --bench http -- SECONDS` sets how long each part runs.
@@ -38,7 +39,7 @@ fn main() {
         std::env::args().filter_map(|argument| argument.parse::<f64>().ok()).next_back().unwrap_or(3.0);
     let span = Duration::from_secs_f64(seconds);
     let runtime = Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let server = verdict(&runtime);
+    let server = verdict(&runtime, None);
     let answer = ask(server);
     let scores = check(&answer);
     let baseline = bare(&runtime, answer.len());
@@ -47,11 +48,19 @@ fn main() {
         answer.len(),
         scores.len()
     );
-    for (name, address) in [("bare handler", baseline), ("verdict", server)] {
+    let traced = |share: f64| verdict(&runtime, Some(share));
+    for (name, address) in [
+        ("bare handler", baseline),
+        ("verdict", server),
+        ("traces: none", traced(0.0)),
+        ("a tenth", traced(0.1)),
+        ("all", traced(1.0)),
+        ("verdict again", server),
+    ] {
         let alone = one_client(address, span);
         let (rate, crowd) = many_clients(address, span);
         println!(
-            "{name:>12}: 1 client p50 {:6.1} µs p99 {:6.1} µs | {CLIENTS} clients {rate:8.0} requests/s p50 {:6.0} µs p99 {:6.0} µs",
+            "{name:>13}: 1 client p50 {:6.1} µs p99 {:6.1} µs | {CLIENTS} clients {rate:8.0} requests/s p50 {:6.0} µs p99 {:6.0} µs",
             quantile(&alone, 0.5),
             quantile(&alone, 0.99),
             quantile(&crowd, 0.5),
@@ -61,9 +70,16 @@ fn main() {
     assert_eq!(check(&ask(server)), scores, "the same scores after the load");
 }
 
-/// A server over the stub.
-fn verdict(runtime: &Runtime) -> SocketAddr {
-    let settings = Settings { port: Some(0), admin_port: Some(0), ..Settings::default() };
+/// A server over the stub that traces a share of its requests. Nobody collects: spans are made, queued and
+/// encoded, and not sent.
+fn verdict(runtime: &Runtime, traced: Option<f64>) -> SocketAddr {
+    let settings = Settings {
+        port: Some(0),
+        admin_port: Some(0),
+        otlp_endpoint: traced.map(|_| "http://127.0.0.1:9".to_owned()),
+        trace_sample: traced,
+        ..Settings::default()
+    };
     let config = Config::new(settings).expect("valid settings");
     let mut model = Model::bundled().expect("loads");
     model.profile.probes.clear();

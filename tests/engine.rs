@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use verdict::{
     backend::{
         Backend, Options, Reading, open,
-        stub::{Fault, StubBackend, StubControl},
+        stub::{Fault, StubBackend, StubControl, StubPace},
     },
     engine::{
         Engine, EngineConfig, EngineGuard,
@@ -122,6 +122,30 @@ fn a_dropped_request_runs_none_of_its_pairs() {
     wait(stays).expect("scored");
     assert_eq!((control.answers(), control.tokens()), (2, 4), "only the two live pairs were computed");
     guard.stop().expect("stops");
+}
+
+#[test]
+fn a_pass_is_cut_to_the_time_that_passes_may_take() {
+    let tokens = |config: EngineConfig| {
+        let (engine, guard, control) = stub(config);
+        // At least so long: a machine that is busy makes passes shorter yet.
+        control.pace(StubPace { overhead: Duration::from_millis(1), token: Duration::from_micros(100) });
+        let one = |n: u32| score(&engine, &(0..20).map(|i| 1000 * n + i).collect::<Vec<_>>(), false, None);
+        for n in 1..9 {
+            wait(one(n)).expect("scored");
+        }
+        let first = hold(&engine, &control);
+        let rest: Vec<_> = (10..110).map(one).collect();
+        control.release();
+        wait(first).expect("scored");
+        let most = rest.into_iter().map(|answer| wait(answer).expect("scored").batch.tokens).max();
+        guard.stop().expect("stops");
+        most.expect("passes")
+    };
+    let batch_time = Duration::from_millis(40);
+    let cut = tokens(EngineConfig { batch_time, ..EngineConfig::default() });
+    assert!((240..=400).contains(&cut), "{cut}");
+    assert_eq!(tokens(EngineConfig { batch_time: Duration::ZERO, ..EngineConfig::default() }), 2000);
 }
 
 #[test]

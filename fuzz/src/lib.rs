@@ -146,6 +146,7 @@ pub fn scheduling(data: &[u8]) {
                 explaining += 1;
             }
             _ => {
+                scheduler.cut_batches(usize::from(byte >> 2));
                 let plan = scheduler.next_batch(Instant::now());
                 assert!(
                     plan.score.len() <= budget.sequences && plan.explain.len() <= budget.explain_sequences

@@ -29,6 +29,8 @@ pub(crate) enum Outcome {
     Refused(Duration),
     /// 503: starting, draining or stuck.
     Unavailable,
+    /// Nobody listens there.
+    Gone,
     /// 504.
     Late,
     /// Anything else.
@@ -83,6 +85,7 @@ impl Client {
         };
         match tokio::time::timeout(PATIENCE, sent).await {
             Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) if nobody_listens(error.as_ref()) => Outcome::Gone,
             Ok(Err(error)) => Outcome::Failed(format!("{error:#}")),
             Err(_) => Outcome::Failed(format!("no answer within {} s", PATIENCE.as_secs())),
         }
@@ -155,10 +158,19 @@ impl Client {
                     Outcome::Unavailable
                 }
                 tonic::Code::DeadlineExceeded => Outcome::Late,
+                tonic::Code::Unavailable if nobody_listens(&status) => Outcome::Gone,
                 code => Outcome::Failed(format!("{code:?}: {}", status.message())),
             }),
         }
     }
+}
+
+/// Whether a connection was refused: then nothing was sent.
+fn nobody_listens(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        let io = error.downcast_ref::<std::io::Error>();
+        io.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    })
 }
 
 fn answer(body: &Value) -> Answer {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     client::Client,
     drive,
-    scenario::{Expect, Scenario},
+    scenario::{Expect, Scenario, Step},
     server::{Metrics, Target, resident_mib, settled},
     tally::{ServerDelta, StepOutcome},
     texts::Texts,
@@ -77,9 +77,15 @@ pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
                 let (kinds, span) = (scenario.kinds(step), Duration::from_secs_f64(step.seconds));
                 drive::waiting(&client, scenario, &kinds, clients, span).await
             }
-            None => drive::step(&client, scenario, step, rate, &mut texts, &mut random).await,
+            None => {
+                let driven = drive::step(&client, scenario, step, rate, &mut texts, &mut random);
+                let (tally, told) = tokio::join!(driven, stop_within(step, target));
+                told?;
+                tally
+            }
         };
         let after = match &target.admin {
+            Some(_) if step.stop_after.is_some() => None,
             Some(admin) => Some(settled(&client, admin, SETTLE).await.unwrap_or_else(|error| {
                 run.broken.push(format!("{error:#}"));
                 Metrics::default()
@@ -95,6 +101,13 @@ pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
     }
     run.broken.extend(broken(&scenario.expect, &run.steps));
     Ok(run)
+}
+
+/// Tells the server to stop, if and when the step says so.
+async fn stop_within(step: &Step, target: &Target) -> Result<()> {
+    let Some(after) = step.stop_after else { return Ok(()) };
+    tokio::time::sleep(Duration::from_secs_f64(after)).await;
+    target.tell_to_stop()
 }
 
 async fn metrics(client: &Client, target: &Target) -> Result<Option<Metrics>> {
@@ -119,7 +132,7 @@ fn delta(before: Option<&Metrics>, after: Option<&Metrics>, target: &Target) -> 
 fn line(step: &StepOutcome) -> String {
     let load = step.clients.map_or(format!("{:.1}/s", step.rate), |clients| format!("{clients} waiting"));
     format!(
-        "{load:>12} {:5.0} s: ok {} ({:.1}/s, {:.1} pairs/s) good {:.1}/s p50 {:.1} p95 {:.1} p99 {:.1} ms | refused {} (p99 {:.1} ms) late {} left {} unavailable {} failed {} | reasons {} shed {} | wasted {:.2} %{}",
+        "{load:>12} {:5.0} s: ok {} ({:.1}/s, {:.1} pairs/s) good {:.1}/s p50 {:.1} p95 {:.1} p99 {:.1} ms | refused {} (p99 {:.1} ms) late {} left {} unavailable {} gone {} failed {} | reasons {} shed {} | wasted {:.2} %{}",
         step.seconds,
         step.counts.ok,
         step.answers_per_second,
@@ -133,6 +146,7 @@ fn line(step: &StepOutcome) -> String {
         step.counts.late,
         step.counts.left,
         step.counts.unavailable,
+        step.counts.gone,
         step.counts.failed,
         step.counts.reasons,
         step.counts.shed,
@@ -188,6 +202,8 @@ fn broken(expect: &Expect, steps: &[StepOutcome]) -> Vec<String> {
         sum(|step| step.counts.refused as f64),
         expect.refused_at_least.map(|count| count as f64),
     );
+    let unavailable = expect.unavailable_at_least.map(|count| count as f64);
+    at_least("unavailable", sum(|step| step.counts.unavailable as f64), unavailable);
     at_least("reasons", sum(|step| step.counts.reasons as f64), expect.reasons.map(|count| count as f64));
     let retried = sum(|step| step.counts.retried as f64);
     if retried > 0.0 {

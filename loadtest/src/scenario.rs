@@ -102,6 +102,9 @@ pub(crate) struct Step {
     /// Not part of what is reported or expected.
     #[serde(default)]
     pub(crate) warm_up: bool,
+    /// The server that was started is told to stop (SIGTERM) so many seconds into the step, the last one.
+    #[serde(default)]
+    pub(crate) stop_after: Option<f64>,
 }
 
 /// What has to hold at the end; the exit code tells.
@@ -126,6 +129,9 @@ pub(crate) struct Expect {
     /// The least there may be of refusals: 1 says that there was overload at all.
     #[serde(default)]
     pub(crate) refused_at_least: Option<u64>,
+    /// The least there may be of 503 with Retry-After.
+    #[serde(default)]
+    pub(crate) unavailable_at_least: Option<u64>,
     /// Of requests that were refused and came again as told, the least part that was taken.
     #[serde(default)]
     pub(crate) retried_ok: Option<f64>,
@@ -178,6 +184,9 @@ impl Scenario {
             }
             if step.capacity.is_some() && self.calibration_seconds <= 0.0 {
                 bail!("step {index}: capacity needs calibration_seconds");
+            }
+            if step.stop_after.is_some() && index + 1 < self.step.len() {
+                bail!("step {index}: stop_after is for the last step");
             }
             if let Some(kind) = step.kinds.iter().find(|kind| **kind >= self.traffic.len()) {
                 bail!("step {index}: there is no traffic {kind}");

@@ -2,19 +2,16 @@
 //! the real server in this process over a backend that only takes time.
 
 use std::{
+    io::BufReader,
     net::SocketAddr,
     path::Path,
-    process::Stdio,
+    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
-    sync::oneshot,
-};
+use tokio::sync::oneshot;
 use verdict::{
     backend::{
         Backend,
@@ -34,7 +31,7 @@ const START: Duration = Duration::from_secs(600);
 pub(crate) struct Target {
     pub(crate) url: String,
     pub(crate) admin: Option<String>,
-    process: Option<Child>,
+    process: Option<Process>,
     here: Option<(oneshot::Sender<()>, std::thread::JoinHandle<Result<()>>)>,
 }
 
@@ -46,37 +43,22 @@ impl Target {
 
     /// Starts `program serve` on free ports.
     pub(crate) async fn start(program: &Path, flags: &[String]) -> Result<Self> {
-        let mut child = Command::new(program)
+        let child = Command::new(program)
             .arg("serve")
             .args(["--port", "0", "--admin-port", "0"])
             .args(flags)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("{} cannot be run", program.display()))?;
-        let mut log = BufReader::new(child.stderr.take().context("no log")?).lines();
-        let (mut address, mut admin) = (None, None);
-        let ready = async {
-            while let Some(line) = log.next_line().await? {
-                let field = |name: &str| {
-                    let rest = line.split_once(&format!("{name}="))?.1;
-                    rest.split_whitespace().next()?.parse::<SocketAddr>().ok()
-                };
-                address = field("address").or(address);
-                admin = field("admin").or(admin);
-                if line.contains(" ready ") {
-                    return Ok(());
-                }
-            }
-            bail!("it ended before it was ready")
-        };
-        tokio::time::timeout(START, ready).await.context("it did not become ready")??;
-        // A log that nobody reads fills its pipe and holds the server up.
-        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+            .spawn();
+        let mut process = Process(child.with_context(|| format!("{} cannot be run", program.display()))?);
+        let log = process.0.stderr.take().context("no log")?;
+        let (told, ready) = oneshot::channel();
+        std::thread::spawn(move || read_log(BufReader::new(log), told));
+        let ready = tokio::time::timeout(START, ready).await.context("it did not become ready")?;
+        let [address, admin] = ready.context("it ended before it was ready")?;
         let url = format!("http://{}", address.context("it told no address")?);
         let admin = admin.map(|admin| format!("http://{admin}"));
-        Ok(Self { url, admin, process: Some(child), here: None })
+        Ok(Self { url, admin, process: Some(process), here: None })
     }
 
     /// The real server in this process, over a backend that takes `pace` and computes nothing.
@@ -116,16 +98,25 @@ impl Target {
 
     /// Its process, if it is one of its own.
     pub(crate) fn process(&self) -> Option<u32> {
-        self.process.as_ref().and_then(Child::id)
+        self.process.as_ref().map(|process| process.0.id())
+    }
+
+    /// Sends SIGTERM to the program that was started here; to one that has ended already it does nothing.
+    pub(crate) fn tell_to_stop(&self) -> Result<()> {
+        let id = self.process().context("only what --serve started can be told to stop")?;
+        let told = Command::new("kill").args(["-TERM", &id.to_string()]).status()?;
+        anyhow::ensure!(told.success(), "it could not be told to stop");
+        Ok(())
     }
 
     /// Tells it to stop, where it was started here; an error if it does not end cleanly.
     pub(crate) async fn stop(self) -> Result<()> {
-        if let Some(mut child) = self.process {
-            let id = child.id().context("it has ended before")?;
-            let told = Command::new("kill").args(["-TERM", &id.to_string()]).status().await?;
-            anyhow::ensure!(told.success(), "it could not be told to stop");
-            let status = tokio::time::timeout(START, child.wait()).await.context("it does not stop")??;
+        if self.process.is_some() {
+            self.tell_to_stop()?;
+        }
+        if let Some(mut process) = self.process {
+            let ended = tokio::task::spawn_blocking(move || process.0.wait());
+            let status = tokio::time::timeout(START, ended).await.context("it does not stop")???;
             anyhow::ensure!(status.success(), "it ended with {status}");
         }
         if let Some((stop, thread)) = self.here {
@@ -135,6 +126,35 @@ impl Target {
             joined.map_err(|_| anyhow::anyhow!("the server panicked"))??;
         }
         Ok(())
+    }
+}
+
+/// A program that was started here; it is killed with whoever started it.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Tells where the server is once it is ready, and reads on: a log that nobody reads holds it up.
+fn read_log(log: impl std::io::BufRead, told: oneshot::Sender<[Option<SocketAddr>; 2]>) {
+    let mut found = [None; 2];
+    let mut told = Some(told);
+    for line in log.lines().map_while(Result::ok) {
+        for (name, found) in ["address=", "admin="].iter().zip(&mut found) {
+            let rest = line.split_once(name).and_then(|(_, rest)| rest.split_whitespace().next());
+            *found = rest.and_then(|address| address.parse().ok()).or(*found);
+        }
+        if line.contains(" ready ")
+            && let Some(told) = told.take()
+        {
+            // Whoever asked may have gone: then nobody is told.
+            let _ = told.send(found);
+        }
     }
 }
 

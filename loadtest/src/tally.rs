@@ -71,6 +71,9 @@ pub(crate) struct Counts {
     pub(crate) ok: u64,
     pub(crate) refused: u64,
     pub(crate) unavailable: u64,
+    /// Nobody listened any more.
+    #[serde(default)]
+    pub(crate) gone: u64,
     pub(crate) late: u64,
     pub(crate) left: u64,
     pub(crate) failed: u64,

@@ -126,7 +126,7 @@ impl Ledger {
     fn in_time(&mut self, bound: usize, patience: Duration, now: Instant, load: Load) -> Result<(), Refusal> {
         let Some(pace) = load.pace else { return Ok(()) };
         let own = self.expected(bound);
-        let ahead = self.ahead(own.max(pace.pass_tokens));
+        let ahead = self.ahead(own.max(pace.turn_tokens));
         let alone = seconds(pace.seconds(own) / self.doubt);
         // Its answer comes with the end of its pass, which others join while those ahead run.
         let beside = ahead.min(pace.pass_tokens);

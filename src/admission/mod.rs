@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn a_wait_past_the_deadline_is_refused() {
         let gate = gate(100, 100_000, 1);
-        let pace = Pace { overhead: 0.0, per_token: 0.001, pass_tokens: 1000 };
+        let pace = Pace { overhead: 0.0, per_token: 0.001, pass_tokens: 1000, turn_tokens: 1000 };
         let load = Load { pace: Some(pace), stalled: Duration::ZERO };
         let _held = gate.admit(1, 9000, None, load).expect("room");
         let error = gate.admit(1, 1000, Some(Duration::from_millis(2500)), load).expect_err("too slow");

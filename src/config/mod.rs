@@ -49,6 +49,8 @@ pub struct Config {
     pub limits: Limits,
     /// Most that is admitted at once.
     pub capacity: Capacity,
+    /// Bytes of request bodies that may be held at once.
+    pub bodies: usize,
     /// How long admitted work may take to end when the server is told to stop.
     pub grace: Duration,
     /// With work and no finished forward pass for so long, the engine counts as stuck.
@@ -105,6 +107,7 @@ impl Config {
                 tokens: settings.queue_tokens.unwrap_or(4 << 20),
                 explanations: settings.queue_explanations.unwrap_or(64),
             },
+            bodies: settings.queue_body_mib.unwrap_or(256).saturating_mul(1 << 20),
             grace: span(settings.grace, Duration::from_secs(30)),
             stall: span(settings.stall, Duration::from_secs(120)),
             read_timeout: span(settings.read_timeout, Duration::from_secs(75)),
@@ -162,6 +165,11 @@ impl Config {
                 format!("is {}, over queue_pairs of {}", self.limits.documents, self.capacity.pairs);
             return Err(Error::invalid("max_documents", message));
         }
+        if self.limits.body_bytes > self.bodies {
+            let message =
+                format!("is {}, over queue_body_mib of {}", self.limits.body_bytes, self.bodies >> 20);
+            return Err(Error::invalid("max_body_bytes", message));
+        }
         Ok(())
     }
 }
@@ -185,6 +193,7 @@ fn engine(settings: &Settings) -> EngineConfig {
     let default = EngineConfig::default();
     EngineConfig {
         batch_tokens: settings.batch_tokens.unwrap_or(default.batch_tokens),
+        batch_time: span(settings.batch_time, default.batch_time),
         batch_sequences: settings.batch_sequences.unwrap_or(default.batch_sequences),
         explain_sequences: settings.explain_sequences.unwrap_or(default.explain_sequences),
         explain_every: settings.explain_every.unwrap_or(default.explain_every),
@@ -267,6 +276,8 @@ mod tests {
             ("--queue-tokens", config.capacity.tokens.to_string()),
             ("--queue-explanations", config.capacity.explanations.to_string()),
             ("--batch-tokens", config.engine.batch_tokens.to_string()),
+            ("--queue-body-mib", (config.bodies >> 20).to_string()),
+            ("--batch-time", Span(config.engine.batch_time).to_string()),
             ("--batch-sequences", config.engine.batch_sequences.to_string()),
             ("--explain-sequences", config.engine.explain_sequences.to_string()),
             ("--explain-every", config.engine.explain_every.to_string()),
@@ -335,5 +346,7 @@ mod tests {
         assert_eq!(message(settings), "explain_top_n: is 17, over max_explained of 16");
         let settings = Settings { queue_pairs: Some(10), ..Settings::default() };
         assert_eq!(message(settings), "max_documents: is 1024, over queue_pairs of 10");
+        let settings = Settings { queue_body_mib: Some(15), ..Settings::default() };
+        assert_eq!(message(settings), "max_body_bytes: is 16777216, over queue_body_mib of 15");
     }
 }

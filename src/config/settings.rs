@@ -188,9 +188,20 @@ pub struct Settings {
         help_heading = "Admission (past it: 429 with Retry-After)"
     )]
     pub queue_explanations: Option<usize>,
+    /// Most memory of request bodies, of all requests that are being read or answered, in MiB [default: 256]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VERDICT_QUEUE_BODY_MIB",
+        help_heading = "Admission (past it: 429 with Retry-After)"
+    )]
+    pub queue_body_mib: Option<usize>,
     /// Most distinct tokens in one forward pass [default: 4096]
     #[arg(long, value_name = "N", env = "VERDICT_BATCH_TOKENS", help_heading = "Batching")]
     pub batch_tokens: Option<usize>,
+    /// What a forward pass of scores should take: batches are cut to it, down to 256 tokens; 0s for no cut [default: 40ms]
+    #[arg(long, value_name = "TIME", env = "VERDICT_BATCH_TIME", help_heading = "Batching")]
+    pub batch_time: Option<Span>,
     /// Most sequences in one forward pass [default: 256]
     #[arg(long, value_name = "N", env = "VERDICT_BATCH_SEQUENCES", help_heading = "Batching")]
     pub batch_sequences: Option<usize>,
@@ -265,7 +276,9 @@ impl Settings {
             queue_pairs: self.queue_pairs.or(other.queue_pairs),
             queue_tokens: self.queue_tokens.or(other.queue_tokens),
             queue_explanations: self.queue_explanations.or(other.queue_explanations),
+            queue_body_mib: self.queue_body_mib.or(other.queue_body_mib),
             batch_tokens: self.batch_tokens.or(other.batch_tokens),
+            batch_time: self.batch_time.or(other.batch_time),
             batch_sequences: self.batch_sequences.or(other.batch_sequences),
             explain_sequences: self.explain_sequences.or(other.explain_sequences),
             explain_every: self.explain_every.or(other.explain_every),

@@ -30,7 +30,7 @@ use crate::{
 };
 use job::{ExplainEvent, ExplainJob, ScoreJob};
 use kv::KvPool;
-use pace::{Pace, Passes};
+use pace::{Pace, Paces};
 use worker::Worker;
 
 /// How the engine batches, and how much KV memory it may use.
@@ -38,6 +38,9 @@ use worker::Worker;
 pub struct EngineConfig {
     /// Most distinct tokens in one forward pass.
     pub batch_tokens: usize,
+    /// What a pass of score jobs should take: batches are cut to it, as far as passes so far tell. Zero
+    /// for no cut.
+    pub batch_time: Duration,
     /// Most sequences in one forward pass.
     pub batch_sequences: usize,
     /// Most sequences decoded at once on the explain lane.
@@ -54,6 +57,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             batch_tokens: 4096,
+            batch_time: Duration::from_millis(40),
             batch_sequences: 256,
             explain_sequences: 8,
             explain_every: 4,
@@ -83,8 +87,9 @@ struct Shared {
     started: Instant,
     stopping: AtomicBool,
     /// What the score lane's passes took.
-    passes: Mutex<Passes>,
+    passes: Mutex<Paces>,
     batch_tokens: usize,
+    batch_time: Duration,
     prefix_pool: Arc<KvPool>,
     explain_pool: Arc<KvPool>,
     metrics: Arc<Metrics>,
@@ -105,7 +110,7 @@ impl Shared {
         self.started.elapsed().saturating_sub(progress)
     }
 
-    fn passes(&self) -> std::sync::MutexGuard<'_, Passes> {
+    fn passes(&self) -> std::sync::MutexGuard<'_, Paces> {
         // Sums are as good after a panic as before.
         self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,6 +145,7 @@ impl Engine {
             stopping: AtomicBool::new(false),
             passes: Mutex::default(),
             batch_tokens: config.batch_tokens,
+            batch_time: config.batch_time,
             prefix_pool: KvPool::new(0, prefix_blocks),
             explain_pool: KvPool::new(prefix_blocks, explain_blocks),
             metrics,
@@ -195,7 +201,7 @@ impl Engine {
 
     /// What the score lane's passes take; `None` before the first.
     pub fn pace(&self) -> Option<Pace> {
-        self.shared.passes().pace(self.shared.batch_tokens)
+        self.shared.passes().pace(self.shared.batch_tokens, self.shared.batch_time)
     }
 
     /// How long the running pass has taken so far; zero when idle.

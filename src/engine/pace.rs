@@ -14,10 +14,14 @@ const OUTLIER: f64 = 4.0;
 const TRUSTED: f64 = 3.0;
 /// Sizes that differ by less, relative to their mean square, are of one size.
 const SPREAD: f64 = 1e-3;
+/// Waits are predicted so many times as long as passes say: an answer that comes late was computed in vain.
+const CAUTION: f64 = 1.1;
+/// A pass is not cut below so many tokens: shorter ones gain little and cost their overhead.
+const LEAST_TOKENS: usize = 256;
 
 /// Decayed sums over passes: their number, tokens x, seconds y, and products.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Passes {
+struct Passes {
     n: f64,
     x: f64,
     y: f64,
@@ -26,8 +30,8 @@ pub(super) struct Passes {
 }
 
 impl Passes {
-    /// A pass retired `tokens` prompt tokens, shared and cached ones included.
-    pub(super) fn saw(&mut self, tokens: usize, took: Duration) {
+    /// A pass of `tokens` took so long.
+    fn saw(&mut self, tokens: usize, took: Duration) {
         let x = tokens as f64;
         let mut y = took.as_secs_f64().max(1e-9);
         if self.n >= TRUSTED
@@ -47,7 +51,7 @@ impl Passes {
     }
 
     /// What they say of passes of at most `pass_tokens`; `None` before the first.
-    pub(super) fn pace(&self, pass_tokens: usize) -> Option<Pace> {
+    fn pace(&self, pass_tokens: usize) -> Option<Pace> {
         if self.x <= 0.0 {
             return None;
         }
@@ -59,7 +63,43 @@ impl Passes {
             mean
         };
         let overhead = ((self.y - per_token * self.x) / self.n).max(0.0);
-        Some(Pace { overhead, per_token, pass_tokens: pass_tokens.max(1) })
+        let pass_tokens = pass_tokens.max(1);
+        Some(Pace { overhead, per_token, pass_tokens, turn_tokens: pass_tokens })
+    }
+}
+
+/// What the score lane's passes took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Paces {
+    /// By the prompt tokens that were answered, shared and cached ones included.
+    answered: Passes,
+    /// By the tokens that were computed.
+    computed: Passes,
+}
+
+impl Paces {
+    /// A pass answered and computed so many tokens.
+    pub(super) fn saw(&mut self, answered: usize, computed: usize, took: Duration) {
+        self.answered.saw(answered, took);
+        self.computed.saw(computed, took);
+    }
+
+    /// Tokens that the next pass may compute: what takes about `time` (zero: no matter), and at most `most`.
+    pub(super) fn cut(&self, most: usize, time: Duration) -> usize {
+        self.computed.pace(most).map_or(most, |pace| pace.cut_to(time).pass_tokens)
+    }
+
+    /// How long a new request will wait, by prompt tokens, with passes cut as [`Self::cut`] says; `None`
+    /// before the first pass.
+    pub(super) fn pace(&self, most: usize, time: Duration) -> Option<Pace> {
+        let pace = self.answered.pace(most)?.cut_to(time);
+        let repeated = self.answered.x / self.computed.x.max(1.0);
+        Some(Pace {
+            overhead: CAUTION * pace.overhead,
+            per_token: CAUTION * pace.per_token,
+            turn_tokens: (most as f64 * repeated.max(1.0)) as usize,
+            ..pace
+        })
     }
 }
 
@@ -72,9 +112,21 @@ pub struct Pace {
     pub per_token: f64,
     /// Most tokens of one pass.
     pub pass_tokens: usize,
+    /// About the most tokens of one request before others have their turn.
+    pub turn_tokens: usize,
 }
 
 impl Pace {
+    /// The same with passes cut to about `time`; zero cuts nothing.
+    fn cut_to(self, time: Duration) -> Self {
+        let left = (time.as_secs_f64() - self.overhead).max(0.0);
+        if time.is_zero() || self.per_token * self.pass_tokens as f64 <= left {
+            return self;
+        }
+        let fits = (left / self.per_token) as usize;
+        Self { pass_tokens: fits.max(LEAST_TOKENS).min(self.pass_tokens), ..self }
+    }
+
     /// Seconds that `tokens` prompt tokens take, in as many passes as they need.
     pub fn seconds(&self, tokens: usize) -> f64 {
         let passes = tokens.div_ceil(self.pass_tokens).max(1);
@@ -129,6 +181,34 @@ mod tests {
         }
         let seconds = passes.pace(4096).expect("seen").seconds(100);
         assert!((0.4..=0.5).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn a_pass_is_cut_to_its_time() {
+        let pace = Pace { overhead: 0.01, per_token: 1e-5, pass_tokens: 4096, turn_tokens: 4096 };
+        assert!((2999..=3000).contains(&pace.cut_to(ms(40.0)).pass_tokens));
+        assert_eq!(pace.cut_to(ms(60.0)), pace, "it is shorter anyway");
+        assert_eq!(pace.cut_to(ms(1.0)).pass_tokens, LEAST_TOKENS);
+        assert_eq!(pace.cut_to(Duration::ZERO), pace, "it is turned off");
+        let small = Pace { pass_tokens: 100, ..pace };
+        assert_eq!(small.cut_to(ms(1.0)), small, "the budget is the most in any case");
+        assert_eq!(pace.cut_to(ms(40.0)).turn_tokens, 4096);
+    }
+
+    #[test]
+    fn waits_are_told_in_prompt_tokens_and_with_caution() {
+        let mut paces = Paces::default();
+        assert_eq!((paces.cut(4096, ms(40.0)), paces.pace(4096, ms(40.0))), (4096, None));
+        for tokens in [100, 200, 400, 100, 200] {
+            // Each token is answered twice: half of a prompt is shared.
+            paces.saw(2 * tokens, tokens, ms(0.1 * tokens as f64));
+        }
+        assert!((395..=405).contains(&paces.cut(4096, ms(40.0))), "{}", paces.cut(4096, ms(40.0)));
+        assert_eq!(paces.cut(300, ms(40.0)), 300);
+        let pace = paces.pace(4096, ms(40.0)).expect("seen");
+        assert!((795..=805).contains(&pace.pass_tokens), "{pace:?}");
+        assert_eq!(pace.turn_tokens, 2 * 4096);
+        assert!((pace.seconds(800) - 1.1 * 0.04).abs() < 1e-3, "{pace:?}");
     }
 
     proptest! {

@@ -70,11 +70,13 @@ pub struct Plan<S, E> {
 #[derive(Debug)]
 pub struct Scheduler<S, E> {
     budget: Budget,
+    /// Tokens of the next batches, if that is less than the budget.
+    pass_tokens: usize,
     /// By when they are due, in tokens served; then by arrival.
     score: BTreeMap<(u64, u64), S>,
     /// Requests with jobs in the queue.
     flows: HashMap<u64, Flow>,
-    /// Prompt tokens given to batches so far: the clock of what is due.
+    /// Tokens given to batches so far, as budgets count them: the clock of what is due.
     served: u64,
     arrivals: u64,
     /// Prompt tokens of the score jobs that wait.
@@ -89,8 +91,10 @@ struct Flow {
     jobs: usize,
     /// When its first token was due.
     start: u64,
-    /// Tokens that it has queued since.
+    /// Tokens that it has queued since, as budgets count them.
     tokens: u64,
+    /// Where its last job was queued.
+    last: (u64, u64),
 }
 
 impl<S: Schedulable, E> Scheduler<S, E> {
@@ -98,6 +102,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
     pub fn new(budget: Budget) -> Self {
         Self {
             budget,
+            pass_tokens: budget.tokens,
             score: BTreeMap::new(),
             flows: HashMap::new(),
             served: 0,
@@ -108,15 +113,30 @@ impl<S: Schedulable, E> Scheduler<S, E> {
         }
     }
 
+    /// From now on batches hold at most `tokens`, and never more than the budget. Turns stay as they
+    /// are: whose job is due does not depend on it.
+    pub fn cut_batches(&mut self, tokens: usize) {
+        self.pass_tokens = tokens.min(self.budget.tokens);
+    }
+
+    /// Most tokens of a batch, as it is cut now.
+    pub fn pass_tokens(&self) -> usize {
+        self.pass_tokens
+    }
+
     /// Queues a score job.
     pub fn push(&mut self, job: S) {
-        let flow = self.flows.entry(job.request()).or_insert(Flow { jobs: 0, start: self.served, tokens: 0 });
+        let new = Flow { jobs: 0, start: self.served, tokens: 0, last: (u64::MAX, u64::MAX) };
+        let flow = self.flows.entry(job.request()).or_insert(new);
         let batch = (self.budget.tokens as u64).max(1);
         let due = flow.start + SHARE * (flow.tokens / batch) * batch;
+        let before = self.score.get(&flow.last);
+        let shared = before.map_or(0, |before| common_prefix(before.tokens(), job.tokens()));
         flow.jobs += 1;
-        flow.tokens += job.tokens().len() as u64;
         self.tokens += job.tokens().len();
-        self.score.insert((due, self.arrivals), job);
+        flow.tokens += (job.tokens().len() - shared) as u64;
+        flow.last = (due, self.arrivals);
+        self.score.insert(flow.last, job);
         self.arrivals += 1;
     }
 
@@ -133,7 +153,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
     /// Whether the score jobs that wait are a batch that waiting longer would not make larger. Shared
     /// prefixes count each time.
     pub fn is_full(&self) -> bool {
-        self.score.len() >= self.budget.sequences || self.tokens >= self.budget.tokens.max(1)
+        self.score.len() >= self.budget.sequences || self.tokens >= self.pass_tokens.max(1)
     }
 
     /// Whether there is nothing to do.
@@ -178,13 +198,13 @@ impl<S: Schedulable, E> Scheduler<S, E> {
             }
             let shared = plan.score.last().map_or(0, |before| common_prefix(before.tokens(), job.tokens()));
             let cost = job.tokens().len() - shared;
-            if !plan.score.is_empty() && tokens + cost > self.budget.tokens {
+            if !plan.score.is_empty() && tokens + cost > self.pass_tokens {
                 self.score.insert(due, job);
                 break;
             }
             tokens += cost;
             self.leave(&job);
-            self.served += job.tokens().len() as u64;
+            self.served += cost as u64;
             plan.score.push(job);
         }
     }
@@ -263,6 +283,32 @@ mod tests {
             scheduler.push(Fake { tokens, ..fake(id, 0) });
         }
         assert_eq!(scheduler.next_batch(Instant::now()).score.len(), 4);
+    }
+
+    #[test]
+    fn what_a_request_shares_counts_once_for_its_turn() {
+        let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+        // 8 of 10 tokens are shared: 18 tokens, not 60.
+        for id in 0..6 {
+            scheduler.push(Fake { tokens: [vec![7; 8], vec![id; 2]].concat(), ..part(id as usize, 0) });
+        }
+        scheduler.push(fake(9, 10));
+        assert_eq!(batch(&mut scheduler), [0, 1, 2, 3], "four sequences are the most");
+        assert_eq!(batch(&mut scheduler), [4, 5], "it was not of more than a batch");
+        assert_eq!(batch(&mut scheduler), [9]);
+    }
+
+    #[test]
+    fn batches_are_cut_and_turns_are_not() {
+        let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+        scheduler.cut_batches(10);
+        (0..4).for_each(|id| scheduler.push(part(id, 5)));
+        (10..12).for_each(|id| scheduler.push(fake(id, 5)));
+        assert_eq!(batch(&mut scheduler), [0, 1]);
+        assert_eq!(batch(&mut scheduler), [2, 3], "a request up to the budget is not interrupted");
+        scheduler.cut_batches(1000);
+        (12..16).for_each(|id| scheduler.push(fake(id, 10)));
+        assert_eq!(batch(&mut scheduler), [10, 11, 12], "the budget is the most in any case");
     }
 
     #[test]

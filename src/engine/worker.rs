@@ -304,7 +304,7 @@ impl Worker {
         self.metrics.batch(&BatchStats {
             tokens: batch.tree.tokens.len(),
             sequences: score.len() + explain.len(),
-            budget_tokens: self.config.batch_tokens,
+            budget_tokens: self.scheduler.pass_tokens(),
             score_jobs: score.len(),
             explain_steps: explain.len(),
             seconds: took.as_secs_f64(),
@@ -313,7 +313,9 @@ impl Worker {
             let tokens = score.iter().map(|job| job.prompt.tokens.len()).sum();
             // What it took of the device: it waited for the batch before it.
             let now = Instant::now();
-            self.shared.passes().saw(tokens, now - (*start).max(self.landed));
+            let mut passes = self.shared.passes();
+            passes.saw(tokens, batch.tree.tokens.len(), now - (*start).max(self.landed));
+            self.scheduler.cut_batches(passes.cut(self.config.batch_tokens, self.config.batch_time));
             self.landed = now;
         }
     }

@@ -63,6 +63,8 @@ pub enum Rejection {
     Deadline,
     /// The explain lane was full.
     Explain,
+    /// No memory for its body.
+    Bodies,
     /// The server was starting or draining.
     Unavailable,
 }
@@ -75,6 +77,7 @@ impl Rejection {
             Rejection::Tokens => "tokens",
             Rejection::Deadline => "deadline",
             Rejection::Explain => "explain",
+            Rejection::Bodies => "bodies",
             Rejection::Unavailable => "unavailable",
         }
     }
@@ -149,6 +152,7 @@ struct EngineMetrics {
 #[derive(Debug)]
 struct ServerMetrics {
     connections: IntGauge,
+    body_bytes: IntGauge,
     ready: IntGauge,
     load_seconds: Gauge,
     model_info: IntGaugeVec,
@@ -266,6 +270,11 @@ impl Metrics {
     /// A token of a reason was decoded.
     pub fn explain_token(&self) {
         self.engine.explain_tokens.inc();
+    }
+
+    /// So many bytes of request bodies are held.
+    pub fn body_bytes(&self, held: usize) {
+        self.server.body_bytes.set(signed(held));
     }
 
     /// A connection was opened.

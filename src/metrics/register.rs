@@ -183,6 +183,7 @@ impl ServerMetrics {
     fn register(of: &Register<'_>) -> Self {
         Self {
             connections: of.gauge("verdict_connections", "Open connections on the main port."),
+            body_bytes: of.gauge("verdict_body_bytes", "Bytes of request bodies held."),
             ready: of.gauge("verdict_ready", "1 while the server takes requests."),
             load_seconds: of.add(
                 Gauge::new("verdict_model_load_seconds", "Time that loading the model took.").expect(SOUND),

@@ -18,6 +18,7 @@ use crate::{
 };
 
 use super::{
+    bodies::Bodies,
     call::{REQUEST_ID, RequestIds},
     dialects, grpc, http,
 };
@@ -25,8 +26,8 @@ use super::{
 /// Serves both protocols on one port.
 pub(crate) struct Front {
     http: Router,
-    /// Absent on the admin port.
-    grpc: Option<Router>,
+    /// Absent on the admin port; with what its calls' bodies may hold.
+    grpc: Option<(Router, Arc<Bodies>)>,
     ids: RequestIds,
     read_timeout: Duration,
     tracing: Option<Arc<Tracing>>,
@@ -36,7 +37,7 @@ impl Front {
     /// `read_timeout` is how long a gRPC client may take to send its request; HTTP's handlers see to that themselves.
     pub(crate) fn new(
         http: Router,
-        grpc: Option<Router>,
+        grpc: Option<(Router, Arc<Bodies>)>,
         read_timeout: Duration,
         tracing: Option<Arc<Tracing>>,
     ) -> Arc<Self> {
@@ -52,8 +53,10 @@ impl Front {
         request.extensions_mut().insert(id.clone());
         let path = request.uri().path().to_owned();
         let answer = match &self.grpc {
-            Some(calls) if grpc => {
-                let request = request.map(|body| grpc::sent_within(&path, body, self.read_timeout));
+            Some((calls, bodies)) if grpc => {
+                let request = request.map(|body| {
+                    grpc::measured(grpc::sent_within(&path, body, self.read_timeout), bodies.share())
+                });
                 calls.clone().call(request)
             }
             _ => self.http.clone().call(request.map(Body::new)),

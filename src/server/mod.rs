@@ -2,6 +2,7 @@
 //! life: bind, load, probe, serve, drain.
 
 mod admin;
+mod bodies;
 mod call;
 mod dialects;
 mod embedded;
@@ -255,7 +256,12 @@ impl Ports {
         let calls = guard::grpc_routes(grpc::router(state)?, access, state);
         let read_timeout = state.read_timeout;
         let main_port = listen::Port {
-            front: Front::new(routes, Some(calls), read_timeout, tracing.clone()),
+            front: Front::new(
+                routes,
+                Some((calls, Arc::clone(&state.bodies))),
+                read_timeout,
+                tracing.clone(),
+            ),
             tls,
             read_timeout,
             connections: state.connections,

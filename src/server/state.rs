@@ -18,6 +18,8 @@ use crate::{
     service::Service,
 };
 
+use super::bodies::Bodies;
+
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -38,6 +40,7 @@ pub(crate) struct State {
     stall: Duration,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) body_bytes: usize,
+    pub(crate) bodies: Arc<Bodies>,
     pub(crate) read_timeout: Duration,
     pub(crate) keep_alive: Duration,
     pub(crate) connections: usize,
@@ -58,6 +61,7 @@ impl State {
             idle: Notify::new(),
             running: OnceLock::new(),
             stall: config.stall,
+            bodies: Bodies::new(config.bodies, Arc::clone(&metrics)),
             metrics,
             body_bytes: config.limits.body_bytes,
             read_timeout: config.read_timeout,
@@ -109,6 +113,7 @@ impl State {
 
     /// Sets the gauges that are looked at rather than counted.
     pub(crate) fn gauge(&self) {
+        self.metrics.body_bytes(self.bodies.held());
         self.metrics.ready(self.check_ready().is_ok());
         if let Some(running) = self.running.get() {
             let (used, total) = running.engine.kv_blocks();

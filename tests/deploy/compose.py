@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 
 import live
 import report
@@ -59,8 +60,26 @@ def provisioning():
             yield f"no dashboard is mounted below {path}"
 
 
+def composed():
+    """As docker-compose puts it together. Debian's (1.29) does not know the project's name yet."""
+    compose = report.tool("docker-compose")
+    if not compose:
+        report.skip("Compose: put together", "no docker-compose")
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(FILE.read_text().replace("\nname: verdict\n", "\n"))
+        file.flush()
+        words = ["--project-directory", FILE.parent, "--profile", "load", "-f", file.name, "config"]
+        said, problems = report.command(compose, *words)
+    services = set(yaml.safe_load(said)["services"]) if not problems else set()
+    if not problems and services != {"verdict", "prometheus", "grafana", "load"}:
+        problems = [f"has {sorted(services)}"]
+    report.result("Compose: put together by docker-compose", problems)
+
+
 def check():
     report.result("Compose: mounts, ports, hosts", [*mounts(), *addresses(), *provisioning()])
+    composed()
     validate = report.tool("check-jsonschema")
     if not validate:
         report.skip("Compose: schema", "no check-jsonschema (tests/deploy/requirements.txt)")

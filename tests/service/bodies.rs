@@ -7,9 +7,14 @@ use flate2::{Compression, write::GzEncoder};
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use serde_json::json;
-use verdict::config::Settings;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use verdict::{
+    config::Settings,
+    error::Code,
+    server::grpc::{code_of, pb},
+};
 
-use crate::common::{TestServer, model, raw, settings};
+use crate::common::{TestServer, model, raw, settings, within};
 
 fn gzip(text: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
@@ -126,4 +131,55 @@ async fn bodies_of_other_servers_clients_are_read_the_same_way() {
         assert_eq!(answer.status, StatusCode::BAD_REQUEST);
         assert!(told.starts_with(message), "{told}");
     }
+}
+
+/// Waits until bodies hold so many bytes.
+async fn until_held(server: &TestServer, bytes: f64) {
+    within(async { while server.metric("verdict_body_bytes").await != bytes {} }).await;
+}
+
+#[tokio::test]
+async fn bodies_have_one_memory_and_what_has_no_room_is_refused() {
+    let small = Settings { queue_body_mib: Some(1), max_body_bytes: Some(1 << 20), ..settings() };
+    let server = TestServer::with(small, model()).await;
+    let mut half = within(TcpStream::connect(server.address)).await.expect("connected");
+    let head = "POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n";
+    half.write_all(head.as_bytes()).await.expect("sent");
+    half.write_all(&vec![b' '; 700_000]).await.expect("sent");
+    until_held(&server, 700_000.0).await;
+
+    let document = "a lamp ".repeat(70_000);
+    let large = json!({"query": "warm lamp", "documents": [document]});
+    let refused = server.score(&large).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    let (code, message) = refused.problem();
+    assert_eq!(code, "overloaded");
+    assert!(message.starts_with("body: ") && message.ends_with(" of at most 1048576 bytes"), "{message}");
+    let dialect = raw(&server.url("/v2/rerank"), "application/json", large.to_string());
+    assert_eq!(server.send(dialect).await.status, StatusCode::TOO_MANY_REQUESTS);
+    let zipped = server.send(encoded(&server, "zstd", zstd(large.to_string().as_bytes()))).await;
+    assert_eq!(zipped.status, StatusCode::TOO_MANY_REQUESTS, "it counts as it comes out");
+    let wire = pb::ScoreRequest {
+        query: "warm lamp".into(),
+        documents: vec![pb::Document { text: Some(document), ..pb::Document::default() }],
+        ..pb::ScoreRequest::default()
+    };
+    let status = server.grpc().await.score(wire.clone()).await.expect_err("refused");
+    assert_eq!(code_of(&status), Some(Code::Overloaded), "{status:?}");
+    assert_eq!(status.metadata().get("retry-after-ms").expect("told"), "1000");
+    until_held(&server, 700_000.0).await;
+    assert_eq!(server.stub.passes(), 0, "nothing that was refused was computed");
+    server.score(&json!({"query": "warm lamp", "documents": ["a lamp"]})).await.ok();
+    let text = server.get("/metrics").await.text();
+    assert!(text.contains("verdict_rejections_total{reason=\"bodies\"} 4"), "{text}");
+
+    // An answer gives back what its body held, over gRPC too.
+    drop(half);
+    until_held(&server, 0.0).await;
+    for _ in 0..3 {
+        server.score(&large).await.ok();
+        server.grpc().await.score(wire.clone()).await.expect("answered");
+    }
+    until_held(&server, 0.0).await;
 }

@@ -29,8 +29,10 @@ fn asked(pairs: usize, bound: usize, patience_ms: Option<u64>) -> Asked {
 }
 
 /// A token a millisecond, at most a hundred in a pass.
-const LOAD: Load =
-    Load { pace: Some(Pace { overhead: 0.0, per_token: 0.001, pass_tokens: 100 }), stalled: Duration::ZERO };
+const LOAD: Load = Load {
+    pace: Some(Pace { overhead: 0.0, per_token: 0.001, pass_tokens: 100, turn_tokens: 100 }),
+    stalled: Duration::ZERO,
+};
 
 struct Taken {
     request: u64,

@@ -44,6 +44,7 @@ use crate::{
 };
 
 use super::{
+    bodies::Held,
     call::{Call, RequestId},
     http::{self, body, parse::parse},
     state::State,
@@ -108,6 +109,7 @@ struct Spoken {
 /// A request whose body was read.
 struct Exchange {
     body: Bytes,
+    held: Held,
     keys: Keys,
     timeout: Option<std::time::Duration>,
 }
@@ -136,13 +138,15 @@ pub(super) fn read_body(path: &str, body: &[u8], profile: &Profile) -> Option<Re
 }
 
 async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<Body>> {
-    let Exchange { body, keys, timeout } = exchange;
+    let Exchange { body, held, keys, timeout } = exchange;
     let service = call.service()?;
     let (mut request, kept) = read::<D>(&body, &keys, service.profile())?;
+    drop(body);
     if let Some(timeout) = timeout {
         request.limit_deadline(timeout);
     }
     let response = call.score(request).await?;
+    drop(held);
     let mut answer = http::json(D::write(kept, &response, call.id())?);
     answer.headers_mut().insert(http::SERVER_TIMING, http::server_timing(&response.timing));
     Ok(answer)
@@ -262,9 +266,9 @@ async fn serve(state: &Arc<State>, route: &'static Route, request: Request<Body>
 async fn exchange(call: &mut Call, request: Request<Body>) -> Result<Exchange> {
     call.enter()?;
     let (head, body) = request.into_parts();
-    let body = body::read(&head.headers, body, call.state()).await?;
+    let (body, held) = body::read(&head.headers, body, call.state()).await?;
     let keys = Keys::of(&body);
-    Ok(Exchange { body, keys, timeout: http::timeout(&head.headers)? })
+    Ok(Exchange { body, held, keys, timeout: http::timeout(&head.headers)? })
 }
 
 #[cfg(test)]

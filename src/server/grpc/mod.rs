@@ -2,6 +2,7 @@
 
 mod from_wire;
 mod late;
+mod measured;
 pub mod tei;
 mod to_wire;
 
@@ -14,6 +15,7 @@ use std::{
 
 use axum::http::HeaderValue;
 use futures::{Stream, StreamExt as _};
+use prost::Message as _;
 use tonic::{
     Code as GrpcCode, Request, Response, Status, Streaming,
     metadata::{MetadataMap, MetadataValue},
@@ -39,6 +41,7 @@ pub mod pb {
 }
 
 pub(super) use late::sent_within;
+pub(super) use measured::measured;
 use pb::relevance_service_server::{RelevanceService, RelevanceServiceServer};
 
 /// What reflection serves.
@@ -196,6 +199,8 @@ async fn scored(
     request: pb::ScoreRequest,
 ) -> Result<pb::ScoreResponse> {
     call.enter()?;
+    let mut held = call.state().bodies.share();
+    held.grow(request.encoded_len())?;
     let mut request = from_wire::score(request)?;
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
@@ -209,6 +214,8 @@ async fn explained(
     request: pb::ScoreRequest,
 ) -> Result<ExplainStream> {
     call.enter()?;
+    let mut held = call.state().bodies.share();
+    held.grow(request.encoded_len())?;
     let mut request = from_wire::explain(request)?;
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
@@ -286,7 +293,7 @@ pub(crate) fn status(error: &Error) -> Status {
 
 /// What Score makes of a message, as its handler does; `None` if it is not a message.
 pub fn read_message(message: &[u8]) -> Option<Result<crate::request::ScoreRequest>> {
-    let wire = <pb::ScoreRequest as prost::Message>::decode(message).ok()?;
+    let wire = pb::ScoreRequest::decode(message).ok()?;
     Some(from_wire::score(wire))
 }
 

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     error::{Error, Result},
     metrics::Lane,
     request::{Document, Items, Pair, ScoreOptions, ScoreRequest, Truncation},
-    server::{call::Call, http::write, state::State},
+    server::{bodies::Held, call::Call, http::write, state::State},
     service::{ScoreResponse, Timing},
 };
 
@@ -47,6 +48,8 @@ impl Rerank for Tei {
         let result = async {
             call.enter()?;
             let wire = request.into_inner();
+            let mut held = call.state().bodies.share();
+            held.grow(wire.encoded_len())?;
             let chars = wire.texts.iter().map(|text| chars(&wire.query, text)).sum();
             let wish = Wish { raw: wire.raw_scores, chars };
             let options = options(wire.truncate, wire.truncation_direction, wire.return_text)?;
@@ -69,7 +72,7 @@ impl Rerank for Tei {
             call.enter()?;
             let wait = call.state().read_timeout;
             let collected = tokio::time::timeout(wait, collect(&call, request.into_inner())).await;
-            let (request, wish) = collected.map_err(|_| {
+            let (request, wish, _held) = collected.map_err(|_| {
                 let message = format!("texts: not sent within {} ms", wait.as_millis());
                 Error::new(crate::error::Code::DeadlineExceeded, message)
             })??;
@@ -124,9 +127,10 @@ async fn score(
 async fn collect(
     call: &Call,
     mut stream: Streaming<pb::RerankStreamRequest>,
-) -> Result<(ScoreRequest, Wish)> {
+) -> Result<(ScoreRequest, Wish, Held)> {
     let (texts, bytes) = (call.service()?.limits().documents, call.state().body_bytes);
     let mut pairs = Vec::new();
+    let mut held = call.state().bodies.share();
     let mut wish = Wish { raw: false, chars: 0 };
     let (mut first, mut sent) = (None, 0);
     let broken = |cause| Error::invalid("texts", "the stream could not be read").with_cause(cause);
@@ -135,6 +139,7 @@ async fn collect(
             wish.raw = wire.raw_scores;
             first = Some(options(wire.truncate, wire.truncation_direction, wire.return_text)?);
         }
+        held.grow(wire.encoded_len())?;
         wish.chars += chars(&wire.query, &wire.text);
         sent += wire.query.len() + wire.text.len();
         if sent > bytes {
@@ -148,7 +153,7 @@ async fn collect(
     if pairs.is_empty() {
         return Err(Error::invalid("texts", "the stream has none; at least one text is needed"));
     }
-    Ok((ScoreRequest::new(Items::Pairs(pairs), first.unwrap_or_default())?, wish))
+    Ok((ScoreRequest::new(Items::Pairs(pairs), first.unwrap_or_default())?, wish, held))
 }
 
 /// An error as a status that names this interface's fields.

@@ -14,21 +14,22 @@ use http_body_util::BodyExt as _;
 
 use crate::{
     error::{Code, Error, Result},
-    server::state::State,
+    server::{bodies::Held, state::State},
 };
 
 pub(super) use inflate::ENCODINGS;
 use inflate::Encoding;
 
-/// The whole body of a JSON request, inflated if it was sent compressed.
+/// The whole body of a JSON request, inflated if it was sent compressed, and its share of the memory
+/// of all bodies: keep it as long as what the body says is kept.
 ///
 /// # Errors
 ///
 /// `UnsupportedMedia` for another content type or encoding, `Invalid` for a
 /// connection that breaks or a body that does not inflate, `TooLarge` past the
-/// limit as sent or as inflated, `DeadlineExceeded` if the client takes too long
+/// limit as sent or as inflated, `Overloaded` where other bodies leave no memory for it, `DeadlineExceeded` if the client takes too long
 /// to send it.
-pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &State) -> Result<Bytes> {
+pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &State) -> Result<(Bytes, Held)> {
     check_type(headers)?;
     let encoding = Encoding::of(headers.get(CONTENT_ENCODING))?;
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -37,14 +38,16 @@ pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &Sta
     {
         return Err(Error::too_large("body", "bytes", state.body_bytes, length));
     }
-    let body =
-        tokio::time::timeout(state.read_timeout, collect(body, state.body_bytes)).await.map_err(|_| {
-            let message = format!("body: not sent within {} ms", state.read_timeout.as_millis());
-            Error::new(Code::DeadlineExceeded, message)
-        })??;
+    let mut held = state.bodies.share();
+    let collected =
+        tokio::time::timeout(state.read_timeout, collect(body, state.body_bytes, &mut held)).await;
+    let body = collected.map_err(|_| {
+        let message = format!("body: not sent within {} ms", state.read_timeout.as_millis());
+        Error::new(Code::DeadlineExceeded, message)
+    })??;
     match encoding {
-        None => Ok(body),
-        Some(encoding) => inflate::inflate(encoding, body, state.body_bytes).await,
+        None => Ok((body, held)),
+        Some(encoding) => inflate::inflate(encoding, body, state.body_bytes, held).await,
     }
 }
 
@@ -63,7 +66,7 @@ fn check_type(headers: &HeaderMap) -> Result<()> {
     }
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes> {
+async fn collect(mut body: Body, limit: usize, held: &mut Held) -> Result<Bytes> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -73,6 +76,7 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes> {
         if size > limit {
             return Err(Error::too_large("body", "bytes", limit, size));
         }
+        held.grow(data.len())?;
         // Most bodies come in one piece, which is then not copied.
         if first.is_empty() && rest.is_empty() {
             first = data;
@@ -92,6 +96,11 @@ mod tests {
     use futures::stream;
 
     use super::*;
+    use crate::server::bodies::Bodies;
+
+    async fn collect(body: Body, limit: usize) -> Result<Bytes> {
+        super::collect(body, limit, &mut Bodies::new(15, Default::default()).share()).await
+    }
 
     fn kind(value: &'static str) -> Result<()> {
         let mut headers = HeaderMap::new();
@@ -122,6 +131,9 @@ mod tests {
         assert_eq!(collect(pieces(&[]), 10).await.expect("fits").len(), 0);
         let error = collect(pieces(&[6, 5]), 10).await.expect_err("too large");
         assert_eq!((error.code(), error.message()), (Code::TooLarge, "body: 11 bytes, over the limit of 10"));
+        let error = collect(pieces(&[10, 6]), 20).await.expect_err("no memory");
+        let message = "body: 6 bytes more; bodies hold 10 of at most 15 bytes";
+        assert_eq!((error.code(), error.message()), (Code::Overloaded, message));
     }
 
     #[tokio::test]

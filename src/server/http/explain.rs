@@ -43,8 +43,9 @@ pub(super) async fn explain(mut call: Call, request: Request<Body>) -> Response<
 async fn explained(call: &mut Call, request: Request<Body>) -> Result<ExplainStream> {
     call.enter()?;
     let (head, body) = request.into_parts();
-    let body = body::read(&head.headers, body, call.state()).await?;
+    let (body, _held) = body::read(&head.headers, body, call.state()).await?;
     let mut request = wire::explain(&body)?;
+    drop(body);
     if let Some(timeout) = timeout(&head.headers)? {
         request.limit_deadline(timeout);
     }

@@ -79,8 +79,9 @@ async fn score(Shared(state): Shared<Arc<State>>, request: Request<Body>) -> Res
 async fn scored(call: &mut Call, request: Request<Body>) -> Result<ScoreResponse> {
     call.enter()?;
     let (head, body) = request.into_parts();
-    let body = body::read(&head.headers, body, call.state()).await?;
+    let (body, _held) = body::read(&head.headers, body, call.state()).await?;
     let mut request = wire::score(&body)?;
+    drop(body);
     if let Some(timeout) = timeout(&head.headers)? {
         request.limit_deadline(timeout);
     }

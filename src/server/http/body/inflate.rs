@@ -6,7 +6,10 @@ use axum::http::HeaderValue;
 use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
 
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    server::bodies::Held,
+};
 
 /// What `accept-encoding` says with a refusal.
 pub(in crate::server::http) const ENCODINGS: &str = "gzip, zstd";
@@ -55,29 +58,50 @@ impl Encoding {
 ///
 /// # Errors
 ///
-/// `TooLarge` as soon as it is past `limit`, `Invalid` for what does not inflate.
-pub(super) async fn inflate(encoding: Encoding, body: Bytes, limit: usize) -> Result<Bytes> {
-    let inflated = tokio::task::spawn_blocking(move || inflate_now(encoding, &body, limit)).await;
+/// `TooLarge` as soon as it is past `limit`, `Overloaded` where there is no memory for it, `Invalid` for
+/// what does not inflate.
+pub(super) async fn inflate(
+    encoding: Encoding,
+    body: Bytes,
+    limit: usize,
+    mut held: Held,
+) -> Result<(Bytes, Held)> {
+    let inflated = tokio::task::spawn_blocking(move || {
+        let inflated = inflate_now(encoding, &body, limit, |bytes| held.grow(bytes))?;
+        held.shrink(body.len());
+        Ok((inflated, held))
+    })
+    .await;
     inflated.map_err(|cause| Error::internal("inflating a body failed").with_cause(cause))?
 }
 
-fn inflate_now(encoding: Encoding, body: &[u8], limit: usize) -> Result<Bytes> {
+fn inflate_now(
+    encoding: Encoding,
+    body: &[u8],
+    limit: usize,
+    grow: impl FnMut(usize) -> Result<()>,
+) -> Result<Bytes> {
     let broken = |cause: io::Error| {
         let message = format!("is not valid {}: {cause}", encoding.name());
         Error::invalid("body", message).with_cause(cause)
     };
     match encoding {
-        Encoding::Gzip => up_to(limit, MultiGzDecoder::new(body), broken),
+        Encoding::Gzip => up_to(limit, MultiGzDecoder::new(body), grow, broken),
         Encoding::Zstd => {
             let mut decoder = zstd::Decoder::with_buffer(body).map_err(broken)?;
             decoder.window_log_max(WINDOW_BITS).map_err(broken)?;
-            up_to(limit, decoder, broken)
+            up_to(limit, decoder, grow, broken)
         }
     }
 }
 
-/// Everything that `reader` has, if that is no more than `limit`.
-fn up_to(limit: usize, mut reader: impl Read, broken: impl Fn(io::Error) -> Error) -> Result<Bytes> {
+/// Everything that `reader` has, if that is no more than `limit`; `grow` is asked for the memory.
+fn up_to(
+    limit: usize,
+    mut reader: impl Read,
+    mut grow: impl FnMut(usize) -> Result<()>,
+    broken: impl Fn(io::Error) -> Error,
+) -> Result<Bytes> {
     let mut whole = Vec::new();
     loop {
         let filled = whole.len();
@@ -87,6 +111,7 @@ fn up_to(limit: usize, mut reader: impl Read, broken: impl Fn(io::Error) -> Erro
         if whole.len() > limit {
             return Err(Error::too_large("body", "bytes or more once inflated", limit, whole.len()));
         }
+        grow(read)?;
         if read == 0 {
             return Ok(whole.into());
         }
@@ -98,6 +123,10 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    fn inflate_now(encoding: Encoding, body: &[u8], limit: usize) -> Result<Bytes> {
+        super::inflate_now(encoding, body, limit, |_| Ok(()))
+    }
 
     fn gzip(text: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());

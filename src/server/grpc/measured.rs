@@ -1,0 +1,153 @@
+//! The memory of a call's messages while they are read.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use axum::{
+    BoxError,
+    body::{Body, Bytes, HttpBody},
+};
+use hyper::body::{Frame, SizeHint};
+
+use crate::server::bodies::Held;
+
+use super::status;
+
+/// Bytes before each message: a flag, and its length in four.
+const HEAD: usize = 5;
+
+/// A request's body that takes its share of the memory of all bodies, and fails as
+/// `RESOURCE_EXHAUSTED` where there is none. What was read of a message is held until the message is
+/// whole and was taken; who takes it answers for it from then on.
+pub(in crate::server) fn measured(body: Body, held: Held) -> Body {
+    Body::new(Measured { body, held, framing: Framing::default(), whole: 0 })
+}
+
+struct Measured {
+    body: Body,
+    held: Held,
+    framing: Framing,
+    /// Bytes of messages that are whole.
+    whole: usize,
+}
+
+impl HttpBody for Measured {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        // A reader that asks for more has taken every whole message.
+        this.held.shrink(std::mem::take(&mut this.whole));
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            if let Err(error) = this.held.grow(data.len()) {
+                return Poll::Ready(Some(Err(status(&error).into())));
+            }
+            this.whole = this.framing.feed(data);
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Where messages end.
+#[derive(Default)]
+struct Framing {
+    head: [u8; HEAD],
+    /// Bytes of the head that are there.
+    filled: usize,
+    /// Bytes of the message that are missing, once its head is there.
+    left: usize,
+    /// Bytes of the message that are there, its head included.
+    part: usize,
+}
+
+impl Framing {
+    /// Bytes of all messages that end in `data`, from their beginnings on.
+    fn feed(&mut self, mut data: &[u8]) -> usize {
+        let mut whole = 0;
+        while !data.is_empty() {
+            if self.filled < HEAD {
+                let (head, rest) = data.split_at(data.len().min(HEAD - self.filled));
+                self.head[self.filled..self.filled + head.len()].copy_from_slice(head);
+                self.filled += head.len();
+                self.part += head.len();
+                data = rest;
+                if self.filled < HEAD {
+                    break;
+                }
+                let [_, length @ ..] = self.head;
+                self.left = u32::from_be_bytes(length) as usize;
+            }
+            let taken = data.len().min(self.left);
+            self.left -= taken;
+            self.part += taken;
+            data = &data[taken..];
+            if self.left == 0 {
+                whole += std::mem::take(&mut self.part);
+                self.filled = 0;
+            }
+        }
+        whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::server::bodies::Bodies;
+
+    fn message(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend((length as u32).to_be_bytes());
+        bytes.resize(HEAD + length, 7);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn ends_are_found_however_the_bytes_come(
+            lengths in prop::collection::vec(0usize..40, 0..10), cut in 0usize..40, piece in 1usize..50,
+        ) {
+            let mut bytes: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
+            let whole = bytes.len();
+            bytes.extend(&message(100)[..cut]);
+            let mut framing = Framing::default();
+            let found: usize = bytes.chunks(piece).map(|piece| framing.feed(piece)).sum();
+            prop_assert_eq!((found, framing.part), (whole, cut));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_is_held_until_it_was_taken() {
+        let bodies = Bodies::new(30, std::sync::Arc::default());
+        // A whole one of 15 bytes; then 25 of one of 105, of which 10 come with it.
+        let bytes = [message(10), message(100)].concat();
+        let pieces = [bytes[..25].to_vec(), bytes[25..40].to_vec(), bytes[40..].to_vec()];
+        let pieces = futures::stream::iter(pieces.map(Ok::<_, std::io::Error>));
+        let mut body = measured(Body::from_stream(pieces), bodies.share());
+        body.frame().await.expect("a frame").expect("room");
+        assert_eq!(bodies.held(), 25);
+        body.frame().await.expect("a frame").expect("room");
+        assert_eq!(bodies.held(), 25, "the first message was taken");
+        body.frame().await.expect("a frame").expect_err("80 bytes more than there are");
+        drop(body);
+        assert_eq!(bodies.held(), 0);
+    }
+}
