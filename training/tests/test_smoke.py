@@ -16,14 +16,14 @@ for package in ("torch", "transformers", "tokenizers", "snowballstemmer"):
 import numpy as np
 import torch
 
-import evaluate
-import explain
-import model as shapes
-import pairs
-import sft
-from forward import Forward
-from grounding import Guard
-from tokenizer import CONTROL, GRADES, Encoder, train
+from mini import evaluate
+from mini import explain
+from mini import model as shapes
+from mini import pairs
+from mini import sft
+from mini.forward import Forward
+from mini.grounding import Guard
+from mini.tokenizer import CONTROL, GRADES, Encoder, train
 
 THINGS = "shoe lamp table phone bottle jacket guitar camera pillow kettle".split()
 COLORS = "red blue green black white yellow".split()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from text import STOP, words
+from mini.text import STOP, words
 
 SECTIONS = ("intent", "match", "gaps", "verdict")
 VERDICTS = ("irrelevant", "related only", "partial match", "exact match")

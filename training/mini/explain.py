@@ -8,8 +8,8 @@ the query and as found is in `grounding.py`, the same as the server's.
 
 from __future__ import annotations
 
-from grounding import NONE, SECTIONS, VERDICTS, facts, form
-from text import words
+from mini.grounding import NONE, SECTIONS, VERDICTS, facts, form
+from mini.text import words
 
 LISTS = SECTIONS[:3]
 
