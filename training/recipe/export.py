@@ -58,6 +58,8 @@ def export(stage: ExportStage) -> Path:
     (to / "relevance.toml").write_text(text + "".join(probes), encoding="utf-8")
     Profile.load(to)
     (to / "README.md").write_text(card(stage, profile, net, rows, p), encoding="utf-8")
+    for file in to.iterdir():  # the server runs as another user
+        file.chmod(0o644)
     print(f"{to}: {len(probes)} probes; verdict verify --model {to}; verdict calibrate --model {to} --judgments FILE --write")
     return to
 

@@ -85,14 +85,15 @@ def rows(path: str | Path):
                 yield number, row
 
 
-def read(paths, profile: Profile, grades: dict[str, str] | None = None) -> list[Judgment]:
-    """All judgments of some files. `grades` maps grades as the files write them to the profile's names."""
+def read(paths, profile: Profile, grades: dict[str, str] | None = None, judged: bool = True) -> list[Judgment]:
+    """All judgments of some files. `grades` maps grades as the files write them to the profile's names;
+    without `judged` a line may have neither grade nor distribution: all grades are then equally likely."""
     found = []
     for path in map(Path, paths):
         before = len(found)
         for number, row in rows(path):
             try:
-                found.append(parse(row, profile, grades or {}, str(number)))
+                found.append(parse(row, profile, grades or {}, str(number), judged))
             except ValueError as problem:
                 raise ValueError(f"{path}: line {number}: {problem}") from None
         if len(found) == before:
@@ -100,7 +101,7 @@ def read(paths, profile: Profile, grades: dict[str, str] | None = None) -> list[
     return found
 
 
-def parse(row: dict, profile: Profile, grades: dict[str, str], number: str = "0") -> Judgment:
+def parse(row: dict, profile: Profile, grades: dict[str, str], number: str = "0", judged: bool = True) -> Judgment:
     """One line; ValueError naming the field and what is wrong."""
     query = _text(row, "query")
     document = row.get("document")
@@ -115,7 +116,7 @@ def parse(row: dict, profile: Profile, grades: dict[str, str], number: str = "0"
         raise ValueError(f"fold: {fold!r} is not a whole number")
     if not _is_number(weight) or not 0 <= weight < math.inf:
         raise ValueError(f"weight: {weight!r} is not a number from 0 up")
-    target, value = _target(row, profile, grades)
+    target, value = _target(row, profile, grades, judged)
     nearest = None if value is None else min(range(len(target)), key=lambda i: abs(profile.values[i] - value))
     instruction = row.get("instruction")
     if instruction is not None:
@@ -135,11 +136,13 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _target(row: dict, profile: Profile, grades: dict[str, str]) -> tuple[tuple[float, ...], float | None]:
+def _target(row: dict, profile: Profile, grades, judged: bool) -> tuple[tuple[float, ...], float | None]:
     """The distribution to learn, and the judged value if there is one."""
     value = None if row.get("grade") is None else _value(row["grade"], row.get("max_grade"), profile, grades)
     if row.get("distribution") is not None:
         return _distribution(row["distribution"], profile), value
+    if value is None and not judged:
+        return (1 / len(profile.grades),) * len(profile.grades), None
     if value is None:
         raise ValueError("grade: missing, and so is distribution; one of them is needed")
     return spread(value, profile.values), value
@@ -197,16 +200,15 @@ def explained(found: list[Judgment], profile: Profile) -> list[Judgment]:
 
 
 def to_row(judgment: Judgment, profile: Profile) -> dict:
-    """A judgment as a line that every stage, `verdict eval` and `verdict calibrate` read."""
+    """A judgment as a line that every stage reads, and if it has a grade `verdict eval` and `calibrate` too."""
     low, high = min(profile.values), max(profile.values)
     document = judgment.document if isinstance(judgment.document, dict) else {"text": judgment.document}
     flat = set(document) <= {"title", "text"} and all(isinstance(v, str) for v in document.values())
     shown = document if flat else {"document": document, "title": "", "text": profile.render_document(document)}
-    value = judgment.value
-    if value is None:
-        value = sum(p * v for p, v in zip(judgment.target, profile.values))
     row = {"query_id": judgment.query_id, "query": judgment.query, "doc_id": judgment.doc_id, **shown,
-           "grade": round(value - low, 6), "max_grade": high - low, "fold": judgment.fold}
+           "fold": judgment.fold}
+    if judgment.value is not None:  # a teacher's guess is no grade, and `verdict eval` asks for one
+        row |= {"grade": judgment.value - low, "max_grade": high - low}
     if judgment.value is None or judgment.target != spread(judgment.value, profile.values):
         row["distribution"] = {g.name: round(p, 6) for g, p in zip(profile.grades, judgment.target)}
     for field in ("explanation", "instruction"):

@@ -26,7 +26,7 @@ from recipe.rows import encode, sample
 def teach(stage: TeachStage) -> None:
     """Writes `stage.out`: the judgments with the teacher's distributions, and its explanations that hold."""
     profile = Profile.load(stage.student.path, stage.student.profile or None)
-    found = judgments.read(stage.inputs, profile, stage.grades)
+    found = judgments.read(stage.inputs, profile, stage.grades, judged=False)
     if stage.requests:
         with open(stage.requests, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(request(j), ensure_ascii=False) + "\n" for j in found)
