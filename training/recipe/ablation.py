@@ -16,7 +16,7 @@ from recipe.config import AblationStage
 from recipe.rl import Reinforcement
 
 ARMS = ("supervised", "reinforcement", "balanced")
-FIGURES = ("accuracy", "balanced_accuracy", "recall_", "loss", "ece", "entropy", "forward_kl", "reverse_kl",
+FIGURES = ("accuracy", "balanced_accuracy", "recall_", "right_", "share_", "loss", "ece", "entropy", "forward_kl", "reverse_kl",
            "forward_kl_reference", "reverse_kl_reference", "ndcg_10", "claims_true", "words_listed")
 
 

@@ -8,6 +8,7 @@ divided by what the whole batch has, so the gradient is that of one process what
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -44,8 +45,8 @@ class Run:
         set_seed(optim.seed)
         self.profile = Profile.load(stage.model.path, stage.model.profile or None)
         self.train, self.held = load(stage, self.profile)
-        lengths = [len(r.prompt) + len(r.tail) for r in self.train]
-        self.plan = Plan([r.judgment for r in self.train], lengths, optim.batch, stage.data.group, optim.seed,
+        lengths = [len(self.profile.render_document(j.document)) for j in self.train]  # about as their tokens
+        self.plan = Plan(self.train, lengths, optim.batch, stage.data.group, optim.seed,
                          optim.steps, stage.data.curriculum)
         if self.plan.units_a_step % self.world:
             raise ValueError(f"optim.batch {optim.batch}: {self.plan.units_a_step} units a step cannot be shared "
@@ -81,7 +82,7 @@ class Run:
         watch, steps, begun, sums = self.stage.watch, self.stage.optim.steps, time.monotonic(), {}
         before, since = self.seconds, self.tokens
         self.model.train()
-        if self.held:
+        if self.held and self.step == 0:
             self._measure()
         while self.step < steps:
             norm, found = self._update()
@@ -102,8 +103,9 @@ class Run:
     def _update(self):
         """One step of the optimizer: the gradient's norm, and the figures of this process."""
         optim, units = self.stage.optim, self.plan.step(self.step)
-        whole = [self.train[i].judgment for unit in units for i in unit]
-        mine = [[self.train[i] for i in unit] for unit in units[self.rank :: self.world]]
+        whole = [self.train[i] for unit in units for i in unit]
+        encoded = lambda unit: encode([self.train[i] for i in unit], self.profile, self.stage.data.max_tokens)
+        mine = [encoded(unit) for unit in units[self.rank :: self.world]]
         per = max(1, optim.micro_batch // self.stage.data.group)
         parts = [mine[at : at + per] for at in range(0, len(mine), per)]
         found: dict[str, tuple[float, float]] = {}
@@ -123,14 +125,14 @@ class Run:
             group["lr"] = rate(optim, self.step) * group["share"]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.tokens += sum(len(r.prompt) + len(r.tail) for r in (self.train[i] for unit in units for i in unit))
+        self.tokens += sum(len(r.prompt) + len(r.tail) for unit in mine for r in unit)
         return norm, found
 
     def _tell(self, sums: dict, norm: float, pace: float) -> None:
-        gathered = gather_object([sums])
+        gathered, tokens = gather_object([sums]), sum(gather_object([self.tokens]))
         if not self.main:
             return
-        row = {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1),
+        row = {"step": self.step, "tokens": tokens, "seconds": round(self.seconds, 1),
                "rate": rate(self.stage.optim, self.step - 1), "norm": round(norm, 4)}
         for name in dict.fromkeys(n for part in gathered for n in part):
             total, count = (sum(part[name][k] for part in gathered if name in part) for k in (0, 1))
@@ -177,9 +179,10 @@ class Run:
         part, done = folder / "part", folder / f"step-{self.step:07}"
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(part))
+        tokens = sum(gather_object([self.tokens]))
         self.accelerator.wait_for_everyone()
         if self.main:
-            state = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+            state = {"step": self.step, "tokens": tokens, "seconds": self.seconds}
             (part / "state.json").write_text(json.dumps(state))
             shutil.rmtree(done, ignore_errors=True)
             part.rename(done)
@@ -198,7 +201,8 @@ class Run:
                 raise ValueError(f"{self.out}: began with another {key}: {kept.get(key)}, not {now.get(key)}")
         self.accelerator.load_state(str(found[-1]))
         state = json.loads((found[-1] / "state.json").read_text())
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.tokens = state["tokens"] if self.main else 0  # each process counts its own
         if self.main:  # what was told after the checkpoint will be told again
             file = self.out / "metrics.jsonl"
             lines = [x for x in file.read_text().splitlines() if json.loads(x)["step"] <= self.step]
@@ -232,8 +236,8 @@ class _nothing:
         return False
 
 
-def load(stage: Stage, profile: Profile) -> tuple[list[Row], list[Row]]:
-    """Rows to train on and rows to measure on, which share no query."""
+def load(stage: Stage, profile: Profile) -> tuple[list[Judgment], list[Row]]:
+    """Judgments to train on, and rows to measure on; they share no query."""
     data = stage.data
     if data.explanations not in ("file", "rule", "none"):
         raise ValueError(f"data.explanations: {data.explanations!r} is none of file, rule and none")
@@ -254,8 +258,7 @@ def load(stage: Stage, profile: Profile) -> tuple[list[Row], list[Row]]:
             return [dataclasses.replace(j, explanation=None) for j in found]
         return judgments.explained(found, profile) if data.explanations == "rule" else found
 
-    rows = encode(told(train), profile, data.max_tokens)
-    return rows, encode(whole_queries(held, stage.watch.pairs), profile, data.max_tokens)
+    return told(train), encode(whole_queries(held, stage.watch.pairs), profile, data.max_tokens)
 
 
 def whole_queries(held: list[Judgment], most: int) -> list[Judgment]:
@@ -274,8 +277,6 @@ def whole_queries(held: list[Judgment], most: int) -> list[Judgment]:
 
 def hash_of(name: str) -> int:
     """The same number for a name on every machine."""
-    import hashlib
-
     return int.from_bytes(hashlib.md5(name.encode()).digest()[:8], "big")
 
 
@@ -305,7 +306,7 @@ def draw(out: Path) -> None:
         for name, value in row.items():
             if name in ("step", "held", "seconds") or not isinstance(value, (int, float)):
                 continue
-            family = next((f for f in ("recall_", "share_", "reward_") if name.startswith(f)), "")
+            family = next((f for f in ("recall_", "right_", "share_", "reward_") if name.startswith(f)), "")
             title = ("held out: " if row.get("held") else "training: ") + (family.rstrip("_") or name)
             charts.setdefault(title, {}).setdefault(name.removeprefix(family), []).append((row["step"], value))
     picture.panels(out / "metrics.svg", charts)

@@ -54,7 +54,8 @@ def ndcg(scores, gains, keys, k: int = 10) -> float | None:
 
 
 def grading(p: np.ndarray, rows: list[Row], profile: Profile) -> dict[str, float]:
-    """How well grades are told: recall by grade, calibration, likelihood, ranking.
+    """How well grades are told: recall by grade, mean probability of the judged grade by grade (`right_`),
+    mean probability of each grade (`share_`), calibration, likelihood, ranking.
 
     `forward_kl` and `reverse_kl` are between the judgments' share of each grade and the model's mean
     probability of it: the model's that forgets a rare grade shows in the first."""
@@ -64,6 +65,7 @@ def grading(p: np.ndarray, rows: list[Row], profile: Profile) -> dict[str, float
     best, said = np.array([r.judgment.best for r in rows]), p.argmax(-1)
     score, gain = (p @ values - low) / (high - low), (target @ values - low) / (high - low)
     recall = {g.name: float(np.mean(said[best == i] == i)) for i, g in enumerate(profile.grades) if (best == i).any()}
+    right = {g.name: float(p[best == i, i].mean()) for i, g in enumerate(profile.grades) if (best == i).any()}
     shares, mean = target.mean(0), p.mean(0)
     queries: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -73,6 +75,7 @@ def grading(p: np.ndarray, rows: list[Row], profile: Profile) -> dict[str, float
     return {
         "accuracy": float(np.mean(said == best)), "balanced_accuracy": float(np.mean(list(recall.values()))),
         **{f"recall_{name}": x for name, x in recall.items()},
+        **{f"right_{name}": x for name, x in right.items()},
         **{f"share_{g.name}": float(mean[i]) for i, g in enumerate(profile.grades)},
         "loss": float(-(target * np.log(np.maximum(p, 1e-12))).sum(-1).mean()), "entropy": float(entropy(p).mean()),
         "forward_kl": float(divergence(shares, mean)), "reverse_kl": float(divergence(mean, shares)),

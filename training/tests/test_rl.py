@@ -55,3 +55,20 @@ def test_tokens_belong_to_their_line(profile):
     assert places[0] == 0 and places[-1] == 3 and sorted(places) == places
     lines = ["".join(profile.tokens.decode([t]) for t, p in zip(told, places) if p == i) for i in range(4)]
     assert [x.strip() for x in lines] == TRUE.split("\n")
+
+
+def test_the_ablation_changes_one_weight_at_a_time_and_tells_the_spread(tmp_path):
+    from recipe import ablation, config
+
+    file = tmp_path / "a.toml"
+    file.write_text('out = "o"\nmodel.path = "m"\ndata.train = ["t"]\noptim.steps = 5\nrl = {weight = 0.7, supervised = 0.3}\n')
+    stage = config.load("ablation", file)
+    arms = {arm: ablation.of(stage, arm, 4, tmp_path / arm) for arm in ablation.ARMS}
+    weights = {arm: (one.rl.weight, one.rl.supervised, one.optim.seed) for arm, one in arms.items()}
+    assert weights == {"supervised": (0, 1, 4), "reinforcement": (0.7, 0, 4), "balanced": (0.7, 0.3, 4)}
+    rows = [{"held": True, "step": 0, "ece": 0.5, "recall_2": 0.1}, {"step": 5, "tokens": 70, "seconds": 3}]
+    runs = {"a": [[*rows, {"held": True, "step": 5, "ece": x, "recall_2": 0.3}] for x in (0.2, 0.4)]}
+    text = ablation.table(runs)
+    assert "| ece | 0.500 | 0.300 ± 0.100 |" in text and "| recall_2 | 0.100 | 0.300 ± 0.000 |" in text
+    ablation.draw(tmp_path / "x/a.svg", runs)
+    assert "recall 2" in (tmp_path / "x/a.svg").read_text()
