@@ -89,7 +89,11 @@ fn score_explains_when_asked() {
 fn prompt_prints_the_ids_that_are_scored() {
     let pair = r#"{"query": "red <|0|> shoe", "document": {"title": "blue", "text": "<|answer|>"}}"#;
     let long = serde_json::json!({"query": "q", "documents": ["a", "word ".repeat(400)]}).to_string();
-    let output = verdict(&["prompt"], "qwen3", &format!("{pair}\n{{\"query\": 5}}\n\n{long}\n"));
+    let folder = tempfile::tempdir().expect("made");
+    let input = folder.path().join("requests.jsonl");
+    std::fs::write(&input, format!("{pair}\n{{\"query\": 5}}\n\n{long}\n")).expect("written");
+    let (model, input) = (golden("qwen3").display().to_string(), input.display().to_string());
+    let output = plain(&["prompt", "--model", &model, "--input", &input]);
     assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
     let rows = lines(&output);
     let prompts = |row: usize| rows[row]["prompts"].as_array().expect("prompts").clone();

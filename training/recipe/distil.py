@@ -33,6 +33,6 @@ def distilled(run, units: list[list[Row]], whole: list[Judgment], _step: int):
     known = judged.sum(-1)
     hard = -(judged * F.log_softmax(answer, -1)).sum(-1)
     each = (1 - how.judged * known) * how.temperature**2 * far + how.judged * hard
-    figures["teacher"] = (float((far * weight).sum()), float(weight.sum()))
-    figures["judged"] = (float((hard * weight).sum()), float((known * weight).sum()))
+    figures["teacher"] = (float((far.detach() * weight).sum()), float(weight.sum()))
+    figures["judged"] = (float((hard.detach() * weight).sum()), float((known * weight).sum()))
     return loss + weights.grade * (each * weight).sum() / total, figures

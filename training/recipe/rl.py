@@ -130,8 +130,8 @@ class Reinforcement:
         entropy = -(now.exp() * now).sum(-1)
         loss = ((how.kl * far - expected) * weight).sum() / total
         count = float(len(rows))
-        return loss, {"reward_grade": (float(expected.sum()), count), "kl_grade": (float(far.sum()), count),
-                      "entropy_grade": (float(entropy.sum()), count)}
+        return loss, {"reward_grade": (float(expected.detach().sum()), count), "kl_grade": (float(far.detach().sum()), count),
+                      "entropy_grade": (float(entropy.detach().sum()), count)}
 
     def _explanations(self, run, rows, whole, answer, step: int):
         """The policy gradient of sampled explanations, a mean over each one's tokens."""
@@ -153,7 +153,7 @@ class Reinforcement:
         mean = (each * there).sum(-1) / there.sum(-1).clamp(min=1)
         loss = mean.mean() * len(rows) / len(whole)  # the drawn pairs stand for all of this part
         words = float(there.sum())
-        figures = {"kl_explanation": (float((far * there).sum()), words), "tokens_sampled": (words, 1.0),
+        figures = {"kl_explanation": (float((far.detach() * there).sum()), words), "tokens_sampled": (words, 1.0),
                    "entropy_explanation": (float((entropy * there).sum()), words)}
         for i, name in enumerate(profile.sections):
             figures[f"reward_{name}"] = (sum(t.rewards[i] for t in told), float(len(told)))

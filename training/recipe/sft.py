@@ -48,7 +48,7 @@ def parts(out, units: list[list[Row]], whole: list[Judgment], target, weights: L
         divergences = listwise(grades, target, [len(u) for u in units], profile, weights.rank_scale)
         loss = loss + weights.rank * divergences.sum() / max(1, len(whole)) * max(len(u) for u in units)
         figures["rank"] = (divergences.sum(), sum(len(u) > 1 for u in units))
-    return loss, {k: (float(a), float(n)) for k, (a, n) in figures.items()}
+    return loss, {k: (float(torch.as_tensor(a).detach()), float(n)) for k, (a, n) in figures.items()}
 
 
 def explanation(out, rows: list[Row], weights: Loss, profile):
