@@ -169,9 +169,8 @@ class Guard:
 
     def _choices(self) -> list[tuple[object, list[int]]]:
         """What may come next, the rule's own choice first: ("word", place), "whole" or "next"."""
-        choices: list[tuple[object, list[int]]] = []
-        now = self.lists[self.opened - 1] if self.opened else []
-        choices = [(("word", i), ids) for i, ids in enumerate(now or []) if i not in self.listed]
+        now = self.lists[self.opened - 1] if 0 < self.opened <= len(self.lists) else []
+        choices: list[tuple[object, list[int]]] = [(("word", i), ids) for i, ids in enumerate(now or []) if i not in self.listed]
         if not choices and not self.said:
             choices = [("whole", self.verdict if now is None else self.none)]
         if self.said:
