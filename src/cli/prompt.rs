@@ -44,7 +44,8 @@ pub fn run(args: PromptArgs) -> Result<(), Failure> {
     let mut failed = 0_u64;
     for number in 1.. {
         let mut line = Vec::new();
-        let read = input.read_until(b'\n', &mut line).context(format!("line {number} cannot be read"))?;
+        let read =
+            input.read_until(b'\n', &mut line).with_context(|| format!("line {number} cannot be read"))?;
         if read == 0 {
             break;
         }

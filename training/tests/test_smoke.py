@@ -114,7 +114,7 @@ def test_whatever_the_model_wants_only_true_explanations_are_written(start):
 def test_training_learns_and_ranks(start, tmp_path):
     groups, encoder, net = start
     log = io.StringIO()
-    average = sft.fit(net, encoder, groups, 1.0, 1e-3, 0, log, tokens=1200, max_steps=150, fuse=False)
+    average = sft.fit(net, encoder, groups, 10.0, 1e-3, 0, log, tokens=1200, max_steps=150, fuse=False)
     rows = [json.loads(line) for line in log.getvalue().splitlines()]
     assert all(rows[-1][part] < rows[0][part] for part in ("grade", "explain", "meaning"))
     average.save_pretrained(tmp_path / "m")
