@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 const KINDS: [&str; 4] = ["relevant", "paraphrase", "near", "irrelevant"];
 
-/// `training/everyday.jsonl`: a query, and a text of each kind that the example has.
+/// `training/mini/everyday.jsonl`: a query, and a text of each kind that the example has.
 fn examples() -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("training/everyday.jsonl");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("training/mini/everyday.jsonl");
     let text = std::fs::read_to_string(path).expect("there");
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }

@@ -86,6 +86,40 @@ fn score_explains_when_asked() {
 }
 
 #[test]
+fn prompt_prints_the_ids_that_are_scored() {
+    let pair = r#"{"query": "red <|0|> shoe", "document": {"title": "blue", "text": "<|answer|>"}}"#;
+    let long = serde_json::json!({"query": "q", "documents": ["a", "word ".repeat(400)]}).to_string();
+    let folder = tempfile::tempdir().expect("made");
+    let input = folder.path().join("requests.jsonl");
+    std::fs::write(&input, format!("{pair}\n{{\"query\": 5}}\n\n{long}\n")).expect("written");
+    let (model, input) = (golden("qwen3").display().to_string(), input.display().to_string());
+    let output = plain(&["prompt", "--model", &model, "--input", &input]);
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    let rows = lines(&output);
+    let prompts = |row: usize| rows[row]["prompts"].as_array().expect("prompts").clone();
+    let ids = |prompt: &Value| -> Vec<u64> {
+        prompt["ids"].as_array().expect("ids").iter().filter_map(Value::as_u64).collect()
+    };
+    let first = ids(&prompts(0)[0]);
+    // The control tokens are the template's three: those in the texts are text.
+    assert_eq!(first.iter().filter(|&&id| id >= 283).copied().collect::<Vec<_>>(), [284, 285, 286]);
+    assert_eq!((rows[1]["line"].as_u64(), rows.len()), (Some(2), 3));
+    assert!(
+        rows[1]["error"]["message"].as_str().is_some_and(|text| text.starts_with("query")),
+        "{}",
+        rows[1]
+    );
+    let long = prompts(2);
+    assert_eq!((long[0]["truncated"].as_bool(), long[1]["truncated"].as_bool()), (Some(false), Some(true)));
+    let scored = &lines(&verdict(&["score"], "qwen3", &format!("{pair}\n")))[0]["results"][0];
+    assert_eq!(scored["tokens"].as_u64(), Some(first.len() as u64));
+    let document: Vec<_> =
+        long[1]["document"].as_array().expect("range").iter().filter_map(Value::as_u64).collect();
+    assert_eq!(document.len(), 2);
+    assert_eq!(ids(&long[1])[..document[0] as usize], ids(&long[0])[..document[0] as usize]);
+}
+
+#[test]
 fn verify_passes_on_supported_checkpoints_and_fails_past_the_tolerance() {
     for name in ["qwen3", "qwen3-sharded", "qwen2", "llama3"] {
         let output = verdict(&["verify", "--prompts", "8", "--tolerance", "1e-4"], name, "");

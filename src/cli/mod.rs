@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod eval;
 pub mod local;
 mod progress;
+pub mod prompt;
 pub mod score;
 pub mod serve;
 pub mod verify;
@@ -43,6 +44,9 @@ enum Command {
     /// Score JSON lines
     #[command(after_long_help = EXIT_CODES)]
     Score(score::ScoreArgs),
+    /// Print prompts as the token ids that the model is asked with
+    #[command(after_long_help = EXIT_CODES)]
+    Prompt(prompt::PromptArgs),
     /// Measure ranking and grading on judged documents
     Eval(eval::EvalArgs),
     /// Fit the temperature on judged documents
@@ -125,6 +129,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Score(args) => score::run(args),
+        Command::Prompt(args) => prompt::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Verify(args) => verify::run(args),

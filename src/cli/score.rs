@@ -66,7 +66,7 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
     }
 }
 
-fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
+pub(super) fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
     if path == Path::new("-") {
         return Ok(Box::new(BufReader::new(io::stdin())));
     }
@@ -74,7 +74,7 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
     Ok(Box::new(BufReader::new(file)))
 }
 
-fn create(path: &Path) -> anyhow::Result<Box<dyn Write>> {
+pub(super) fn create(path: &Path) -> anyhow::Result<Box<dyn Write>> {
     if path == Path::new("-") {
         return Ok(Box::new(io::stdout().lock()));
     }
@@ -142,13 +142,10 @@ struct Answer {
 
 async fn answer(service: &Service, number: usize, line: &[u8], explain: bool) -> Answer {
     let scored = async {
-        let pair = request(line);
-        let body = pair.as_deref().unwrap_or(line);
-        let as_written = |error| if pair.is_some() { unwrapped(error) } else { error };
         if explain {
-            service.explain(wire::explain(body).map_err(as_written)?).await?.collect().await
+            service.explain(read(line, wire::explain)?).await?.collect().await
         } else {
-            Ok((service.score(wire::score(body).map_err(as_written)?).await?, Vec::new()))
+            Ok((service.score(read(line, wire::score)?).await?, Vec::new()))
         }
     };
     match scored.await {
@@ -157,6 +154,14 @@ async fn answer(service: &Service, number: usize, line: &[u8], explain: bool) ->
             ok: response.results.iter().all(|result| result.score.is_ok()),
         },
         Err(error) => Answer { body: failure(number, &error), ok: false },
+    }
+}
+
+/// What a line asks for: a body of `POST /score`, or one pair.
+pub(super) fn read<T>(line: &[u8], parse: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
+    match request(line) {
+        Some(body) => parse(&body).map_err(unwrapped),
+        None => parse(line),
     }
 }
 
@@ -177,7 +182,7 @@ fn unwrapped(error: Error) -> Error {
     Error::new(error.code(), message)
 }
 
-fn failure(number: usize, error: &Error) -> Vec<u8> {
+pub(super) fn failure(number: usize, error: &Error) -> Vec<u8> {
     let code = error.code().row().name;
     // Here the caller and the operator are one: nothing is held back.
     json!({"line": number, "error": {"code": code, "message": error.message()}}).to_string().into_bytes()

@@ -34,6 +34,7 @@ use crate::{
 pub use explain::{ExplainItem, ExplainStream, ReasonDone};
 pub use response::{Explanation, PairScore, ScoreResponse, ScoreResult, Timing, Usage};
 
+pub(crate) use prepare::document_text;
 use prepare::{Keep, Work};
 
 /// Texts up to so many bytes are tokenized where the request is: a hop to

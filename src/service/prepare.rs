@@ -120,7 +120,7 @@ impl Work {
         };
         let mut answers = Vec::with_capacity(documents.len());
         for (index, document) in documents.into_iter().enumerate() {
-            let (id, text) = text(document, profile, || format!("{field}[{index}]"))?;
+            let (id, text) = document_text(document, profile, || format!("{field}[{index}]"))?;
             // No token is less than a byte; the template around the texts is not counted.
             let bound = (text.len() + work.query(index).len() + around).min(profile.max_tokens);
             work.bytes += text.len();
@@ -155,7 +155,8 @@ impl Work {
     }
 }
 
-fn text(
+/// A document's id and the text that stands for it in prompts; `field` names it in errors.
+pub(crate) fn document_text(
     document: Document,
     profile: &Profile,
     field: impl Fn() -> String,

@@ -10,10 +10,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("numpy")
 pytest.importorskip("snowballstemmer")
 
-import explain
-import grounding
-import metrics
-from text import Bm25, content_words, stems
+from mini import explain
+from mini import grounding
+from mini import metrics
+from mini.text import Bm25, content_words, stems
 
 
 def test_ndcg_by_hand():

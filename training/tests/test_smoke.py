@@ -16,14 +16,14 @@ for package in ("torch", "transformers", "tokenizers", "snowballstemmer"):
 import numpy as np
 import torch
 
-import evaluate
-import explain
-import model as shapes
-import pairs
-import sft
-from forward import Forward
-from grounding import Guard
-from tokenizer import CONTROL, GRADES, Encoder, train
+from mini import evaluate
+from mini import explain
+from mini import model as shapes
+from mini import pairs
+from mini import sft
+from mini.forward import Forward
+from mini.grounding import Guard
+from mini.tokenizer import CONTROL, GRADES, Encoder, train
 
 THINGS = "shoe lamp table phone bottle jacket guitar camera pillow kettle".split()
 COLORS = "red blue green black white yellow".split()
@@ -114,7 +114,7 @@ def test_whatever_the_model_wants_only_true_explanations_are_written(start):
 def test_training_learns_and_ranks(start, tmp_path):
     groups, encoder, net = start
     log = io.StringIO()
-    average = sft.fit(net, encoder, groups, 1.0, 1e-3, 0, log, tokens=1200, max_steps=150, fuse=False)
+    average = sft.fit(net, encoder, groups, 10.0, 1e-3, 0, log, tokens=1200, max_steps=150, fuse=False)
     rows = [json.loads(line) for line in log.getvalue().splitlines()]
     assert all(rows[-1][part] < rows[0][part] for part in ("grade", "explain", "meaning"))
     average.save_pretrained(tmp_path / "m")

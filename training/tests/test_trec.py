@@ -1,23 +1,15 @@
 """`verdict eval` on TREC files agrees with pytrec_eval; skipped where either is not there."""
 
 import json
-import os
 import random
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
-ROOT = Path(__file__).resolve().parents[2]
-BUILT = ROOT / "target/release/verdict"
-VERDICT = os.environ.get("VERDICT_BIN") or (str(BUILT) if BUILT.exists() else shutil.which("verdict"))
 
 
-@pytest.mark.skipif(VERDICT is None, reason="no verdict binary; set VERDICT_BIN")
 @pytest.mark.parametrize("depth", [5, 10])
-def test_figures_agree(tmp_path, depth):
+def test_figures_agree(verdict, tmp_path, depth):
     rng = random.Random(depth)
     qrels, run = {}, {}
     for q in range(60):
@@ -30,9 +22,9 @@ def test_figures_agree(tmp_path, depth):
     lines = [f"{q} Q0 {d} 0 {s} x" for q, docs in run.items() for d, s in docs.items()]
     (tmp_path / "run").write_text("\n".join(lines))
     want = pytrec_eval.RelevanceEvaluator(qrels, {f"ndcg_cut.{depth}", "recip_rank"}).evaluate(run)
-    command = [VERDICT, "eval", "--qrels", tmp_path / "qrels", "--run", tmp_path / "run", "--json",
-               "--depth", str(depth), "--per-query", tmp_path / "table"]
-    got = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["runs"][0]
+    done = verdict("eval", "--qrels", tmp_path / "qrels", "--run", tmp_path / "run", "--json", "--depth", depth,
+                   "--per-query", tmp_path / "table")
+    got = json.loads(done.stdout)["runs"][0]
     assert got["queries"] == len(want) == 59
     for ours, theirs in ((f"ndcg_{depth}", f"ndcg_cut_{depth}"), ("mrr", "recip_rank")):
         mean = sum(row[theirs] for row in want.values()) / len(want)

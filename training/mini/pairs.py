@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import data
-from text import Bm25, content_words, stem, stems, words
+from mini import data
+from mini.text import Bm25, content_words, stem, stems, words
 
 GROUP = 8
 THRESHOLDS, WIDTH = np.array([0.25, 0.43, 0.62]), 0.05

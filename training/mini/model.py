@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-import teacher
+from mini import teacher
 
 HIDDEN, HEAD = 256, 64
 CONTENT = 160  # dimensions of the residual stream that start as word meaning

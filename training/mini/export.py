@@ -1,6 +1,6 @@
 """Write the Hugging Face directory that the server loads.
 
-    python export.py --out RUN --model final --to ../models/verdict-mini
+    python -m mini.export --out RUN --model final --to ../models/verdict-mini
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-import data
-import evaluate
-import explain
-import grounding
-from text import STOP
-from tokenizer import CONTROL, GRADES, Encoder
+from mini import data
+from mini import evaluate
+from mini import explain
+from mini import grounding
+from mini.text import STOP
+from mini.tokenizer import CONTROL, GRADES, Encoder
 
 TEMPLATE = "<|rubric|>{instruction}<|query|>{query}<|document|>{document}<|query|>{query}<|answer|>"
 LABELS = ("Irrelevant", "Related", "Partial", "Exact")

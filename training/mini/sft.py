@@ -1,9 +1,9 @@
 """Supervised training: the grade token first, then its explanation.
 
-    python sft.py prepare  --out RUN            tokenizer, initial model, generated pairs' targets
-    python sft.py pretrain --out RUN --minutes 20
-    python sft.py tune     --out RUN --fold 12 --minutes 12   (trains without folds 1 and 2)
-    python sft.py tune     --out RUN --minutes 12             (all folds: the model to export)
+    python -m mini.sft prepare  --out RUN            tokenizer, initial model, generated pairs' targets
+    python -m mini.sft pretrain --out RUN --minutes 20
+    python -m mini.sft tune     --out RUN --fold 12 --minutes 12   (trains without folds 1 and 2)
+    python -m mini.sft tune     --out RUN --minutes 12             (all folds: the model to export)
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3ForCausalLM
 
-import data
-import explain
-import model as shapes
-import pairs
-from forward import Forward, norm
-from teacher import Teacher, minilm_dir
-from text import Bm25, stems
-from tokenizer import Encoder, train as train_tokenizer
+from mini import data
+from mini import explain
+from mini import model as shapes
+from mini import pairs
+from mini.forward import Forward, norm
+from mini.teacher import Teacher, minilm_dir
+from mini.text import Bm25, stems
+from mini.tokenizer import Encoder, train as train_tokenizer
 
 VOCABULARY = 12288
 VALUES = torch.tensor([0.0, 1.0, 2.0, 3.0])

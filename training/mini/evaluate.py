@@ -1,9 +1,9 @@
 """Measure a model: cross-validated ranking, everyday examples, explanations.
 
-    python evaluate.py folds    --out RUN     the model of each fold on the queries it never saw
-    python evaluate.py everyday --out RUN --model final
-    python evaluate.py explain  --out RUN     explanations of held-out pairs, checked by rule
-    python evaluate.py rerank   --out RUN     BM25's top 50 of all products, held-out queries
+    python -m mini.evaluate folds    --out RUN     the model of each fold on the queries it never saw
+    python -m mini.evaluate everyday --out RUN --model final
+    python -m mini.evaluate explain  --out RUN     explanations of held-out pairs, checked by rule
+    python -m mini.evaluate rerank   --out RUN     BM25's top 50 of all products, held-out queries
 Every figure is taken with weights rounded to bfloat16, as they are exported.
 """
 
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from transformers import Qwen3ForCausalLM
 
-import data
-import explain
-import metrics
-import pairs
-from grounding import Guard
-from text import Bm25, bm25_document, stems
-from tokenizer import Encoder
+from mini import data
+from mini import explain
+from mini import metrics
+from mini import pairs
+from mini.grounding import Guard
+from mini.text import Bm25, bm25_document, stems
+from mini.tokenizer import Encoder
 
 VALUES = np.arange(4.0)
 HERE = Path(__file__).parent

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from functools import lru_cache
 
 import snowballstemmer
 
-WORD = re.compile(r"[^\W_]+", re.UNICODE)
+from recipe.grounding import words
+
 STOP = frozenset(
     """a about above after again all also am an and any are as at be because been before being
     between both but by can could did do does doing down during each few for from further give
@@ -26,11 +26,6 @@ _STEMMER = snowballstemmer.stemmer("english")
 def stem(word: str) -> str:
     """English Snowball stem of one lower-case word."""
     return _STEMMER.stemWord(word)
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words of a text."""
-    return WORD.findall(text.lower())
 
 
 def stems(text: str) -> list[str]:

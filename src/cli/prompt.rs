@@ -1,0 +1,97 @@
+//! `verdict prompt`: JSON lines in, the prompts' token ids out, by the server's own renderer.
+
+use std::{
+    io::{BufRead as _, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use crate::{error::Result, model::Model, request::Items, server::http::wire, service::document_text};
+
+use super::{Exit, Failure, load_model, score};
+
+/// Arguments of `verdict prompt`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PromptArgs {
+    /// Directory of a Hugging Face checkpoint [default: the embedded model]
+    #[arg(long, value_name = "DIR", env = "VERDICT_MODEL")]
+    model: Option<PathBuf>,
+    /// Requests, one JSON object a line: a body of POST /score, or {"query": …, "document": …}; - is stdin
+    #[arg(long, short, value_name = "FILE", default_value = "-")]
+    input: PathBuf,
+    /// Where to write the prompts, a line for each request; - is stdout
+    #[arg(long, short, value_name = "FILE", default_value = "-")]
+    output: PathBuf,
+}
+
+/// Writes `{"prompts": [{"ids": …, "document": [start, end], "truncated": …}, …]}` for every line: the
+/// ids in the order of the request's documents, and which of them (partly) stand for the document.
+/// Nothing is computed.
+///
+/// A line that fails leaves `{"line": …, "error": …}` in its place and the others stand.
+///
+/// # Errors
+///
+/// [`Exit::Model`] if the model is refused, [`Exit::Usage`] if a file cannot be opened,
+/// [`Exit::Runtime`] if reading or writing fails or, at the end, if any line failed.
+pub fn run(args: PromptArgs) -> Result<(), Failure> {
+    let usage = |error| Failure { exit: Exit::Usage, error };
+    let mut input = score::open(&args.input).map_err(usage)?;
+    let mut output = score::create(&args.output).map_err(usage)?;
+    let model = load_model(args.model.as_deref())?;
+    let mut failed = 0_u64;
+    for number in 1.. {
+        let mut line = Vec::new();
+        let read =
+            input.read_until(b'\n', &mut line).with_context(|| format!("line {number} cannot be read"))?;
+        if read == 0 {
+            break;
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let answer = prompts(&model, &line).map_err(|error| score::failure(number, &error));
+        failed += u64::from(answer.is_err());
+        let answer = answer.map_or_else(|error| error, |prompts| prompts.to_string().into_bytes());
+        output
+            .write_all(&answer)
+            .and_then(|()| output.write_all(b"\n"))
+            .context("the output cannot be written")?;
+    }
+    output.flush().context("the output cannot be written")?;
+    match failed {
+        0 => Ok(()),
+        failed => {
+            Err(Failure::from(anyhow::anyhow!("{failed} of the lines failed; see their error objects")))
+        }
+    }
+}
+
+/// The prompts of one line's pairs.
+fn prompts(model: &Model, line: &[u8]) -> Result<Value> {
+    let profile = &model.profile;
+    let (items, options) = score::read(line, wire::score)?.into_parts();
+    let instruction = options.instruction.as_ref().unwrap_or(&profile.instruction);
+    let render = |query: &str, document, field: &str| {
+        let (_, text) = document_text(document, profile, || field.to_owned())?;
+        let filled = profile.template.for_query(&model.tokenizer, instruction, query, profile.max_tokens)?;
+        let prompt = filled.render(&text, options.truncation)?;
+        let document = [prompt.document.start, prompt.document.end];
+        Ok(json!({"ids": prompt.tokens, "document": document, "truncated": prompt.truncated}))
+    };
+    let prompts: Result<Vec<Value>> = match items {
+        Items::Documents { query, documents } => {
+            let numbered = documents.into_iter().enumerate();
+            numbered.map(|(index, one)| render(&query, one, &format!("documents[{index}]"))).collect()
+        }
+        Items::Pairs(pairs) => {
+            let numbered = pairs.into_iter().enumerate();
+            numbered
+                .map(|(index, pair)| render(&pair.query, pair.document, &format!("pairs[{index}].document")))
+                .collect()
+        }
+    };
+    Ok(json!({ "prompts": prompts? }))
+}

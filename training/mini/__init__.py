@@ -1,0 +1,1 @@
+"""How the bundled model verdict-mini is made."""

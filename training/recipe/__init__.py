@@ -1,0 +1,1 @@
+"""Answer first, reason later: the recipe that makes checkpoints for Verdict. See training/README.md."""

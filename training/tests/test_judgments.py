@@ -1,0 +1,126 @@
+"""Judgments and configurations: what is read, what is refused, and in which words."""
+
+import json
+
+import pytest
+
+pytest.importorskip("tokenizers")
+
+from recipe import config, judgments
+from recipe.plan import Plan
+from recipe.profile import Profile
+
+
+@pytest.fixture(scope="module")
+def profile(tiny):
+    return Profile.load(tiny)
+
+
+def parse(profile, grades=None, **fields):
+    row = {"query": "red hat", "text": "a hat", **fields}
+    return judgments.parse({k: v for k, v in row.items() if v is not ...}, profile, grades or {})
+
+
+def test_grades_by_name_value_and_other_scales(profile):
+    assert parse(profile, grade="1").target == (0, 1, 0)
+    assert parse(profile, grade=2).target == (0, 0, 1)
+    assert parse(profile, grade=1, max_grade=4).target == (0.5, 0.5, 0)
+    assert parse(profile, grade=1, max_grade=1).best == 2
+    assert parse(profile, {"E": "2", "1": "0"}, grade="E").best == 2
+    assert parse(profile, {"E": "2", "1": "0"}, grade=1, max_grade=1).best == 0
+    soft = parse(profile, distribution={"0": 0.2, "2": 0.8})
+    assert soft.target == (0.2, 0, 0.8) and soft.grade is None and soft.best == 2
+    both = parse(profile, distribution=[0.6, 0.2, 0.2], grade="2")
+    assert both.target == (0.6, 0.2, 0.2) and both.best == 2
+
+
+def test_a_value_between_grades_is_shared_in_any_order():
+    assert judgments.spread(1.5, [0, 1, 2, 3]) == (0, 0.5, 0.5, 0)
+    assert judgments.spread(1.5, [3, 1]) == (0.25, 0.75)
+    assert judgments.spread(3, [3, 1]) == (1, 0)
+
+
+@pytest.mark.parametrize("fields, problem", [
+    ({}, "grade: missing"), ({"grade": "x"}, "'x' is none of the model's grades"), ({"grade": 5}, "grade 5 is not in"),
+    ({"grade": 3, "max_grade": 2}, "3 is not in 0 to max_grade 2"), ({"grade": True}, "neither a name nor a number"),
+    ({"grade": 1, "query": " "}, "query: ' '"), ({"grade": 1, "text": ""}, "document: neither"),
+    ({"grade": 1, "document": 7}, "document: neither"), ({"grade": 1, "fold": "a"}, "fold: 'a'"),
+    ({"grade": 1, "weight": -1}, "weight: -1"), ({"distribution": [1, 0]}, "one probability for each"),
+    ({"distribution": [0.5, 0, 0]}, "add up to 1"), ({"distribution": {"9": 1}}, "none of the model's grades"),
+    ({"grade": 1, "explanation": {"asks": "x"}}, "object of the sections"), ({"grade": 1, "instruction": 3}, "instruction: 3"),
+])
+def test_faulty_lines_are_refused_by_path_line_and_field(profile, tmp_path, fields, problem):
+    good = {"query": "q", "text": "t", "grade": 1}
+    file = tmp_path / "j.jsonl"
+    file.write_text(json.dumps(good) + "\n\n" + json.dumps({"query": "q", "text": "t", **fields}) + "\n")
+    with pytest.raises(ValueError) as refused:
+        judgments.read([file], profile)
+    assert str(refused.value).startswith(f"{file}: line 3: ") and problem in str(refused.value)
+
+
+def test_what_is_written_reads_the_same(profile, tmp_path):
+    found = [parse(profile, grade=1, max_grade=4, fold=2, weight=0.5, title="T", instruction="strict", query_id="a"),
+             parse(profile, distribution=[0.25, 0.25, 0.5], explanation="asks: x", query_id="b"),
+             parse(profile, grade="2", text=..., document={"title": "T", "tags": ["x"]}, query_id="c")]
+    judgments.write(tmp_path / "out/j.jsonl", found, profile)
+    assert judgments.read([tmp_path / "out/j.jsonl"], profile) == found
+
+
+def test_the_rule_explains_what_is_unexplained(profile):
+    own, ruled = judgments.explained([parse(profile, grade=1, explanation="x"), parse(profile, grade=2)], profile)
+    assert own.explanation == "x"
+    assert ruled.explanation == "asks: red hat\nhas: hat\nlacks: red\nsays: yes"
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("optim.stpes = 3", "optim.stpes: unknown; there are steps"), ("lr = 1", "lr: unknown"),
+    ("optim.steps = 'x'", "optim.steps: 'x' is not of type int"), ("optim.rate = true", "optim.rate: True is not of type float"),
+    ("data.train = 'x'", "data.train: 'x' is not of type"), ("model = 3", "model: 3 is not a table"),
+])
+def test_faulty_configurations_are_refused_by_key(tmp_path, text, problem):
+    good = {"out": '"o"', "model.path": '"m"', "data.train": '["t"]', "optim.steps": "5"}
+    key = text.partition(" ")[0]
+    lines = [f"{k} = {v}" for k, v in good.items() if k != key and not k.startswith(f"{key}.")]
+    file = tmp_path / "c.toml"
+    file.write_text("\n".join([*lines, text]))
+    with pytest.raises(ValueError) as refused:
+        config.load("sft", file)
+    assert str(refused.value).startswith(f"{file}: {problem}")
+
+
+def test_a_missing_key_is_named_and_one_can_be_set(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('out = "o"\nmodel.path = "m"\ndata.train = ["t"]\n')
+    with pytest.raises(ValueError, match="optim is missing"):
+        config.load("rl", file)
+    stage = config.load("rl", file, ["optim.steps=7", "rl.supervised=0", "out=there"])
+    assert (stage.optim.steps, stage.rl.supervised, stage.out) == (7, 0.0, "there")
+
+
+def test_every_committed_configuration_reads():
+    from conftest import ROOT
+
+    files = sorted((ROOT / "training/configs").glob("*-*.toml"))
+    stages = [f.stem.split("-")[1] for f in files if f.stem != "qwen3-relevance"]
+    assert set(stages) == set(config.STAGES)
+    for file in files:
+        if file.stem != "qwen3-relevance":
+            config.load(file.stem.split("-")[1], file)
+
+
+def test_batches_are_a_function_of_seed_and_step(profile):
+    found = [parse(profile, grade=i % 3, query_id=f"q{i // 4}") for i in range(41)]
+    plan = Plan(found, [5] * 41, 8, 4, 3, 20)
+    again = Plan(found, [5] * 41, 8, 4, 3, 20)
+    assert [plan.step(s) for s in range(20)] == [again.step(s) for s in range(20)]
+    assert Plan(found, [5] * 41, 8, 4, 4, 20).step(0) != plan.step(0)
+    seen = [i for s in range(6) for unit in plan.step(s) for i in unit]  # an epoch: eleven units, one filled up
+    assert set(seen) == set(range(41))
+    assert all(len({found[i].query_id for i in unit}) == 1 and len(unit) <= 4 for unit in plan.step(0))
+
+
+def test_a_curriculum_begins_with_what_is_clear(profile):
+    found = [parse(profile, distribution=[1 - i / 80, i / 80, 0]) for i in range(40)]
+    plan = Plan(found, [5] * 40, 4, 1, 0, 60, begin=0.25)
+    first = {i for s in range(2) for unit in plan.step(s) for i in unit}
+    assert max(first) < 10 and {i for s in range(40, 60) for unit in plan.step(s) for i in unit} == set(range(40))
