@@ -23,6 +23,7 @@ from mini import explain
 from mini import metrics
 from mini import pairs
 from mini.grounding import Guard
+from mini.teacher import Teacher
 from mini.text import Bm25, bm25_document, stems
 from mini.tokenizer import Encoder
 
@@ -84,39 +85,48 @@ def bm25_scores(queries) -> list[list[float]]:
     return [[bm25.score(stems(q.text), index[d.doc_id]) for d in q.docs] for q in queries]
 
 
-def set_figures(args, encoder, name: str, nets: dict, default: bool = False):
-    """Per query nDCG@10 of the model and of BM25 on one set, each query by its fold's model."""
+def minilm_scores(args, queries) -> list[np.ndarray]:
+    """The other baseline: MiniLM's cosine of the query and the first 40 words (a product: its title)."""
+    teacher = Teacher(Path(args.cache))
+    texts = [[d.title if q.dataset == "esci" else d.render(40) for d in q.docs] for q in queries]
+    teacher.prepare([q.text for q in queries] + [t for found in texts for t in found])
+    return [teacher.cosine(q.text, found) for q, found in zip(queries, texts)]
+
+
+def set_figures(args, encoder, name: str, nets: dict, default: bool = False) -> dict[str, list[float]]:
+    """Per query nDCG@10 of the model, each query by its fold's, of BM25 and of MiniLM on one set."""
     queries = data.judged(data.data_dir(args.data), name)
-    ours, base = [], []
-    for query, lexical in zip(queries, bm25_scores(queries)):
-        if query.fold not in nets:
+    found = {"ndcg10": [], "bm25": [], "minilm": []}
+    for query, lexical, cosine in zip(queries, bm25_scores(queries), minilm_scores(args, queries)):
+        if query.fold not in nets or not any(query.gains):
             continue
         instruction = data.DEFAULT if default else data.INSTRUCTIONS[name]
         scores = score(nets[query.fold], encoder, [(instruction, query.text, d.render()) for d in query.docs])
         ids = [d.doc_id for d in query.docs]
-        ours.append(metrics.ndcg(scores, query.gains, doc_ids=ids))
-        base.append(metrics.ndcg(lexical, query.gains, doc_ids=ids))
-    keep = [i for i, x in enumerate(ours) if x is not None]
-    return [ours[i] for i in keep], [base[i] for i in keep]
+        for kind, by in (("ndcg10", scores), ("bm25", lexical), ("minilm", cosine)):
+            found[kind].append(metrics.ndcg(by, query.gains, doc_ids=ids))
+    return found
+
+
+def against(sets: dict[str, dict[str, list[float]]]) -> dict:
+    """The mean over sets of nDCG@10, and what it is above each baseline with its bootstrap interval."""
+    report = {kind: np.mean([np.mean(found[kind]) for found in sets.values()]) for kind in ("ndcg10", "bm25", "minilm")}
+    for base in ("bm25", "minilm"):
+        pairs_of = {name: (found["ndcg10"], found[base]) for name, found in sets.items()}
+        report[f"over_{base}"] = [round(float(x), 4) for x in metrics.bootstrap_macro(pairs_of)]
+    return {k: v if isinstance(v, list) else round(float(v), 4) for k, v in report.items()}
 
 
 def folds(args, encoder) -> dict:
-    """Cross-validated nDCG@10 per set and macro, against BM25, with bootstrap intervals."""
-    nets = fold_models(args)
-    sets, report = {}, {}
+    """Cross-validated nDCG@10 per set and macro, against BM25 and MiniLM."""
+    nets, sets, report = fold_models(args), {}, {}
     for name in args.sets.split(","):
-        ours, base = set_figures(args, encoder, name, nets, args.default_instruction)
-        sets[name] = (ours, base)
-        diff, low, high = metrics.bootstrap_difference(ours, base)
-        report[name] = {"queries": len(ours), "ndcg10": np.mean(ours), "bm25": np.mean(base),
-                        "difference": diff, "low": low, "high": high}
-        print(name, {k: round(float(v), 4) for k, v in report[name].items()}, flush=True)
-    diff, low, high = metrics.bootstrap_macro(sets)
-    report["macro"] = {"ndcg10": np.mean([np.mean(a) for a, _ in sets.values()]),
-                       "bm25": np.mean([np.mean(b) for _, b in sets.values()]),
-                       "difference": diff, "low": low, "high": high}
-    print("macro", {k: round(float(v), 4) for k, v in report["macro"].items()}, flush=True)
-    return {s: {k: round(float(v), 4) for k, v in r.items()} for s, r in report.items()}
+        sets[name] = set_figures(args, encoder, name, nets, args.default_instruction)
+        report[name] = {"queries": len(sets[name]["ndcg10"]), **against({name: sets[name]})}
+        print(name, report[name], flush=True)
+    report["macro"] = against(sets)
+    print("macro", report["macro"], flush=True)
+    return report
 
 
 def everyday(args, encoder) -> dict:
@@ -225,6 +235,7 @@ def main() -> None:
     parser.add_argument("what", choices=("folds", "everyday", "explain", "rerank"))
     parser.add_argument("--out", required=True, help="run directory")
     parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
+    parser.add_argument("--cache", default="cache", help="where teacher vectors are kept")
     parser.add_argument("--model", help="one model under RUN for everything, instead of each fold's")
     parser.add_argument("--held", default="1,2,3,4", help="folds held out by each tuned model")
     parser.add_argument("--default-instruction", action="store_true")

@@ -153,6 +153,36 @@ def shelf_groups(shelf: Shelf, teacher, count: int, seed: int):
         yield Group(shelf.domain, query, docs, seen, bonus)
 
 
+def unjudged_groups(queries: list[data.Query], teacher, rounds: int, made: int, seed: int):
+    """Groups that nobody judged, for a teacher to grade: `rounds` for each training query and `made`
+    for queries made from documents, with documents of the same set that are near, share a word, or neither."""
+    rng, domain = random.Random(seed), queries[0].dataset
+    texts = list(dict.fromkeys(d.title if domain == "esci" else d.render(40) for q in queries for d in q.docs))
+    shelf = Shelf(domain, texts, range(len(texts)), None)
+    asked = [q.text for q in queries]
+    teacher.prepare(asked + texts)
+    near = dict(zip(asked, teacher.nearest(asked, texts, 120)))
+    for text in asked * rounds:
+        close = near[text]
+        picks = [*rng.sample(close[:16], 3), *rng.sample(close[16:], 2), shelf.sharing(rng, text), shelf.sharing(rng, text),
+                 rng.randrange(len(texts))]
+        yield Group(domain, text, docs := [texts[i] for i in picks], docs, [0.0] * GROUP)
+    sources = [rng.randrange(len(texts)) for _ in range(made)]
+    formed = [_spoken(rng, texts[i]) for i in sources]
+    teacher.prepare(formed)
+    for source, text, close in zip(sources, formed, teacher.nearest(formed, texts, 40)):
+        picks = [source, *rng.sample(close[:12], 3), rng.choice(close), shelf.sharing(rng, text), *rng.sample(range(len(texts)), 2)]
+        yield Group(domain, text, docs := [texts[i] for i in picks], docs, [0.1] + [0.0] * (GROUP - 1))
+
+
+def _spoken(rng, source: str) -> str:
+    """A query made from some of a text's words."""
+    tokens = content_words(source) or ["x"]
+    chosen = rng.sample(range(len(tokens)), min(len(tokens), rng.randint(2, 6)))
+    query = " ".join(tokens[i] for i in sorted(chosen))
+    return rng.choice(STYLES).format(query) if rng.random() < 0.3 else query
+
+
 def sentence_groups(queries: list[data.Query], count: int, seed: int):
     """Queries made from the documents of training folds (sentences, entity names), no labels."""
     rng = random.Random(seed)
@@ -160,12 +190,7 @@ def sentence_groups(queries: list[data.Query], count: int, seed: int):
     for _ in range(count):
         at = rng.randrange(len(pools))
         source = rng.choice(pools[at])
-        tokens = content_words(source) or ["x"]
-        chosen = rng.sample(range(len(tokens)), min(len(tokens), rng.randint(2, 6)))
-        picked = [tokens[i] for i in sorted(chosen)]
-        query = " ".join(picked)
-        if rng.random() < 0.3:
-            query = rng.choice(STYLES).format(query)
+        query = _spoken(rng, source)
         docs = [source] + rng.sample(pools[at], min(4, len(pools[at])))
         docs += [rng.choice(rng.choice(pools)) for _ in range(GROUP - len(docs))]
         yield Group(queries[at].dataset, query, docs, docs, [0.1] + [0.0] * (GROUP - 1))
@@ -198,8 +223,13 @@ def set_targets(groups: list[Group], teacher, idf: Bm25, label_weight: float) ->
         cover = np.array([idf.coverage(g.query, set(stems(f"{d} {t}"))) for d, t in zip(g.docs, g.teacher_docs)])
         share = COSINE_SHARE[g.domain]
         u = share * cosine + (1 - share) * cover + np.array(g.bonus)
-        if g.grades is not None:
-            place = np.array([LABEL_TARGET[x] for x in g.grades])
-            u = label_weight * place + (1 - label_weight) * u
         g.target = np.clip(u, 0, 1)
+        if g.grades is not None:
+            g.target = with_labels(g, label_weight)
         g.meaning = teacher.coordinates([g.query, *g.teacher_docs])
+
+
+def with_labels(group: Group, weight: float) -> np.ndarray:
+    """A judged group's target with its labels weighed in."""
+    place = np.array([LABEL_TARGET[x] for x in group.grades])
+    return weight * place + (1 - weight) * group.target

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3ForCausalLM
 
+from mini import cross_encoder
 from mini import data
 from mini import explain
 from mini import model as shapes
@@ -95,21 +96,23 @@ def generate(args, out: Path, items, synsets, sample) -> None:
 
 
 def tune_groups(args, idf, generated):
-    """Judged and generated groups of the training folds, with a share of the label-free ones."""
+    """Judged and unjudged groups of the training folds, graded by the teachers, with a share of the label-free ones."""
     root, rng = data.data_dir(args.data), random.Random(args.seed)
-    teacher, groups = Teacher(Path(args.cache)), []
+    teacher, judged, unjudged = Teacher(Path(args.cache)), [], []
     teacher.axes = np.load(Path(args.out) / "axes.npy")
-    rounds = {"esci": 8, "dbpedia": 8, "selqa": 1}
+    rounds = {"esci": (8, 6, 0), "dbpedia": (8, 6, 2000), "selqa": (1, 1, 700)}
     for name in data.SETS:
         queries = [q for q in data.judged(root, name) if str(q.fold) not in args.fold]
-        labelled = list(pairs.judged_groups(queries, rounds[name], args.seed))
-        pairs.set_targets(labelled, teacher, idf, args.label_weight)
-        groups += labelled
-        if name != "esci":
-            made = list(pairs.sentence_groups(queries, 700, args.seed))
-            pairs.set_targets(made, teacher, idf, 0.0)
-            groups += made
-    return groups + rng.sample(generated, min(2000, len(generated)))
+        labelled, near, made = rounds[name]
+        judged += pairs.judged_groups(queries, labelled, args.seed)
+        unjudged += pairs.unjudged_groups(queries, teacher, near, made, args.seed)
+    pairs.set_targets(judged + unjudged, teacher, idf, 0.0)
+    if args.cross:
+        print(f"the cross-encoder reads {len(judged) + len(unjudged)} groups", flush=True)
+        cross_encoder.load(Path(args.out) / args.cross).blend(judged + unjudged, args.cross_weight)
+    for group in judged:
+        group.target = pairs.with_labels(group, args.label_weight)
+    return judged + unjudged + rng.sample(generated, min(2000, len(generated)))
 
 
 @dataclass
@@ -247,13 +250,13 @@ def optimizer(net, rate: float):
          {"params": [table], "lr": rate * 0.2, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True)
 
 
-WEIGHTS = (1.0, 0.5, 0.6, 0.5)  # of the parts of the loss
+WEIGHTS = {"pretrain": (1.0, 0.5, 0.4, 2.0), "tune": (1.0, 0.5, 0.6, 1.0)}  # of the parts of the loss
 PARTS = ("grade", "rank", "explain", "meaning")
 
 
 def fit(net, encoder, groups, minutes: float, rate: float, seed: int, log, floor: float = 0.0,
         tokens: int = 6000, max_steps: int = 10**9, keep_at: Path | None = None, fuse: bool = True,
-        explain_share: float = 0.15):
+        explain_share: float = 0.15, weights=WEIGHTS["pretrain"]):
     """Train for a span of processor minutes (all cores added up); returns the moving average of the weights."""
     torch.manual_seed(seed)
     stream, tuner, forward = iter(Batches(groups, encoder, tokens, seed, explain_share)), optimizer(net, rate), Forward(net, fuse)
@@ -268,7 +271,7 @@ def fit(net, encoder, groups, minutes: float, rate: float, seed: int, log, floor
             group["lr"] = lr * scale
         batch = next(stream)
         parts = loss_parts(forward, batch, encoder.grades)
-        sum(w * p for w, p in zip(WEIGHTS, parts)).backward()
+        sum(w * p for w, p in zip(weights, parts)).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         tuner.step()
         tuner.zero_grad(set_to_none=True)
@@ -300,12 +303,14 @@ def run(args) -> None:
     if args.stage == "tune":
         source, name, rate, floor, told = "pretrained", f"fold{args.fold}" if args.fold else "final", 2.5e-4, 0.0, 0.3
         groups = tune_groups(args, idf, groups)
+    else:
+        groups = groups + 2 * [g for g in groups if g.domain == "dbpedia"]  # names are short
     net = Qwen3ForCausalLM.from_pretrained(out / (args.source or source), dtype=torch.float32)
     target = out / (args.name or name)
     target.mkdir(exist_ok=True)
     with open(target / "log.jsonl", "w") as log:
         average = fit(net, encoder, groups, args.minutes, args.rate or rate, args.seed, log, floor,
-                      keep_at=target, explain_share=told)
+                      keep_at=target, explain_share=told, weights=WEIGHTS[args.stage])
     average.save_pretrained(target)
 
 
@@ -321,6 +326,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="processor minutes, all cores added up")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--fold", default="", help="folds held out, as digits: 12; none by default")
+    parser.add_argument("--cross", help="cross-encoder under RUN that grades pairs as well")
+    parser.add_argument("--cross-weight", type=float, default=0.7)
     parser.add_argument("--label-weight", type=float, default=0.6)
     parser.add_argument("--source", help="start from this model under RUN")
     parser.add_argument("--name", help="name of the resulting model under RUN")
