@@ -14,6 +14,7 @@ import json
 import math
 import pickle
 import random
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,12 @@ def prepare(args) -> None:
     titles = [f"{p['title']} {p['text']}" for p in items]
     glosses = [f"{', '.join(s['words'])}: {s['gloss']}" for s in synsets]
     sample = [" ".join(t.split()[:40]) for t in titles] + glosses[::4]
+    if args.base:  # what was trained without labels before: its tokenizer and the axes that it knows
+        for name in ("tokenizer.json", "axes.npy"):
+            shutil.copy(Path(args.base) / name, out / name)
     generate(args, out, items, synsets, sample)
-    begin(args, out, titles + glosses, sample)
+    if not args.base:
+        begin(args, out, titles + glosses, sample)
 
 
 def begin(args, out: Path, texts, sample) -> None:
@@ -85,7 +90,11 @@ def generate(args, out: Path, items, synsets, sample) -> None:
     for shelf in shelves:
         teacher.prepare(shelf.texts)
     rng = random.Random(args.seed)
-    np.save(out / "axes.npy", teacher.learn_axes([t for s in shelves for t in rng.sample(s.texts, min(len(s.texts), 10000))], shapes.MEANING))
+    if args.base:
+        teacher.axes = np.load(out / "axes.npy")
+    else:
+        known = [t for s in shelves for t in rng.sample(s.texts, min(len(s.texts), 10000))]
+        np.save(out / "axes.npy", teacher.learn_axes(known, shapes.MEANING))
     for at, (shelf, share) in enumerate(zip(shelves, (0.3, 0.25, 0.2, 0.25))):
         groups += pairs.shelf_groups(shelf, teacher, int(args.groups * share), args.seed + at)
         print(f"{len(groups)} generated groups", flush=True)
@@ -326,10 +335,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="processor minutes, all cores added up")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--fold", default="", help="folds held out, as digits: 12; none by default")
+    parser.add_argument("--base", help="prepare for going on from this directory, as models/verdict-mini-base")
     parser.add_argument("--cross", help="cross-encoder under RUN that grades pairs as well")
     parser.add_argument("--cross-weight", type=float, default=0.7)
     parser.add_argument("--label-weight", type=float, default=0.6)
-    parser.add_argument("--source", help="start from this model under RUN")
+    parser.add_argument("--source", help="start from this model under RUN, or elsewhere by a whole path")
     parser.add_argument("--name", help="name of the resulting model under RUN")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="1 is faster where cores are shared")
