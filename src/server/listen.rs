@@ -2,7 +2,9 @@
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use hyper::service::service_fn;
+use axum::http::{HeaderValue, Version, header::CONNECTION};
+use futures::FutureExt as _;
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -35,6 +37,9 @@ const HEAD_BYTES: u32 = 32 << 10;
 const RESETS: usize = 20;
 /// After an idle connection was told to end, how long it may take.
 const PARTING: Duration = Duration::from_secs(5);
+/// After the listener closed, how long connections that look idle are kept: what a client has sent by then
+/// is answered, with a refusal, and not cut off.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// HTTP/2 flow control windows, in bytes: room for a request of usual size in one go.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
@@ -57,25 +62,26 @@ pub(crate) struct Port {
     pub(crate) metrics: Option<Arc<Metrics>>,
 }
 
-/// Serves `listener` until `stop` turns true; then closes idle connections, and
-/// returns when the others have answered what they were asked.
+/// Serves `listener` until `stop` turns true; then takes those that have connected already, closes idle
+/// connections, and returns when the others have answered what they were asked.
 pub(crate) async fn serve(listener: TcpListener, port: Port, mut stop: watch::Receiver<bool>) {
     let builder = builder(port.read_timeout);
     let slots = Arc::new(Semaphore::new(port.connections.min(Semaphore::MAX_PERMITS)));
-    let mut connections = JoinSet::new();
+    let (mut connections, stopped) = (JoinSet::new(), stop.clone());
+    let begin = |slot, stream, connections: &mut JoinSet<()>| {
+        let open = port.metrics.as_ref().map(Open::new);
+        let one = connection(stream, builder.clone(), port.clone(), stopped.clone());
+        connections.spawn(async move {
+            one.await;
+            drop((open, slot));
+        });
+    };
     loop {
         tokio::select! {
             biased;
             () = told(&mut stop) => break,
             (slot, accepted) = accept(&listener, &slots) => match accepted {
-                Ok(stream) => {
-                    let open = port.metrics.as_ref().map(Open::new);
-                    let one = connection(stream, builder.clone(), port.clone(), stop.clone());
-                    connections.spawn(async move {
-                        one.await;
-                        drop((open, slot));
-                    });
-                }
+                Ok(stream) => begin(slot, stream, &mut connections),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     if !is_of_the_peer(&error) {
@@ -85,6 +91,9 @@ pub(crate) async fn serve(listener: TcpListener, port: Port, mut stop: watch::Re
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
+    }
+    while let Some((slot, Ok(stream))) = accept(&listener, &slots).now_or_never() {
+        begin(slot, stream, &mut connections);
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
@@ -156,20 +165,31 @@ async fn requests(
     mut stop: watch::Receiver<bool>,
 ) {
     let activity = Activity::new();
-    let requests = activity.clone();
-    let service = service_fn(move |request| {
-        let (busy, answer) = (requests.begin(), Arc::clone(&front).call(request));
-        async move { Ok::<_, Infallible>(until_sent(answer.await, busy)) }
+    let (requests, stopped) = (activity.clone(), stop.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let one_by_one = request.version() < Version::HTTP_2;
+        let (busy, answer, stopped) = (requests.begin(), Arc::clone(&front).call(request), stopped.clone());
+        async move {
+            let mut response = answer.await;
+            if one_by_one && *stopped.borrow() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(until_sent(response, busy))
+        }
     });
     let connection = builder.serve_connection(TokioIo::new(Taken::new(stream, limit)), service);
     tokio::pin!(connection);
     let result = tokio::select! {
         biased;
         result = connection.as_mut() => result,
-        () = told(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        () = told(&mut stop) => tokio::select! {
+            biased;
+            result = connection.as_mut() => result,
+            () = tokio::time::sleep(LAST_WORDS) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        },
         // HTTP/1 looks after its own head; this is for HTTP/2, and for a connection that never says which it is.
         () = activity.idle(limit) => {
             connection.as_mut().graceful_shutdown();
