@@ -40,6 +40,8 @@ pub(super) struct Worker {
     flights: [VecDeque<Flight>; 2],
     /// When the last score batch ended.
     landed: Instant,
+    /// Since when the device has computed and nothing was counted of it.
+    busy_since: Instant,
     /// Explain sequences that hold memory.
     decoding: usize,
 }
@@ -88,6 +90,7 @@ impl Worker {
             shared,
             flights: Default::default(),
             landed: Instant::now(),
+            busy_since: Instant::now(),
             decoding: 0,
         }
     }
@@ -182,10 +185,11 @@ impl Worker {
         if score.is_empty() && explain.is_empty() {
             return;
         }
+        let start = Instant::now();
         if !self.is_flying() {
             self.shared.progress();
+            self.busy_since = start;
         }
-        let start = Instant::now();
         let batch = Batch::assemble(&score, &explain, &mut self.cache, &self.explain_pool);
         let assembly = start.elapsed();
         match self.backend.submit(&batch.tree) {
@@ -299,6 +303,9 @@ impl Worker {
     fn count(&mut self, flight: &Flight, took: Duration) {
         let Flight { score, explain, batch, start, .. } = flight;
         self.metrics.compute_seconds(took);
+        // Batches that are under way together are busy time once.
+        let now = Instant::now();
+        let busy = now - std::mem::replace(&mut self.busy_since, now);
         let hits = batch.hits.iter().map(|hit| hit.len).sum();
         self.metrics.prefix_cache(hits, self.cache.take_evicted());
         self.metrics.batch(&BatchStats {
@@ -307,12 +314,11 @@ impl Worker {
             budget_tokens: self.scheduler.pass_tokens(),
             score_jobs: score.len(),
             explain_steps: explain.len(),
-            seconds: took.as_secs_f64(),
+            seconds: busy.as_secs_f64(),
         });
         if !score.is_empty() {
             let tokens = score.iter().map(|job| job.prompt.tokens.len()).sum();
             // What it took of the device: it waited for the batch before it.
-            let now = Instant::now();
             let mut passes = self.shared.passes();
             passes.saw(tokens, batch.tree.tokens.len(), now - (*start).max(self.landed));
             self.scheduler.cut_batches(passes.cut(self.config.batch_tokens, self.config.batch_time));

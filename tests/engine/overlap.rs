@@ -157,6 +157,31 @@ fn a_stop_ends_what_is_on_the_device() {
     stopper.join().expect("joins").expect("stops");
 }
 
+#[test]
+fn batches_under_way_together_are_busy_time_once() {
+    let (metrics, control) = (Arc::new(Metrics::default()), Arc::new(StubControl::default()));
+    let backend = StubBackend::new(4, vec![11, 12, 13, STOP], control.clone()).overlapping();
+    let config = EngineConfig { batch_sequences: 4, ..EngineConfig::default() };
+    let (engine, guard) = Engine::start(Box::new(backend), config, metrics.clone()).expect("starts");
+    control.hold();
+    let begun = Instant::now();
+    let first = score(&engine, &[1, 2], false, None);
+    until(|| control.submitted() == 1);
+    let others = four(&engine, |i| vec![3, i]);
+    until(|| control.submitted() == 2);
+    std::thread::sleep(Duration::from_millis(40));
+    control.release();
+    for answer in std::iter::once(first).chain(others) {
+        wait(answer).expect("scored");
+    }
+    guard.stop().expect("stops");
+    let took = begun.elapsed().as_secs_f64();
+    let text = String::from_utf8(metrics.text().expect("is written")).expect("is text");
+    let line = text.lines().find_map(|line| line.strip_prefix("verdict_batch_seconds_sum "));
+    let busy: f64 = line.expect("is counted").parse().expect("is a number");
+    assert!((0.04..=took).contains(&busy), "{busy} s of {took} s");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
     /// Little memory, so that blocks change hands all the time; clients that leave; reasons beside.
