@@ -169,7 +169,8 @@ fn batches_under_way_together_are_busy_time_once() {
     until(|| control.submitted() == 1);
     let others = four(&engine, |i| vec![3, i]);
     until(|| control.submitted() == 2);
-    std::thread::sleep(Duration::from_millis(40));
+    let both_under_way = Instant::now();
+    until(|| both_under_way.elapsed() >= Duration::from_millis(40));
     control.release();
     for answer in std::iter::once(first).chain(others) {
         wait(answer).expect("scored");
