@@ -1,8 +1,8 @@
 """The model's shape, and an initial state that can already match words.
 
 A small causal model sees far too little text to find "compare my query words with the
-document's words" by itself. So its token vectors start from MiniLM's (words that mean the
-same lie close), and its first layers start as what every lexical scorer does:
+document's words" by itself. So its token vectors start such that their sum is near MiniLM's vector
+of a text (`mini.bag`; words that mean the same lie close), and its first layers start as what every lexical scorer does:
 layer 0 tells each token which part of the prompt it is in, and layers 1 and 2 let a token
 look for its nearest relatives in the document. Training then changes all of it freely.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from mini import teacher
@@ -19,6 +18,7 @@ from mini import teacher
 HIDDEN, HEAD = 256, 64
 CONTENT = 160  # dimensions of the residual stream that start as word meaning
 CONST, RARITY, FLAGS = 160, 161, 164  # then: a constant, how rare the token is, control flags
+IMPORTANCE = 162  # how much the token says about a text's meaning: a logarithm
 SEEN_DOC, SEEN_QUERY = 180, 181  # written by layer 0
 MATCH, READ = 182, 183  # written by layer 1 and by the last layer
 UNIT = 5.92  # one control token's value as layer 0 writes it
@@ -40,21 +40,15 @@ def config(vocab_size: int, layers: int = 6) -> Qwen3Config:
     )
 
 
-def token_vectors(tokenizer, axes, dims: int = CONTENT):
-    """Meaning of each token, PCA of MiniLM's vectors for the token's text, unit length; and the
-    linear map (MEANING x dims) from it to the teacher's coordinates of that text."""
+def token_vectors(tokenizer, meanings, dims: int = CONTENT):
+    """What a token's place in the residual stream says of its meaning, unit length: its vector in the
+    bag of tokens (`mini.bag`), then the main axes of MiniLM's own word vectors, which tell words apart."""
     strings = [tokenizer.decode([i]).strip() for i in range(tokenizer.get_vocab_size())]
     static = teacher.word_pieces(strings)
-    sentence = teacher.encode([s or "?" for s in strings])
-    coordinates = sentence @ axes[:MEANING].T
-    sentence = sentence - sentence.mean(0)
-    sentence /= np.linalg.norm(sentence, axis=1, keepdims=True)
-    joint = np.concatenate([static, sentence], 1)
-    joint -= joint.mean(0)
-    main = np.linalg.svd(joint, full_matrices=False)[2]
-    out = joint @ main[:dims].T
-    out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
-    return out, np.linalg.lstsq(out, coordinates, rcond=None)[0].T
+    main = np.linalg.svd(static - static.mean(0), full_matrices=False)[2]
+    spelled = static @ main[: dims - MEANING].T
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    return unit(np.concatenate([unit(meanings), 0.5 * unit(spelled)], 1))
 
 
 def rarity(encoder, texts, vocab_size: int) -> np.ndarray:
@@ -68,7 +62,7 @@ def rarity(encoder, texts, vocab_size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def start(encoder, vectors, to_teacher, rare, seed: int = 0, layers: int = 6) -> Qwen3ForCausalLM:
+def start(encoder, vectors, importance, rare, seed: int = 0, layers: int = 6) -> Qwen3ForCausalLM:
     """A fresh model in the initial state described above."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(config(len(vectors), layers))
@@ -77,6 +71,7 @@ def start(encoder, vectors, to_teacher, rare, seed: int = 0, layers: int = 6) ->
     table[:, :CONTENT] = 2 * torch.tensor(vectors)
     table[:, CONST] = 1.0
     table[:, RARITY] = torch.tensor(rare) * 1.6
+    table[:, IMPORTANCE] = torch.tensor(importance)
     control = [encoder.rubric, encoder.query, encoder.document, encoder.answer]
     for place, token in enumerate(control):
         table[token, :CONTENT] = 0
@@ -90,7 +85,7 @@ def start(encoder, vectors, to_teacher, rare, seed: int = 0, layers: int = 6) ->
     for layer in model.model.layers[1:3]:
         _word_matching(layer.self_attn)
     _gathering(model.model.layers[-3].self_attn)
-    _comparing(model.model.layers[-2].self_attn, torch.tensor(to_teacher, dtype=torch.float32))
+    _comparing(model.model.layers[-2].self_attn)
     _reading(model, encoder.grades)
     copying(model, table[encoder.explanation("intent")[0]])
     telling(model, encoder)
@@ -99,7 +94,7 @@ def start(encoder, vectors, to_teacher, rare, seed: int = 0, layers: int = 6) ->
 
 def _quiet(layer) -> None:
     for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
-        matrix.weight.normal_(0, 0.002)
+        matrix.weight.normal_(0, 0.0005)
     for matrix in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj,
                    layer.mlp.gate_proj, layer.mlp.up_proj):
         matrix.weight.normal_(0, 0.04)
@@ -167,19 +162,21 @@ def meaning_rows() -> list[int]:
 
 
 def _gathering(attention) -> None:
-    """Two tokens take the mean meaning of a text into their own: the second `<|query|>` that of
-    the document before it, and `<|answer|>` that of the query before it. Others look at `<|rubric|>`."""
-    rest, document, query, share = SLOW[-1], SLOW[-2], SLOW[-3], CONTENT // 4
+    """Two tokens take the mean meaning of a text into their own, by its tokens' importance: the second
+    `<|query|>` that of the document, and `<|answer|>` that of the first query. Others look at `<|rubric|>`."""
+    rest, document, query, weight, steady = (SLOW[-i] for i in range(1, 6))
+    share, half = CONTENT // 4, 0.5 * UNIT  # half: what SEEN_DOC and SEEN_QUERY are after one start
     for head in range(4):
         _clear(attention, head)
         base = head * HEAD
         q, k = attention.q_proj.weight, attention.k_proj.weight
-        q[base + rest, CONST], k[base + rest, FLAGS] = 0.6, 1.0
-        q[base + document, FLAGS + 1], k[base + document, SEEN_DOC] = 1.0, 0.4
-        q[base + query, FLAGS + 3], k[base + query, SEEN_QUERY] = 1.0, 3.0
-        k[base + query, CONST] = -3.0 * 0.565 * UNIT  # between the first query's value and the second's
-        k[base + query, FLAGS] = 1.5 * 0.565 * UNIT  # <|rubric|> has seen none: back to zero
-        k[[base + document, base + query], RARITY] = 0.8  # rare words say more
+        q[base + rest, CONST], k[base + rest, FLAGS] = 0.3, 1.0
+        q[base + document, FLAGS + 1], q[base + query, FLAGS + 3] = 0.5, 0.5
+        q[base + weight, [FLAGS + 1, FLAGS + 3]] = 0.25
+        k[base + document, SEEN_DOC] = 2 / half  # 1 in the document, -1 before it
+        k[base + query, SEEN_QUERY], k[base + query, SEEN_DOC] = 2 / half, -2 / half  # 1 in the first query
+        k[[base + document, base + query], CONST] = -1.0
+        k[base + weight, IMPORTANCE], k[base + steady, CONST] = 0.34, 1.0
         for i in range(share):
             attention.v_proj.weight[base + i, head * share + i] = 1.0
             attention.o_proj.weight[head * share + i, base + i] = 1.5
@@ -187,7 +184,7 @@ def _gathering(attention) -> None:
         gain.fill_(1.2)
 
 
-def _comparing(attention, to_teacher) -> None:
+def _comparing(attention) -> None:
     """In the last layer but one the answer compares the query with the document as a whole.
 
     Training makes q_proj at `<|answer|>` the teacher's vector of the query and k_proj at the second
@@ -198,7 +195,7 @@ def _comparing(attention, to_teacher) -> None:
     rows = meaning_rows()
     for matrix in (attention.q_proj, attention.k_proj):
         matrix.weight[:] = 0.0
-        matrix.weight[rows] = F.pad(to_teacher, (0, HIDDEN - CONTENT))
+        matrix.weight[rows, range(MEANING)] = 1.0
     for base in range(0, 4 * HEAD, HEAD):
         attention.q_proj.weight[base + only, CONST] = 1.0
         attention.k_proj.weight[base + only, CONST] = -1.0

