@@ -95,6 +95,27 @@ deny() {
     fi
 }
 
+# The fuzzing functions guided by coverage, ten seconds each; tests/fuzz.rs runs them without.
+# What it finds goes to a scratch corpus; an input that fails, to fuzz/artifacts.
+fuzz() {
+    step "fuzz: ten seconds for each target (cargo-fuzz)"
+    if ! command -v cargo-fuzz >/dev/null; then
+        skip "cargo-fuzz is not installed; the tests above did run the corpus and mutations of it"
+        return
+    fi
+    local target scratch
+    scratch=$(mktemp -d)
+    # What is fuzzed is what is released, dependencies included.
+    cp Cargo.lock fuzz/Cargo.lock
+    for target in $(cargo fuzz list); do
+        mkdir "$scratch/$target"
+        # The pinned toolchain is a stable one, and sanitizers are for others.
+        RUSTC_BOOTSTRAP=1 cargo fuzz run "$target" "$scratch/$target" "fuzz/corpus/$target" -- \
+            -max_total_time=10 -max_len=4096 -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1
+    done
+    rm -rf "$scratch"
+}
+
 # The playground in a headless browser, against the binary that was built above.
 playground() {
     step "playground: the page in Chromium"
@@ -180,9 +201,9 @@ cuda() {
 
 for name in "${@:-all}"; do
     case "$name" in
-        all) fmt; tests; serve; load; playground; schema; lint; doc; deny; cuda; training; clients; deploy ;;
-        fmt | tests | serve | load | playground | schema | lint | doc | deny | cuda | training | clients | deploy) "$name" ;;
-        *) echo "no step $name; there are fmt, tests, serve, load, playground, schema, lint, doc, deny, cuda, training, clients, deploy" >&2; exit 2 ;;
+        all) fmt; tests; serve; load; playground; schema; lint; doc; deny; fuzz; cuda; training; clients; deploy ;;
+        fmt | tests | serve | load | playground | schema | lint | doc | deny | fuzz | cuda | training | clients | deploy) "$name" ;;
+        *) echo "no step $name; there are fmt, tests, serve, load, playground, schema, lint, doc, deny, fuzz, cuda, training, clients, deploy" >&2; exit 2 ;;
     esac
 done
 printf '\n== done (%s)\n' "$(date -u +%H:%M:%S)"

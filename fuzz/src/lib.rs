@@ -5,6 +5,7 @@ use std::{collections::VecDeque, sync::LazyLock, time::Instant};
 
 use verdict::{
     engine::scheduler::{Budget, Fate, Schedulable, Scheduler},
+    grade::GradeDistribution,
     model::{
         Model,
         config::ModelConfig,
@@ -76,7 +77,14 @@ pub fn prompts(data: &[u8]) {
 pub fn profiles(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Profile::from_toml(text, "relevance.toml", &MODEL.tokenizer, &MODEL.config) {
-        Ok(profile) => assert!(!profile.grades.is_empty()),
+        // Any finite logits have a score: the grades likely in equal parts, or every other one.
+        Ok(profile) => {
+            for logit in [0.0, f32::MAX] {
+                let sign = |index| if index % 2 == 0 { logit } else { -logit };
+                let logits: Vec<f32> = (0..profile.grades.len()).map(sign).collect();
+                GradeDistribution::read(&logits, None, &profile).expect("a score");
+            }
+        }
         Err(error) => assert!(error.message().starts_with("relevance.toml"), "{error}"),
     }
 }
@@ -84,7 +92,9 @@ pub fn profiles(data: &[u8]) {
 /// A `config.json`.
 pub fn configs(data: &[u8]) {
     if let Ok(config) = ModelConfig::from_json(data, "config.json") {
-        assert!(config.query_width() > 0 && config.kv_width() > 0);
+        assert!(config.query_width() > 0 && config.kv_width() > 0 && config.rms_norm_eps > 0.0);
+        let mut last = config.rotary_row(config.max_positions);
+        assert!(last.all(|(cos, sin)| cos.is_finite() && sin.is_finite()));
     }
 }
 

@@ -206,10 +206,11 @@ impl Raw {
 
     fn epsilon(&self) -> Checked<f32> {
         let value = self.rms_norm_eps.unwrap_or(1e-6);
-        if value > 0.0 && value < 1.0 {
+        // As f32, in which what is too small is 0.
+        if value as f32 > 0.0 && (value as f32) < 1.0 {
             Ok(value as f32)
         } else {
-            Err(format!("rms_norm_eps {value} is not in (0, 1)"))
+            Err(format!("rms_norm_eps {value:e} is not in (0, 1)"))
         }
     }
 

@@ -82,8 +82,9 @@ fn grades(tables: Vec<GradeTable>, template: &Template, tokenizer: &Tokenizer) -
             .map_err(|problem| format!("grades[{index}].token {:?} {problem}", table.token))?;
         let name = table.name.unwrap_or_else(|| table.token.trim().to_owned());
         let value = table.value.unwrap_or(index as f64);
-        if !value.is_finite() {
-            return Err(format!("grades[{index}].value {value} is not a number"));
+        // Half of what a number can be, so that any two are a number apart.
+        if !(2.0 * value).is_finite() {
+            return Err(format!("grades[{index}].value {value:e} is not a number, or too large"));
         }
         let label = table.label.unwrap_or_else(|| name.clone());
         grades.push(Grade { name, label, value, token, text: table.token });

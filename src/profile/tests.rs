@@ -72,7 +72,8 @@ fn faults_are_named() {
         "prompt.max_tokens 2000 is over the checkpoint's max_position_embeddings of 1024"
     );
     assert_eq!(with("value = 3", "value = 0"), "[[grades]]: all grades have the same value");
-    assert_eq!(with("value = 3", "value = nan"), "grades[1].value NaN is not a number");
+    assert_eq!(with("value = 3", "value = nan"), "grades[1].value NaN is not a number, or too large");
+    assert!(with("value = 3", "value = -1e308").starts_with("grades[1].value -1e308 is not"));
     assert_eq!(with("token = \"<|0|>\"", "token = \"yes\"").split(':').next(), Some("[[grades]]"));
     assert_eq!(with("name = \"bad\"", "name = \"yes\""), "[[grades]]: two grades have the same name");
     let explain = "[explain]\nstop = [\"two words\"]\nmax_tokens = 5\n";

@@ -69,10 +69,14 @@ impl Rope {
             }
         };
         let inverse_frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
-        if inverse_frequencies.iter().any(|f| !f.is_finite() || *f < 0.0) || !f64::is_finite(magnitude) {
-            return Err("the rope parameters give frequencies that are not finite".to_owned());
+        let magnitude = magnitude as f32;
+        // Every angle must be finite in f32, the last position's too, and so must what multiplies its
+        // cosine and sine.
+        let turns = |f: &f32| *f >= 0.0 && (max_positions as f32 * f).is_finite();
+        if !inverse_frequencies.iter().all(turns) || !magnitude.is_finite() {
+            return Err("the rope parameters give angles or a magnitude that are not finite".to_owned());
         }
-        Ok(Self { inverse_frequencies, magnitude: magnitude as f32 })
+        Ok(Self { inverse_frequencies, magnitude })
     }
 }
 

@@ -100,6 +100,12 @@ fn hostile_numbers_are_refused() {
     assert!(refusal(json!({"num_key_value_heads": 7})).contains("not a multiple"));
     assert!(refusal(json!({"head_dim": 63})).contains("is odd"));
     assert!(refusal(json!({"rms_norm_eps": 0.0})).starts_with("rms_norm_eps 0"));
+    assert_eq!(refusal(json!({"rms_norm_eps": 1e-50})), "rms_norm_eps 1e-50 is not in (0, 1)");
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "attention_factor": 1e300});
+    let linear = json!({"rope_type": "linear", "factor": 1e-38});
+    for scaling in [yarn, linear] {
+        assert!(refusal(json!({"rope_scaling": &scaling})).contains("angles or a magnitude"), "{scaling}");
+    }
     assert!(refusal(json!({"rope_theta": 0.5})).starts_with("rope_theta 0.5"));
     assert!(
         refusal(json!({"rope_scaling": {"rope_type": "linear", "factor": 0.0}})).contains("rope factor 0")
