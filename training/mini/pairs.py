@@ -110,7 +110,7 @@ class Shelf:
         return rng.choice(self.with_stem[rng.choice(stems_of)]) if stems_of else rng.randrange(len(self.texts))
 
 
-def shelves(items: list[dict], synsets: list[dict], names: list[str], common, seed: int) -> list[Shelf]:
+def shelves(items: list[dict], synsets: list[dict], names: list[str], asking: Words, common, seed: int) -> list[Shelf]:
     """Products; dictionary entries; definitions without their word; their names alone; other names."""
     rng = random.Random(seed)
     usual = [s for s in synsets if any(common(w) for w in s["words"])]
@@ -123,8 +123,6 @@ def shelves(items: list[dict], synsets: list[dict], names: list[str], common, se
 
     def of(chosen):
         return lambda rng, i: _entry_query(rng, chosen[i])
-
-    asking = Words(synsets, names, common)
 
     def about(rng, i):
         short = names[i].count(" ") < 4 and rng.random() < 0.6
@@ -189,19 +187,6 @@ def _spoken(rng, source: str) -> str:
     chosen = rng.sample(range(len(tokens)), min(len(tokens), rng.randint(2, 6)))
     query = " ".join(tokens[i] for i in sorted(chosen))
     return rng.choice(STYLES).format(query) if rng.random() < 0.3 else query
-
-
-def sentence_groups(queries: list[data.Query], count: int, seed: int):
-    """Queries made from the documents of training folds (sentences, entity names), no labels."""
-    rng = random.Random(seed)
-    pools = [[d.render(40) for d in q.docs] for q in queries]
-    for _ in range(count):
-        at = rng.randrange(len(pools))
-        source = rng.choice(pools[at])
-        query = _spoken(rng, source)
-        docs = [source] + rng.sample(pools[at], min(4, len(pools[at])))
-        docs += [rng.choice(rng.choice(pools)) for _ in range(GROUP - len(docs))]
-        yield Group(queries[at].dataset, query, docs, docs, [0.1] + [0.0] * (GROUP - 1))
 
 
 def judged_groups(queries: list[data.Query], rounds: int, seed: int):

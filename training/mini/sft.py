@@ -62,16 +62,16 @@ def prepare(args) -> None:
     if args.base:  # what was trained without labels before: its tokenizer and the axes that it knows
         for name in ("tokenizer.json", "axes.npy"):
             shutil.copy(Path(args.base) / name, out / name)
-    common = set(vocabulary()[:20000]).__contains__
-    asking, rng = Words(synsets, names, set(vocabulary()[:9000]).__contains__), random.Random(args.seed)
-    asked = [asking.query(rng) for _ in range(4 * args.groups)]
-    texts = generate(args, out, pairs.shelves(items, synsets, names, common, args.seed), sample, asked)
+    common = vocabulary()
+    asking = Words(synsets, names, set(common[:9000]).__contains__)
+    shelves = pairs.shelves(items, synsets, names, asking, set(common[:20000]).__contains__, args.seed)
+    groups, teacher = generate(args, out, shelves, sample)
     if not args.base:
-        begin(args, out, titles + glosses + names, sample, texts)
+        begin(args, out, titles + glosses + names, sample, texts_of(groups, shelves, asking, teacher, args))
 
 
 def begin(args, out: Path, texts, sample, meant: dict[str, np.ndarray]) -> None:
-    """The tokenizer, from the texts and from common words, and the initial model."""
+    """The tokenizer, from the texts and from common words (one that is there is kept), and the initial model."""
     forms = "intent: none\nmatch: none yes, none no\ngaps: none\nverdict: " + "\nverdict: ".join(explain.VERDICTS)
 
     def lines():
@@ -93,8 +93,8 @@ def begin(args, out: Path, texts, sample, meant: dict[str, np.ndarray]) -> None:
     shapes.start(encoder, vectors, importance, rare, args.seed).save_pretrained(out / "start")
 
 
-def generate(args, out: Path, shelves, sample, asked: list[str]) -> dict[str, np.ndarray]:
-    """Label-free groups with their targets, the teacher's main axes; returns texts with its coordinates."""
+def generate(args, out: Path, shelves, sample):
+    """Label-free groups with their targets, and the teacher's main axes; returns groups and teacher."""
     teacher, groups = Teacher(Path(args.cache)), []
     for shelf in shelves:
         teacher.prepare(shelf.texts)
@@ -104,13 +104,21 @@ def generate(args, out: Path, shelves, sample, asked: list[str]) -> dict[str, np
     else:
         known = [t for s in shelves for t in rng.sample(s.texts, min(len(s.texts), 10000))]
         np.save(out / "axes.npy", teacher.learn_axes(known, shapes.MEANING))
-    for at, (shelf, share) in enumerate(zip(shelves, (0.25, 0.2, 0.15, 0.15, 0.25))):
-        groups += pairs.shelf_groups(shelf, teacher, int(args.groups * share), args.seed + at)
+    shares = (0.25, 0.2, 0.15, 0.15, 0.25)[: len(shelves)]
+    for at, (shelf, share) in enumerate(zip(shelves, shares)):
+        groups += pairs.shelf_groups(shelf, teacher, int(args.groups * share / sum(shares)), args.seed + at)
         print(f"{len(groups)} generated groups", flush=True)
     idf = Bm25([stems(t) for t in sample])
     pairs.set_targets(groups, teacher, idf, 0.0)
     idf.tf, idf.length = [], []
     pickle.dump((groups, idf), open(out / "generated.pkl", "wb"))
+    return groups, teacher
+
+
+def texts_of(groups, shelves, asking: Words, teacher, args) -> dict[str, np.ndarray]:
+    """The teacher's coordinates of the groups' texts, of every name, and of queries about them."""
+    rng = random.Random(args.seed)
+    asked = [asking.query(rng) for _ in range(4 * args.groups)]
     texts = {t: m for g in groups for t, m in zip((g.query, *g.teacher_docs), g.meaning)}
     names = [t for s in shelves for t in s.texts if s.domain == "dbpedia"]  # each says little, and many are needed
     more = sorted({*names, *asked} - set(texts))
