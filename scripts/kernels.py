@@ -29,7 +29,7 @@ PTX = "80"
 # Most registers of each kernel on any architecture. A block of 128 threads with 255 leaves two
 # blocks a multiprocessor; attention is to keep two.
 REGISTERS = {
-    "attention_128": 224,
+    "attention_128": 248,
     "attention_64": 168,
     "attention_32": 128,
     "attention_row_128": 224,

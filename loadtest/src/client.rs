@@ -20,6 +20,10 @@ use crate::{scenario::Way, texts::Ask};
 const CHANNELS: usize = 4;
 /// Longer than any deadline of a scenario: what takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A connection that closes so soon after a request was sent had been closed when the request came. HTTP/1.1
+/// cannot rule that out for idle connections (RFC 9112, 9.3.1: whoever sends it asks again); what is closed
+/// later cut off a request that the server had.
+const CROSSING: Duration = Duration::from_millis(100);
 
 /// How a request ended.
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ pub(crate) enum Outcome {
     Unavailable,
     /// Nobody listens there.
     Gone,
+    /// The connection was closed as the request was sent, before anything of an answer.
+    Cut,
     /// 504.
     Late,
     /// Anything else.
@@ -83,9 +89,11 @@ impl Client {
             Way::Sse => futures::future::Either::Left(self.http(ask, "/score?explain=true")),
             Way::Grpc => futures::future::Either::Right(self.grpc(ask, number)),
         };
+        let began = Instant::now();
         match tokio::time::timeout(PATIENCE, sent).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) if nobody_listens(error.as_ref()) => Outcome::Gone,
+            Ok(Err(error)) if was_closed(error.as_ref()) && began.elapsed() < CROSSING => Outcome::Cut,
             Ok(Err(error)) => Outcome::Failed(format!("{error:#}")),
             Err(_) => Outcome::Failed(format!("no answer within {} s", PATIENCE.as_secs())),
         }
@@ -167,10 +175,25 @@ impl Client {
 
 /// Whether a connection was refused: then nothing was sent.
 fn nobody_listens(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| {
-        let io = error.downcast_ref::<std::io::Error>();
-        io.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    causes(error).any(|error| is_io(error, std::io::ErrorKind::ConnectionRefused))
+}
+
+/// Whether a connection was closed before its answer began.
+fn was_closed(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error).any(|error| {
+        error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
+            || is_io(error, std::io::ErrorKind::ConnectionReset)
     })
+}
+
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+fn is_io(error: &(dyn std::error::Error + 'static), kind: std::io::ErrorKind) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == kind)
 }
 
 fn answer(body: &Value) -> Answer {

@@ -147,6 +147,7 @@ pub(crate) async fn waiting(
                         Outcome::Refused(_) => one.tally().refused(due.elapsed(), false),
                         Outcome::Unavailable => one.tally().counts.unavailable += 1,
                         Outcome::Gone => one.tally().counts.gone += 1,
+                        Outcome::Cut => one.tally().counts.cut += 1,
                         Outcome::Late => one.tally().counts.late += 1,
                         Outcome::Failed(why) => one.tally().failure(why),
                     }
@@ -204,6 +205,7 @@ async fn follow(shared: &Shared, plan: Plan, number: usize) {
             }
             Outcome::Unavailable => return shared.tally().counts.unavailable += 1,
             Outcome::Gone => return shared.tally().counts.gone += 1,
+            Outcome::Cut => return shared.tally().counts.cut += 1,
             Outcome::Late => return shared.tally().counts.late += 1,
             Outcome::Failed(why) => return shared.tally().failure(why),
         }

@@ -132,7 +132,7 @@ fn delta(before: Option<&Metrics>, after: Option<&Metrics>, target: &Target) -> 
 fn line(step: &StepOutcome) -> String {
     let load = step.clients.map_or(format!("{:.1}/s", step.rate), |clients| format!("{clients} waiting"));
     format!(
-        "{load:>12} {:5.0} s: ok {} ({:.1}/s, {:.1} pairs/s) good {:.1}/s p50 {:.1} p95 {:.1} p99 {:.1} ms | refused {} (p99 {:.1} ms) late {} left {} unavailable {} gone {} failed {} | reasons {} shed {} | wasted {:.2} %{}",
+        "{load:>12} {:5.0} s: ok {} ({:.1}/s, {:.1} pairs/s) good {:.1}/s p50 {:.1} p95 {:.1} p99 {:.1} ms | refused {} (p99 {:.1} ms) late {} left {} unavailable {} gone {} cut {} failed {} | reasons {} shed {} | wasted {:.2} %{}",
         step.seconds,
         step.counts.ok,
         step.answers_per_second,
@@ -147,6 +147,7 @@ fn line(step: &StepOutcome) -> String {
         step.counts.left,
         step.counts.unavailable,
         step.counts.gone,
+        step.counts.cut,
         step.counts.failed,
         step.counts.reasons,
         step.counts.shed,
@@ -172,7 +173,10 @@ fn broken(expect: &Expect, steps: &[StepOutcome]) -> Vec<String> {
     let sum = |of: fn(&StepOutcome) -> f64| steps.iter().map(of).sum::<f64>();
     let most = |of: fn(&StepOutcome) -> f64| steps.iter().map(of).fold(0.0, f64::max);
     at_most("refusals' p99 in ms", most(|step| step.refusal.p99_ms), expect.refusal_p99_ms);
-    at_most("failed", sum(|step| step.counts.failed as f64), expect.failed.map(|count| count as f64));
+    let cut = sum(|step| step.counts.cut as f64);
+    at_most("cut", cut, expect.cut.map(|count| count as f64));
+    let failed = sum(|step| step.counts.failed as f64) + if expect.cut.is_none() { cut } else { 0.0 };
+    at_most("failed", failed, expect.failed.map(|count| count as f64));
     let answers = sum(|step| (step.counts.ok + step.counts.late) as f64).max(1.0);
     at_most("late", sum(|step| step.counts.late as f64) / answers, expect.late);
     let computed = sum(|step| step.server.computed_tokens).max(1.0);
@@ -261,5 +265,15 @@ mod tests {
         assert!(broken(&expect, &steps[..2]).is_empty());
         let strict = Expect { refusal_p99_ms: Some(2.0), wasted: Some(0.001), failed: Some(0), ..expect };
         assert_eq!(broken(&strict, &steps[..2]).len(), 2);
+    }
+
+    #[test]
+    fn a_cut_connection_is_a_failure_unless_some_are_expected() {
+        let mut cut = step(100, 0, 0.5);
+        cut.counts.cut = 2;
+        let expect = |cut| Expect { failed: Some(0), cut, ..Expect::default() };
+        assert_eq!(broken(&expect(None), &[cut.clone()]), ["failed: 2.0000, more than 0"]);
+        assert_eq!(broken(&expect(Some(1)), &[cut.clone()]), ["cut: 2.0000, more than 1"]);
+        assert!(broken(&expect(Some(2)), &[cut]).is_empty());
     }
 }

@@ -123,6 +123,10 @@ pub(crate) struct Expect {
     /// Answers that are neither a success nor a refusal: the most there may be.
     #[serde(default)]
     pub(crate) failed: Option<u64>,
+    /// Requests that crossed the closing of their idle connection: the most there may be. Without it
+    /// they count as failed.
+    #[serde(default)]
+    pub(crate) cut: Option<u64>,
     /// Answers that came too late (504), relative to those that came.
     #[serde(default)]
     pub(crate) late: Option<f64>,

@@ -74,6 +74,9 @@ pub(crate) struct Counts {
     /// Nobody listened any more.
     #[serde(default)]
     pub(crate) gone: u64,
+    /// The connection was closed as the request was sent.
+    #[serde(default)]
+    pub(crate) cut: u64,
     pub(crate) late: u64,
     pub(crate) left: u64,
     pub(crate) failed: u64,

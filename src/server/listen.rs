@@ -39,7 +39,7 @@ const RESETS: usize = 20;
 const PARTING: Duration = Duration::from_secs(5);
 /// After the listener closed, how long connections that look idle are kept: what a client has sent by then
 /// is answered, with a refusal, and not cut off.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// HTTP/2 flow control windows, in bytes: room for a request of usual size in one go.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;

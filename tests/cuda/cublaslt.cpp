@@ -1,9 +1,11 @@
 // A libcublasLt.so.13 for tests: products of bf16 with sums in float, to bf16, to float, or added to it. Its heuristic proposes an
-// algorithm that splits its sums, one whose sums depend on how many rows there are, and one of use.
+// algorithm that splits its sums, one whose sums depend on how many rows there are, one of use, a faster one
+// that sums the other way round, and for few rows one that sums as the third does.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <unistd.h>
 #include <vector>
 
 extern "C" void mock_submit(void (*)(void*), void*, void*);
@@ -28,7 +30,8 @@ struct Candidate {
     float waves;
     int reserved[4];
 };
-enum Kind { SPLITS = 1, DEPENDS = 2, FIXED = 3 };
+enum Kind { SPLITS = 1, DEPENDS = 2, FIXED = 3, OTHER = 4, FEW = 5 };
+constexpr uint64_t FEW_ROWS = 64;
 enum { R_32F = 0, R_16BF = 14, SPLITK = 2, REDUCTION = 3, TRANSA = 3, OP_T = 1, NOT_SUPPORTED = 15 };
 
 struct Job {
@@ -58,7 +61,8 @@ void run(void* with) {
     size_t depth = job.w.rows, outputs = job.w.columns, count = job.x.columns;
     std::vector<float> weights(outputs * depth), row(depth);
     for (size_t i = 0; i < weights.size(); ++i) weights[i] = wide(job.weights[i]);
-    bool backwards = job.kind == DEPENDS && count < 100;
+    bool backwards = (job.kind == DEPENDS && count < 100) || job.kind == OTHER;
+    if (job.kind == FIXED) usleep(20);  // so that the others are chosen, where they may be
     for (size_t r = 0; r < count; ++r) {
         for (size_t d = 0; d < depth; ++d) row[d] = wide(job.rows[r * depth + d]);
         for (size_t o = 0; o < outputs; ++o) {
@@ -97,9 +101,10 @@ int cublasLtMatmulDescDestroy(void* product) { delete static_cast<Product*>(prod
 int cublasLtMatmulPreferenceCreate(void** preference) { *preference = malloc(1); return 0; }
 int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return 0; }
 int cublasLtMatmulPreferenceDestroy(void* preference) { free(preference); return 0; }
-int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, Candidate* found, int* count) {
-    *count = 3;
-    for (int i = 0; i < 3; ++i) found[i] = {{static_cast<uint64_t>(SPLITS + i), {}}, 0, 0, 1.0f, {}};
+int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, Layout* x, void*, void*, void*, int most, Candidate* found, int* count) {
+    *count = x->columns <= FEW_ROWS ? FEW : OTHER;
+    if (*count > most) *count = most;
+    for (int i = 0; i < *count; ++i) found[i] = {{static_cast<uint64_t>(SPLITS + i), {}}, 0, 0, 1.0f, {}};
     return 0;
 }
 int cublasLtMatmulAlgoConfigGetAttribute(const Algorithm* algorithm, int attribute, void* value, size_t, size_t*) {
@@ -118,7 +123,7 @@ int cublasLtMatmul(void*, void* product, const float* alpha, const void* w, void
     bool typed = job.w.type == R_16BF && job.x.type == R_16BF && (job.y.type == R_16BF || job.y.type == R_32F);
     bool sums = *beta == 0.0f || (*beta == 1.0f && job.y.type == R_32F && c == y);
     if (static_cast<Product*>(product)->transposed != OP_T || *alpha != 1.0f || !sums || !typed || !fits || !whole ||
-        job.kind == SPLITS || job.w.rows % 4 != 0)
+        job.kind == SPLITS || job.w.rows % 4 != 0 || (job.kind == FEW && job.x.columns > FEW_ROWS))
         return NOT_SUPPORTED;
     // Kept: a graph may run it again.
     mock_submit(run, new Job(job), stream);

@@ -35,7 +35,7 @@ fn directory(name: &str) -> PathBuf {
     // On another machine the checkpoints lie beside the program.
     let beside = PathBuf::from("tests/golden").join(name);
     let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if built.exists() { built } else { beside }
+    if built.join("golden.json").exists() || built.join("config.json").exists() { built } else { beside }
 }
 
 fn golden() -> BTreeMap<String, Vec<Golden>> {

@@ -163,7 +163,7 @@ void attention(Case& test) {
     Attention shape{TILES, ALL_TILES, stride, stride, kv_heads * dim, heads, kv_heads, layer, layers,
                     1.4426950408889634f / std::sqrt(static_cast<float>(dim))};
     AttentionKernel kernel = dim == 32 ? attention_32 : dim == 64 ? attention_64 : attention_128;
-    size_t shared = 4 * TILE_KEYS * (dim + 8) * sizeof(bf16);
+    size_t shared = 4 * TILE_KEYS * (dim + 8) * sizeof(bf16) + 2 * TILE_KEYS * sizeof(int);
     unsigned tiles = static_cast<unsigned>(batch.tiles.size());
     // Blocks behind the last tile do nothing, as in a graph that was captured for more.
     shim::launch({tiles + 3, static_cast<unsigned>(kv_heads)}, {128}, shared, [&] {
@@ -364,7 +364,7 @@ void rotations() {
         }
         Rotation shape{answers ? ANSWERS : ROWS, answers, stride, heads, kv_heads, 1, 2, 1e-6f};
         RotateKernel kernel = dim == 32 ? rotate_32 : dim == 64 ? rotate_64 : rotate_128;
-        shim::launch({static_cast<unsigned>(rows + 1), static_cast<unsigned>(total + 7) / 8}, {256}, 0, [&] {
+        shim::launch({static_cast<unsigned>(rows + 1), static_cast<unsigned>((total * dim + 2047) / 2048)}, {256}, 0, [&] {
             kernel(batch.words.data(), shape, buffer.data(), biased ? bias.data() : nullptr, normed ? q_norm.data() : nullptr,
                    normed ? k_norm.data() : nullptr, cosines.data(), sines.data(), cache.data());
         });
@@ -411,7 +411,7 @@ void gates() {
         std::vector<float> bias = floats(2 * INNER), wider;
         for (bf16 value : both) wider.push_back(from_bf16(value) * (f32 ? 1.001f : 1.0f));
         const void* from = f32 ? static_cast<const void*>(wider.data()) : both.data();
-        shim::launch({4, 2}, {256}, 0, [&] {
+        shim::launch({4, 2}, {128}, 0, [&] {
             silu_mul(batch.words.data(), ROWS, from, f32, biased ? bias.data() : nullptr, activated.data(), f32 ? rest.data() : nullptr, INNER);
         });
         std::vector<double> ours, expected;
@@ -444,7 +444,7 @@ void heads() {
         std::vector<float> readings(count * 5, NAN);
         unsigned chunks = (tokens + VOCABULARY_TOKENS - 1) / VOCABULARY_TOKENS;
         std::vector<Partial> partials(read * chunks);
-        size_t shared = 2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 40 * 2 + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
+        size_t shared = 2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 72 * 2 + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
         const int* plan = batch.words.data();
         shim::launch({static_cast<unsigned>(count) + 1}, {256}, 0, [&] {
             grade_logits(plan, normed.data(), rest.data(), matrix.data(), grades.data(), 3, readings.data(), hidden);

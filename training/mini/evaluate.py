@@ -64,9 +64,9 @@ def distributions(net, encoder: Encoder, prompts: list[list[int]], tokens: int =
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         for r, i in enumerate(rows):
             ids[r, : len(prompts[i])] = torch.tensor(prompts[i])
-        hidden = net.model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = net.model(input_ids=ids.to(net.device), use_cache=False).last_hidden_state
         last = torch.tensor([len(prompts[i]) - 1 for i in rows])
-        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last] @ head.T, -1).float().numpy()
+        out[rows] = torch.softmax(hidden[torch.arange(len(rows)), last] @ head.T, -1).float().cpu().numpy()
         at += size
     return out
 

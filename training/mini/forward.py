@@ -29,9 +29,13 @@ def _layer(x, before, qkv, q_gain, k_gain, o, after, gate_up, down, cos, sin, he
     q, k, v = (norm(x, before).to(kind) @ qkv.T).view(rows, tokens, 3 * heads, size).split(heads, 2)
     q = turn(norm(q, q_gain), cos, sin).to(kind).transpose(1, 2)
     k = turn(norm(k, k_gain), cos, sin).to(kind).transpose(1, 2)
-    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
-    weights = ((q @ k.transpose(-1, -2)).float() * size**-0.5).masked_fill(~seen, -1e30)
-    out = torch.softmax(weights, -1).to(kind) @ v.transpose(1, 2)
+    v = v.transpose(1, 2)
+    if x.is_cuda:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:  # written out it is what torch.compile fuses
+        seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        weights = ((q @ k.transpose(-1, -2)).float() * size**-0.5).masked_fill(~seen, -1e30)
+        out = torch.softmax(weights, -1).to(kind) @ v
     x = x + out.transpose(1, 2).reshape(rows, tokens, -1) @ o.T
     gate, up = (norm(x, after).to(kind) @ gate_up.T).chunk(2, -1)
     return x + (F.silu(gate.float()) * up.float()).to(kind) @ down.T
@@ -47,7 +51,7 @@ class Forward:
         rate = net.config.rope_parameters["rope_theta"] ** -(torch.arange(0, size, 2) / size)
         angle = torch.arange(longest)[:, None] * rate
         angle = torch.cat([angle, angle], -1)[:, None, :]
-        self.cos, self.sin = angle.cos(), angle.sin()
+        self.cos, self.sin = angle.cos().to(net.device), angle.sin().to(net.device)
 
     def __call__(self, ids, tap: int | None = None):
         """Final hidden states (rows, tokens, hidden), and what enters layer `tap`."""

@@ -16,12 +16,13 @@ import pickle
 import random
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Qwen3ForCausalLM
 
 from mini import bag
@@ -38,6 +39,10 @@ from mini.tokenizer import Encoder, train as train_tokenizer
 
 VOCABULARY = 12288
 VALUES = torch.tensor([0.0, 1.0, 2.0, 3.0])
+TOLD = 512  # explanation tokens of a batch that a CPU learns from
+SAY = 20  # seconds between lines of progress
+TOKENS = {"cpu": 6000, "cuda": 16000}  # in a batch
+WORKERS = 6  # processes that make batches for a GPU
 
 
 def background(args):
@@ -134,7 +139,7 @@ def grade(args) -> None:
     root, rng = data.data_dir(args.data), random.Random(args.seed)
     teacher, judged, unjudged = Teacher(Path(args.cache)), [], []
     teacher.axes = np.load(Path(args.out) / "axes.npy")
-    rounds = {"esci": (8, 6, 0), "dbpedia": (8, 6, 2000), "selqa": (1, 1, 700)}
+    rounds = {"esci": (8, 10, 0), "dbpedia": (8, 10, 4000), "selqa": (1, 2, 1400)}
     for name in data.SETS:
         queries = [q for q in data.judged(root, name) if str(q.fold) not in args.fold]
         labelled, near, made = rounds[name]
@@ -165,11 +170,20 @@ class Batch:
     query: torch.Tensor  # (N, MEANING) teacher's coordinates of the query
     document: torch.Tensor  # (N, MEANING) and of the document
 
+    def to(self, device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
-class Batches:
+    def pin_memory(self) -> "Batch":
+        """The same batch where a GPU copies it from; the loader calls this."""
+        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
+
+class Batches(IterableDataset):
     """An endless stream of batches of about `tokens` tokens, alike in length."""
 
     def __init__(self, groups, encoder: Encoder, tokens: int, seed: int, explain_share: float = 0.15):
+        super().__init__()
         self.groups, self.encoder, self.tokens = groups, encoder, tokens
         self.rng, self.explain_share = random.Random(seed), explain_share
         self.noise = np.random.default_rng(seed)
@@ -195,13 +209,15 @@ class Batches:
         return rows, soft
 
     def __iter__(self):
-        pending = []
+        worker, pending = get_worker_info(), []
+        if worker is not None:  # each has an order of its own
+            self.rng, self.noise = random.Random(worker.seed), np.random.default_rng(worker.seed)
         while True:
             for group in self.rng.sample(self.groups, len(self.groups)):
                 rows, soft = self._rows(group)
                 longest = max(len(p) + len(t) for p, t, _ in rows)
                 pending.append((longest, rows, soft, group))
-                if len(pending) == 256:
+                if len(pending) == self.tokens // 24:
                     yield from self._flush(pending)
                     pending = []
 
@@ -259,15 +275,16 @@ def loss_parts(forward: Forward, batch: Batch, grades):
     flat, table = hidden.flatten(0, 1), net.lm_head.weight
     logits = flat[batch.answer] @ table[grades].T
     grade = -(batch.soft * F.log_softmax(logits, -1)).sum(-1).mean()
-    expected = (F.softmax(logits, -1) @ VALUES).view(batch.target.shape)
+    expected = (F.softmax(logits, -1) @ VALUES.to(logits.device)).view(batch.target.shape)
     wanted = F.log_softmax(batch.target * 8, -1)
     ranked = F.kl_div(F.log_softmax(expected * 2.0, -1), wanted, log_target=True, reduction="batchmean")
-    some = batch.answer[torch.randperm(len(batch.answer))[:32]]  # the first token is to be a grade, not any word
+    shuffled = lambda n: torch.randperm(n, device=flat.device)
+    some = batch.answer[shuffled(len(batch.answer))[:32]]  # the first token is to be a grade, not any word
     every = flat[some] @ table.T
     grade = grade + 0.3 * (every.logsumexp(-1) - every[:, grades].logsumexp(-1)).mean()
-    told, places, words = torch.zeros(()), batch.told, batch.words
-    if len(places) > 512:  # a sample is enough, and the vocabulary is wide
-        kept = torch.randperm(len(places))[:512]
+    told, places, words = flat.new_zeros(()), batch.told, batch.words
+    if len(places) > TOLD and not flat.is_cuda:  # a sample is enough, and the vocabulary is wide
+        kept = shuffled(len(places))[:TOLD]
         places, words = places[kept], words[kept]
     if len(places):
         out = flat[places].to(forward.kind) @ table.to(forward.kind).T
@@ -292,37 +309,43 @@ PARTS = ("grade", "rank", "explain", "meaning")
 
 def fit(net, grades, stream, minutes: float, rate: float, seed: int, log, floor: float = 0.0,
         max_steps: int = 10**9, keep_at: Path | None = None, fuse: bool = True, weights=WEIGHTS["pretrain"]):
-    """Train for a span of processor minutes (all cores added up); returns the moving average of the weights."""
+    """Train for a span of processor minutes (all cores added up), or of a GPU's; returns the moving average of
+    the weights."""
     torch.manual_seed(seed)
+    gpu = net.device.type == "cuda"
+    clock = time.monotonic if gpu else time.process_time
     tuner, forward = optimizer(net, rate), Forward(net, fuse)
     base = [g["lr"] for g in tuner.param_groups]
-    average, begin, cpu, seen, sums = copy.deepcopy(net), time.time(), time.process_time(), 0, np.zeros((2, 4))
+    average, began, said, seen = copy.deepcopy(net), clock(), time.monotonic(), 0
+    sums, counts = torch.zeros(4, device=net.device), np.zeros(4)
     for step in range(1, max_steps + 1):
-        done = (time.process_time() - cpu) / 60 / minutes
+        done = (clock() - began) / 60 / minutes
         if done >= 1:
             break
         scale = min(1.0, step / 100) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
         for group, lr in zip(tuner.param_groups, base):
             group["lr"] = lr * scale
-        batch = next(stream)
+        batch = next(stream).to(net.device)
         losses = loss_parts(forward, batch, grades)
         sum(w * p for w, p in zip(weights, losses)).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         tuner.step()
         tuner.zero_grad(set_to_none=True)
         seen += batch.ids.numel()
-        sums += np.array([[float(p.detach()) for p in losses], [1, 1, bool(len(batch.told)), 1]])
+        sums += torch.stack(losses).detach()
+        counts += [1, 1, bool(len(batch.told)), 1]
         keep = min(0.998, step / (step + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - keep)
         if step % 50 == 0:
-            row = {"step": step, "minutes": round((time.time() - begin) / 60, 2), "tokens": seen,
-                   **dict(zip(PARTS, np.round(sums[0] / np.maximum(sums[1], 1), 4).tolist())),
-                   "cpu_minutes": round((time.process_time() - cpu) / 60, 2)}
+            row = {"step": step, "minutes": round((clock() - began) / 60, 2), "tokens": seen,
+                   **dict(zip(PARTS, np.round(sums.cpu().numpy() / np.maximum(counts, 1), 4).tolist()))}
             log.write(json.dumps(row) + "\n")
             log.flush()
-            sums[:] = 0
-            if step % 200 == 0:
+            sums.zero_()
+            counts[:] = 0
+            if time.monotonic() - said > SAY:
+                said = time.monotonic()
                 print(row, flush=True)
                 if keep_at is not None:
                     average.save_pretrained(keep_at)
@@ -345,8 +368,11 @@ def run(args) -> None:
         name = f"fold{args.fold}" if args.fold else name
     else:
         groups = pickle.load(open(out / "generated.pkl", "rb"))[0]
-    stream = iter(Batches(groups, encoder, 6000, args.seed, told))
-    net = Qwen3ForCausalLM.from_pretrained(out / (args.source or source), dtype=torch.float32)
+    net = Qwen3ForCausalLM.from_pretrained(out / (args.source or source), dtype=torch.float32).to(args.device)
+    batches = Batches(groups, encoder, TOKENS[net.device.type], args.seed, told)
+    if net.device.type == "cuda":  # one process cannot make them as fast as they are used
+        batches = DataLoader(batches, batch_size=None, num_workers=WORKERS, pin_memory=True, prefetch_factor=4)
+    stream = iter(batches)
     target = out / (args.name or name)
     target.mkdir(exist_ok=True)
     with open(target / "log.jsonl", "w") as log:
@@ -365,7 +391,8 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=[], help="files with a name of some thing on each line")
     parser.add_argument("--cache", default="cache", help="where teacher vectors are kept")
     parser.add_argument("--groups", type=int, default=40000, help="generated groups of eight pairs")
-    parser.add_argument("--minutes", type=float, default=10, help="processor minutes, all cores added up")
+    parser.add_argument("--minutes", type=float, default=10, help="processor minutes, all cores added up; or a GPU's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=tuple(TOKENS))
     parser.add_argument("--rate", type=float)
     parser.add_argument("--fold", default="", help="folds held out, as digits: 12; none by default")
     parser.add_argument("--base", help="prepare for going on from this directory, as models/verdict-mini-base")

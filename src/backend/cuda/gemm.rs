@@ -1,37 +1,25 @@
-//! Matrix products by cublasLt: for each shape of weights one algorithm, chosen at start.
-//!
-//! **Invariance.** An algorithm without split-K that gives a row the same bits in products of
-//! any number of rows: that is tried on the device before it is taken. Candidates are in the
-//! order of cublasLt's own heuristic, so that equal machines choose equally.
+//! Matrix products by cublasLt, with the algorithms that `choose` found at start.
 
-use std::{
-    collections::HashMap,
-    ffi::{c_int, c_void},
-    sync::Arc,
-};
+use std::{collections::HashMap, ffi::c_void, sync::Arc};
 
 use cudarc::{
     cublaslt::{
         result::{self, CublasError},
         sys,
     },
-    driver::{CudaContext, result as driver, sys as cuda},
+    driver::{CudaContext, sys as cuda},
 };
 
-use super::{
-    fault,
-    memory::{Address, Region, upload},
-};
+use super::memory::{Address, Region};
 use crate::error::{Error, Result};
 
 /// What cublasLt may use beside its operands.
-const WORKSPACE_BYTES: usize = 32 << 20;
-/// Rows of the product that an algorithm is chosen and tried with.
-const TRIAL_ROWS: usize = 512;
-/// Products of so many rows must repeat the first rows of [`TRIAL_ROWS`].
-const TRIALS: [usize; 9] = [1, 2, 7, 16, 33, 64, 128, 200, 511];
-/// Algorithms to ask for.
-const CANDIDATES: usize = 32;
+pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
+/// Products of at most so many rows have an algorithm of their own; those of more rows have the last one's.
+pub(super) const CLASSES: [usize; 7] = [16, 64, 128, 256, 512, 1024, 2048];
+
+/// One algorithm for each of [`CLASSES`].
+pub(super) type Algorithms = [sys::cublasLtMatmulAlgo_t; CLASSES.len()];
 
 /// A weight matrix on the device: `[outputs, depth]` in bf16, by row.
 #[derive(Clone, Copy, Debug)]
@@ -53,14 +41,14 @@ pub(super) enum Output {
 }
 
 impl Output {
-    fn kind(self) -> sys::cudaDataType_t {
+    pub(super) fn kind(self) -> sys::cudaDataType_t {
         match self {
             Self::Rows => sys::cudaDataType_t::CUDA_R_16BF,
             Self::Wide | Self::Sum => sys::cudaDataType_t::CUDA_R_32F,
         }
     }
 
-    fn bytes(self) -> usize {
+    pub(super) fn bytes(self) -> usize {
         if self == Self::Rows { 2 } else { 4 }
     }
 }
@@ -88,10 +76,10 @@ pub(super) struct On<'a> {
 
 /// cublasLt, and the algorithm of each shape (outputs, depth) and result.
 pub(super) struct Gemm {
-    handle: sys::cublasLtHandle_t,
+    pub(super) handle: sys::cublasLtHandle_t,
     /// y = x · wᵀ, in cublasLt's order by column.
-    product: sys::cublasLtMatmulDesc_t,
-    algorithms: HashMap<(usize, usize, Output), sys::cublasLtMatmulAlgo_t>,
+    pub(super) product: sys::cublasLtMatmulDesc_t,
+    algorithms: HashMap<(usize, usize, Output), Algorithms>,
 }
 
 impl Gemm {
@@ -124,12 +112,17 @@ impl Gemm {
     ) -> Result<()> {
         let algorithm = self.algorithms.get(&(w.outputs, w.depth, into));
         let algorithm = algorithm.ok_or_else(|| Error::internal("a product of an unknown shape"))?;
+        let class = CLASSES.iter().position(|&most| rows <= most).unwrap_or(CLASSES.len() - 1);
         let layouts = Layouts::of(w, rows, into)?;
-        self.run(w, &layouts, algorithm, (x, y), on).map_err(refused("a product"))
+        self.run(w, &layouts, &algorithm[class], (x, y), on).map_err(refused("a product"))
+    }
+
+    pub(super) fn keep(&mut self, w: &Matrix, into: Output, algorithms: Algorithms) {
+        self.algorithms.insert((w.outputs, w.depth, into), algorithms);
     }
 
     #[expect(unsafe_code, reason = "calls of cublasLt")]
-    fn run(
+    pub(super) fn run(
         &self,
         w: &Matrix,
         layouts: &Layouts,
@@ -162,110 +155,6 @@ impl Gemm {
             )
         }
     }
-
-    /// Chooses an algorithm for the shape of `w` and its result, unless there is one.
-    pub(super) fn choose(
-        &mut self,
-        context: &Arc<CudaContext>,
-        w: &Matrix,
-        into: Output,
-        on: On<'_>,
-    ) -> Result<()> {
-        if self.algorithms.contains_key(&(w.outputs, w.depth, into)) {
-            return Ok(());
-        }
-        let trial = Trial::of(context, w, into)?;
-        let candidates = self.candidates(w, into)?;
-        for algorithm in &candidates {
-            if self.keeps_bits(w, algorithm, &trial, on)? {
-                self.algorithms.insert((w.outputs, w.depth, into), *algorithm);
-                return Ok(());
-            }
-        }
-        Err(Error::internal(format!(
-            "device: cuda: none of {} algorithms of cublasLt multiplies by [{}, {}] with the same bits for any number of rows",
-            candidates.len(),
-            w.outputs,
-            w.depth
-        )))
-    }
-
-    /// What the heuristic proposes for many rows, without split-K, best first.
-    #[expect(unsafe_code, reason = "calls of cublasLt")]
-    fn candidates(&self, w: &Matrix, into: Output) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let preference = result::create_matmul_pref().map_err(refused("a preference"))?;
-        let set = |attribute, value: *const c_void, size| {
-            // SAFETY: a live preference, and the attribute's own type.
-            unsafe { result::set_matmul_pref_attribute(preference, attribute, value, size) }
-        };
-        let (bytes, scheme) = (WORKSPACE_BYTES, 0u32);
-        let limited = set(
-            Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-            std::ptr::from_ref(&bytes).cast(),
-            size_of_val(&bytes),
-        );
-        let whole = set(
-            Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-            std::ptr::from_ref(&scheme).cast(),
-            size_of_val(&scheme),
-        );
-        let layouts = Layouts::of(w, TRIAL_ROWS, into)?;
-        // SAFETY: plain numbers, for which zero is a value.
-        let mut found: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
-        let mut count: c_int = 0;
-        // SAFETY: live descriptors; `found` has room for what is asked.
-        let asked = unsafe {
-            sys::cublasLtMatmulAlgoGetHeuristic(
-                self.handle,
-                self.product,
-                layouts.w,
-                layouts.x,
-                layouts.y,
-                layouts.y,
-                preference,
-                CANDIDATES as c_int,
-                found.as_mut_ptr(),
-                &raw mut count,
-            )
-        };
-        // SAFETY: made above, destroyed once.
-        let ended = unsafe { result::destroy_matmul_pref(preference) };
-        limited.and(whole).and(asked.result()).and(ended).map_err(refused("its heuristic"))?;
-        let found = &found[..(count.max(0) as usize).min(CANDIDATES)];
-        let usable = found.iter().filter(|candidate| candidate.state.result().is_ok());
-        Ok(usable.map(|candidate| candidate.algo).filter(splits_nothing).collect())
-    }
-
-    /// Whether a row has the same bits in products of any number of rows.
-    fn keeps_bits(
-        &self,
-        w: &Matrix,
-        algorithm: &sys::cublasLtMatmulAlgo_t,
-        trial: &Trial,
-        on: On<'_>,
-    ) -> Result<bool> {
-        let w = &Matrix { at: trial.w.base(), ..*w };
-        let run = |rows: usize| -> Result<Option<Vec<u16>>> {
-            let layouts = Layouts::of(w, rows, trial.into)?;
-            let halves = rows * w.outputs * trial.into.bytes() / 2;
-            if trial.into == Output::Sum {
-                upload(trial.y.base(), &vec![0u16; halves])?;
-            }
-            // An algorithm that does not take so few rows is not for us.
-            match self.run(w, &layouts, algorithm, (trial.x.base(), trial.y.base()), on) {
-                Ok(()) => Ok(Some(download(trial.y.base(), halves, on.stream)?)),
-                Err(_) => Ok(None),
-            }
-        };
-        let Some(expected) = run(TRIAL_ROWS)? else { return Ok(false) };
-        for rows in TRIALS {
-            if run(rows)?.is_none_or(|found| found != expected[..found.len()]) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
 }
 
 impl Drop for Gemm {
@@ -276,40 +165,17 @@ impl Drop for Gemm {
     }
 }
 
-#[expect(unsafe_code, reason = "calls of cublasLt")]
-fn splits_nothing(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
-    let read = |attribute| {
-        let mut value = 0u32;
-        let mut written = 0usize;
-        // SAFETY: a live algorithm; both attributes are 32-bit numbers.
-        let status = unsafe {
-            sys::cublasLtMatmulAlgoConfigGetAttribute(
-                algorithm,
-                attribute,
-                (&raw mut value).cast(),
-                size_of::<u32>(),
-                &raw mut written,
-            )
-        };
-        status.result().is_ok().then_some(value)
-    };
-    use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
-    // 0 is how an algorithm says that it knows no split.
-    read(Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).is_some_and(|parts| parts <= 1)
-        && read(Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) == Some(0)
-}
-
 /// The layouts of one product's matrices.
-struct Layouts {
-    into: Output,
-    w: sys::cublasLtMatrixLayout_t,
-    x: sys::cublasLtMatrixLayout_t,
-    y: sys::cublasLtMatrixLayout_t,
+pub(super) struct Layouts {
+    pub(super) into: Output,
+    pub(super) w: sys::cublasLtMatrixLayout_t,
+    pub(super) x: sys::cublasLtMatrixLayout_t,
+    pub(super) y: sys::cublasLtMatrixLayout_t,
 }
 
 impl Layouts {
     /// By column: w is depth x outputs, x depth x rows, y outputs x rows.
-    fn of(w: &Matrix, rows: usize, into: Output) -> Result<Self> {
+    pub(super) fn of(w: &Matrix, rows: usize, into: Output) -> Result<Self> {
         let matrix = |kind, rows: usize, columns: usize| {
             result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
                 .map_err(refused("a matrix's layout"))
@@ -334,53 +200,7 @@ impl Drop for Layouts {
     }
 }
 
-/// Operands to try an algorithm with.
-struct Trial {
-    into: Output,
-    w: Region,
-    x: Region,
-    y: Region,
-}
-
-impl Trial {
-    fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output) -> Result<Self> {
-        let depth = w.depth;
-        let x = Region::allocate(context, TRIAL_ROWS * w.depth * 2, "a trial of cublasLt")?;
-        let y = Region::allocate(context, TRIAL_ROWS * w.outputs * into.bytes(), "a trial of cublasLt")?;
-        let w =
-            Region::allocate(context, w.depth * w.outputs * 2, "a trial of cublasLt").and_then(|region| {
-                upload(region.base(), &vec![0x3f80u16; w.depth * w.outputs])?;
-                Ok(region)
-            })?;
-        // Sums of numbers from 1 to 2^25 in size, each with its negative half a row away: what is
-        // left of them is what the order of summation made of it.
-        let mut state = 1u32;
-        let mut numbers: Vec<u16> = vec![0; TRIAL_ROWS * depth];
-        for row in numbers.chunks_exact_mut(depth) {
-            for i in 0..depth / 2 {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let size = ((127 + (state >> 16) % 25) << 7) | ((state >> 24) & 0x7f);
-                row[i] = size as u16;
-                row[i + depth / 2] = size as u16 | 0x8000;
-            }
-        }
-        upload(x.base(), &numbers)?;
-        Ok(Self { into, w, x, y })
-    }
-}
-
-/// What lies at an address once `stream` is done.
-#[expect(unsafe_code, reason = "calls of the driver")]
-fn download(from: Address, len: usize, stream: cuda::CUstream) -> Result<Vec<u16>> {
-    let mut to = vec![0; len];
-    // SAFETY: the region holds `len` numbers, and the copy ends before `to` is used.
-    let copied =
-        unsafe { driver::memcpy_dtoh_async(&mut to, from, stream).and(driver::stream::synchronize(stream)) };
-    copied.map_err(fault("a copy from it"))?;
-    Ok(to)
-}
-
-fn refused(what: &str) -> impl FnOnce(CublasError) -> Error {
+pub(super) fn refused(what: &str) -> impl FnOnce(CublasError) -> Error {
     let message = format!("device: cuda: cublasLt: {what}");
     move |error| Error::internal(format!("{message}: {:?}", error.0))
 }

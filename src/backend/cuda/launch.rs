@@ -10,18 +10,18 @@ use crate::error::{Error, Result};
 
 /// Threads of a block that works on a row.
 const ROW_THREADS: u32 = 256;
-/// Threads of a block on tensor cores.
+/// Threads of a block on tensor cores, or of a part of a row.
 const TILE_THREADS: u32 = 128;
-/// Heads to a block of `rotate`: a warp each.
-const ROTATED_HEADS: usize = 8;
+/// Numbers of heads to a block of `rotate`: eight a thread.
+const ROTATED: usize = 8 * ROW_THREADS as usize;
 /// Query heads to a block of `attention_row`.
 const ROW_HEADS: u32 = 16;
 /// Keys of one tile of attention.
 const TILE_KEYS: usize = 64;
 /// Answers to a block of `vocabulary`.
 const VOCABULARY_ANSWERS: usize = 32;
-/// Shared memory of `vocabulary`: two tiles of 40-number rows, and logits.
-const VOCABULARY_SHARED: usize = 2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 40 * 2
+/// Shared memory of `vocabulary`: two tiles of 72-number rows, and logits.
+const VOCABULARY_SHARED: usize = 2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 72 * 2
     + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
 
 /// Widths of a head that there are kernels for.
@@ -70,6 +70,7 @@ pub(super) struct Kernels {
     vocabulary: sys::CUfunction,
     combine: sys::CUfunction,
     attention_shared: usize,
+    rotated_heads: usize,
 }
 
 /// Where kernels are put, and the plan that they read.
@@ -86,8 +87,9 @@ impl Kernels {
             let message = format!("cuda: head_dim {head_dim} has no kernel; there are {HEAD_DIMS:?}");
             return Err(Error::invalid("device", message));
         }
-        // Two buffers of keys and two of values, rows padded by 16 bytes against bank conflicts.
-        let attention_shared = 4 * TILE_KEYS * (head_dim + 8) * 2;
+        // Two buffers of keys and two of values, rows padded by 16 bytes against bank conflicts; where two
+        // tiles' keys lie.
+        let attention_shared = 4 * TILE_KEYS * (head_dim + 8) * 2 + 2 * TILE_KEYS * 4;
         Ok(Self {
             embed: gpu.function("embed", 0)?,
             add_norm: gpu.function("add_norm", 0)?,
@@ -100,6 +102,7 @@ impl Kernels {
             vocabulary: gpu.function("vocabulary", VOCABULARY_SHARED)?,
             combine: gpu.function("combine", 0)?,
             attention_shared,
+            rotated_heads: ROTATED / head_dim,
         })
     }
 }
@@ -195,7 +198,7 @@ impl Queue<'_> {
         let heads = (shape.q_heads + 2 * shape.kv_heads) as usize;
         self.launch(
             self.kernels.rotate,
-            (rows, heads.div_ceil(ROTATED_HEADS)),
+            (rows, heads.div_ceil(self.kernels.rotated_heads)),
             ROW_THREADS,
             0,
             parameters![self.plan, shape, buffer, bias, q_norm, k_norm, cosines, sines, cache],
@@ -249,11 +252,11 @@ impl Queue<'_> {
         inner: usize,
     ) -> Result<()> {
         let count_at = count_at as i32;
-        let grid = (rows, (inner / 2).div_ceil(ROW_THREADS as usize));
+        let grid = (rows, (inner / 4).div_ceil(TILE_THREADS as usize));
         self.launch(
             self.kernels.silu_mul,
             grid,
-            ROW_THREADS,
+            TILE_THREADS,
             0,
             parameters![self.plan, count_at, gate_up, i32::from(wide), bias, activated, rest, int(inner)],
         )

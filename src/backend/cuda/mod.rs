@@ -2,12 +2,13 @@
 //!
 //! The program needs no CUDA to start: the driver and cublasLt are opened when a GPU is asked for
 //! (`start`). A batch becomes a plan of 32-bit words (`plan`), copied in once; the pass over it is
-//! put on a stream (`ops`, `launch`, `gemm`) or replayed as a graph (`graph`); the readings are copied
+//! put on a stream (`ops`, `launch`, `gemm` with the algorithms of `choose`) or replayed as a graph (`graph`); the readings are copied
 //! out once. Nothing waits until they are collected. Scores have a lane (`lane`) of the highest
 //! priority, steps of reasons one of the lowest; where a pass of one touches KV blocks that a pass of the
 //! other writes, its stream waits for that.
 
 mod buffers;
+mod choose;
 mod gemm;
 mod graph;
 mod lane;
@@ -28,10 +29,11 @@ use crate::{
     model::{Model, config::ModelConfig},
 };
 use buffers::Capacity;
-use gemm::{Gemm, On, Output};
+use choose::choose;
+use gemm::{Gemm, Matrix, On, Output};
 use lane::{Lane, Shared};
 use launch::Kernels;
-use load::Placed;
+use load::{Layer, Placed};
 use memory::Region;
 use ops::part;
 use plan::{Plan, TILE_ROWS};
@@ -131,24 +133,24 @@ fn check_shape(config: &ModelConfig) -> Result<()> {
     Ok(())
 }
 
-/// An algorithm for every product of a pass.
+/// Algorithms for every product of a pass.
 fn choose_products(gpu: &Gpu, placed: &Placed, config: &ModelConfig, on: On<'_>) -> Result<Gemm> {
     let mut gemm = Gemm::open()?;
-    if let Some(layer) = placed.layers.last() {
-        let (q, kv) = (config.query_width(), config.kv_width());
-        let products = [
-            (part(&layer.qkv, 0, q), Output::Rows),
-            (part(&layer.qkv, q, 2 * kv), Output::Rows),
-            (layer.qkv, Output::Rows),
-            (layer.output, Output::Sum),
-            (layer.gate_up, Output::Rows),
-            (layer.gate_up, Output::Wide),
-            (layer.gate_up, Output::Sum),
-            (layer.down, Output::Sum),
-        ];
-        for (w, into) in &products {
-            gemm.choose(&gpu.context, w, *into, on)?;
-        }
+    let (q, kv) = (config.query_width(), config.kv_width());
+    let each = |of: &dyn Fn(&Layer) -> Matrix| placed.layers.iter().map(of).collect::<Vec<_>>();
+    let products = [
+        (each(&|layer| layer.qkv), Output::Rows),
+        // The last layer's queries are the answers' alone.
+        (each(&|layer| part(&layer.qkv, 0, q)), Output::Rows),
+        (each(&|layer| part(&layer.qkv, q, 2 * kv)), Output::Rows),
+        (each(&|layer| layer.output), Output::Sum),
+        (each(&|layer| layer.gate_up), Output::Rows),
+        (each(&|layer| layer.gate_up), Output::Wide),
+        (each(&|layer| layer.gate_up), Output::Sum),
+        (each(&|layer| layer.down), Output::Sum),
+    ];
+    for (weights, into) in &products {
+        choose(&mut gemm, &gpu.context, weights, *into, on)?;
     }
     Ok(gemm)
 }

@@ -46,19 +46,26 @@ DEVICE int key_source(const int* plan, const Tile& tile, int position) {
     return ~(block * BLOCK_TOKENS + token % BLOCK_TOKENS);
 }
 
-// Brings one tile of keys and values to shared memory; zeros behind the last key.
+// Where the keys of the tile at `first` lie, a thread a key.
+DEVICE void find(const int* plan, const Tile& tile, int first, int keys, int* sources) {
+    int key = first + static_cast<int>(threadIdx.x) % TILE_KEYS;
+    if (key < keys) sources[threadIdx.x % TILE_KEYS] = key_source(plan, tile, key);
+}
+
+// Brings one tile of keys and values, which lie at `sources`, to shared memory; zeros behind the last key.
 template <int DIM>
-DEVICE void bring(const int* plan, const Attention& shape, const Tile& tile, int first, int keys, const bf16* k,
-                  const bf16* cache, int head, bf16* to_keys, bf16* to_values) {
-    constexpr int PIECES = DIM / 8;
-    constexpr int STRIDE = DIM + 8;
-    // Consecutive threads take one vector's pieces, so that each finds it by itself.
-    for (int i = threadIdx.x; i < TILE_KEYS * PIECES; i += 128) {
-        int key = i / PIECES, piece = i % PIECES * 8;
-        bool valid = first + key < keys;
+DEVICE void bring(const int* sources, const Attention& shape, int count, const bf16* k, const bf16* cache, int head,
+                  bf16* to_keys, bf16* to_values) {
+    constexpr int PIECES = DIM / 8, STRIDE = DIM + 8;
+    // Consecutive threads take one vector's pieces.
+    int piece = threadIdx.x % PIECES * 8;
+#pragma unroll
+    for (int j = 0; j < TILE_KEYS * PIECES / 128; ++j) {
+        int key = j * (128 / PIECES) + threadIdx.x / PIECES;
+        bool valid = key < count;
         const bf16 *from_key = k, *from_value = k;
         if (valid) {
-            int source = key_source(plan, tile, first + key);
+            int source = sources[key];
             if (source >= 0) {
                 from_key = k + static_cast<size_t>(source) * shape.kv_stride + head * DIM + piece;
                 from_value = from_key + shape.values;
@@ -71,6 +78,35 @@ DEVICE void bring(const int* plan, const Attention& shape, const Tile& tile, int
         copy_async(to_values + key * STRIDE + piece, from_value, valid);
     }
     copies_commit();
+}
+
+// Every tile of the first `keys` keys in turn, in shared memory: `work(keys, values, position of the first)`.
+// While it works on one the next is on its way, and where the one after that lies is found.
+template <int DIM, class Work>
+DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile, int keys, const bf16* k,
+                      const bf16* cache, int head, bf16* buffers, Work work) {
+    constexpr int BUFFER = TILE_KEYS * (DIM + 8);  // two of keys, two of values, two tiles' sources
+    int* sources = reinterpret_cast<int*>(buffers + 4 * BUFFER);
+    int second = threadIdx.x / TILE_KEYS;  // half the threads find the first tile, half the second
+    find(plan, tile, second * TILE_KEYS, keys, sources + second * TILE_KEYS);
+    __syncthreads();
+    bring<DIM>(sources, shape, keys, k, cache, head, buffers, buffers + 2 * BUFFER);
+    for (int first = 0, at = 0; first < keys; first += TILE_KEYS, at ^= 1) {
+        int next = first + TILE_KEYS;
+        if (next < keys) {
+            bring<DIM>(sources + (at ^ 1) * TILE_KEYS, shape, keys - next, k, cache, head, buffers + (at ^ 1) * BUFFER,
+                       buffers + (2 + (at ^ 1)) * BUFFER);
+            copies_wait<1>();
+        } else {
+            copies_wait<0>();
+        }
+        // Behind this everybody has asked for this tile's copies: its sources are needed no more.
+        __syncthreads();
+        if (threadIdx.x < TILE_KEYS) find(plan, tile, next + TILE_KEYS, keys, sources + at * TILE_KEYS);
+        work(buffers + at * BUFFER, buffers + (2 + at) * BUFFER, first);
+        // Nobody overwrites what another warp still reads.
+        __syncthreads();
+    }
 }
 
 // The 16 rows of a warp.
@@ -94,10 +130,11 @@ DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int fi
 #pragma unroll
         for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
     }
+    // Neighbours in this order do not wait for each other's sums.
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n += 2) {
+    for (int d = 0; d < DIM / 16; ++d) {
 #pragma unroll
-        for (int d = 0; d < DIM / 16; ++d) {
+        for (int n = 0; n < KEYS / 8; n += 2) {
             u32 b[4];
             int row = n * 8 + lane % 8 + lane / 16 * 8;
             load_matrices(b, keys + row * STRIDE + d * 16 + lane / 8 % 2 * 8);
@@ -175,9 +212,7 @@ DEVICE void begin(Rows<DIM>& rows, int half, const bf16* from, bool valid) {
 template <int DIM>
 DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
                            bf16* out) {
-    constexpr int STRIDE = DIM + 8;
-    constexpr int BUFFER = TILE_KEYS * STRIDE;
-    SHARED(bf16, buffers);  // two of keys, two of values
+    SHARED(bf16, buffers);
     if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return;
     const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
     int head = blockIdx.y, group = shape.heads / shape.kv_heads;
@@ -200,20 +235,9 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
         begin<DIM>(rows, half, from, valid[half]);
     }
 
-    bring<DIM>(plan, shape, tile, 0, keys, k, cache, head, buffers, buffers + 2 * BUFFER);
-    for (int first = 0, at = 0; first < keys; first += TILE_KEYS, at ^= 1) {
-        if (first + TILE_KEYS < keys) {
-            bring<DIM>(plan, shape, tile, first + TILE_KEYS, keys, k, cache, head, buffers + (at ^ 1) * BUFFER,
-                       buffers + (2 + (at ^ 1)) * BUFFER);
-            copies_wait<1>();
-        } else {
-            copies_wait<0>();
-        }
-        __syncthreads();
-        if (busy) attend<DIM, TILE_KEYS>(rows, buffers + at * BUFFER, buffers + (2 + at) * BUFFER, first, shape.scale);
-        // Nobody overwrites what another warp still reads.
-        __syncthreads();
-    }
+    each_tile<DIM>(plan, shape, tile, keys, k, cache, head, buffers, [&](const bf16* tile_keys, const bf16* values, int first) {
+        if (busy) attend<DIM, TILE_KEYS>(rows, tile_keys, values, first, shape.scale);
+    });
 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -236,10 +260,8 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
 template <int DIM>
 DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
                           bf16* out, bf16* rest) {
-    constexpr int STRIDE = DIM + 8;
-    constexpr int BUFFER = TILE_KEYS * STRIDE;
-    constexpr int WARPS = 4, KEYS = TILE_KEYS / WARPS;
-    SHARED(bf16, buffers);  // two of keys, two of values; then the warps' sums
+    constexpr int STRIDE = DIM + 8, WARPS = 4, KEYS = TILE_KEYS / WARPS;
+    SHARED(bf16, buffers);  // at the end of the warps' sums
     if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return;
     const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
     int group = shape.heads / shape.kv_heads, parts = (group + 15) / 16;
@@ -256,20 +278,11 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q
         begin<DIM>(rows, half, queries + row * DIM, row < group);
     }
 
-    bring<DIM>(plan, shape, tile, 0, keys, k, cache, head, buffers, buffers + 2 * BUFFER);
-    for (int first = 0, at = 0; first < keys; first += TILE_KEYS, at ^= 1) {
-        if (first + TILE_KEYS < keys) {
-            bring<DIM>(plan, shape, tile, first + TILE_KEYS, keys, k, cache, head, buffers + (at ^ 1) * BUFFER,
-                       buffers + (2 + (at ^ 1)) * BUFFER);
-            copies_wait<1>();
-        } else {
-            copies_wait<0>();
-        }
-        __syncthreads();
-        int mine = first + warp * KEYS, place = at * BUFFER + warp * KEYS * STRIDE;
-        if (mine < keys) attend<DIM, KEYS>(rows, buffers + place, buffers + 2 * BUFFER + place, mine, shape.scale);
-        __syncthreads();
-    }
+    each_tile<DIM>(plan, shape, tile, keys, k, cache, head, buffers, [&](const bf16* tile_keys, const bf16* values, int first) {
+        int mine = warp * KEYS;
+        if (first + mine >= keys) return;
+        attend<DIM, KEYS>(rows, tile_keys + mine * STRIDE, values + mine * STRIDE, first + mine, shape.scale);
+    });
 
     // [warp][row]: the maximum, the total; [warp][row][column]: the sum.
     float* most = reinterpret_cast<float*>(buffers);

@@ -103,6 +103,14 @@ struct Run {
     int start;   // of a cached run: its first token in the blocks
 };
 
+// Read and written in one access.
+struct alignas(16) Floats {
+    float of[4];
+};
+struct alignas(8) Pairs {
+    u32 of[2];  // of bf16
+};
+
 constexpr int BLOCK_TOKENS = 16;
 constexpr u32 FULL = 0xffffffffu;
 

@@ -37,7 +37,7 @@ constexpr int VOCABULARY_ANSWERS = 32;
 // parts of 32 answers.
 KERNEL void __launch_bounds__(128) vocabulary(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix,
                                               int tokens, Partial* partials, int hidden) {
-    constexpr int DEPTH = 32, STRIDE = DEPTH + 8, ROWS_OF_TILE = VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS;
+    constexpr int DEPTH = 64, STRIDE = DEPTH + 8, ROWS_OF_TILE = VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS;
     constexpr int TILE = ROWS_OF_TILE * STRIDE;
     SHARED(bf16, buffers);  // two of weights, then activations, then their rest; after them the logits
     float* logits = reinterpret_cast<float*>(buffers + 2 * TILE);

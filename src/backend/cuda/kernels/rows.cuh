@@ -18,24 +18,25 @@ KERNEL void add_norm(const int* plan, int count_at, float* residual, const float
     SHARED(float, parts);
     int row = blockIdx.x;
     if (row >= plan[count_at]) return;
-    float2* x = reinterpret_cast<float2*>(residual + static_cast<size_t>(row) * hidden);
+    Floats* x = reinterpret_cast<Floats*>(residual + static_cast<size_t>(row) * hidden);
     float squares = 0.0f;
-    for (int i = threadIdx.x; i < hidden / 2; i += 256) {
-        float2 v = x[i];
+    for (int i = threadIdx.x; i < hidden / 4; i += 256) {
+        Floats v = x[i];
         if (bias != nullptr) {
-            v.x += bias[2 * i];
-            v.y += bias[2 * i + 1];
+            for (int j = 0; j < 4; ++j) v.of[j] += bias[4 * i + j];
             x[i] = v;
         }
-        squares += v.x * v.x + v.y * v.y;
+        for (int j = 0; j < 4; ++j) squares += v.of[j] * v.of[j];
     }
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / static_cast<float>(hidden) + epsilon);
     u32* to = reinterpret_cast<u32*>(normed + static_cast<size_t>(row) * hidden);
     u32* rest_to = rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + static_cast<size_t>(row) * hidden);
-    for (int i = threadIdx.x; i < hidden / 2; i += 256) {
-        float2 v = x[i];
-        put_pair(to + i, rest_to == nullptr ? nullptr : rest_to + i, v.x * scale * weight[2 * i],
-                 v.y * scale * weight[2 * i + 1]);
+    for (int i = threadIdx.x; i < hidden / 4; i += 256) {
+        Floats v = x[i], gain = reinterpret_cast<const Floats*>(weight)[i];
+        for (int j = 0; j < 4; ++j) v.of[j] *= scale * gain.of[j];
+        for (int j = 0; j < 2; ++j) {
+            put_pair(to + 2 * i + j, rest_to == nullptr ? nullptr : rest_to + 2 * i + j, v.of[2 * j], v.of[2 * j + 1]);
+        }
     }
 }
 
@@ -65,55 +66,61 @@ struct Rotation {
 };
 
 // Bias, head norm and rotary embedding of queries and keys, bias of values, in place; keys
-// and values are put into the cache where the plan keeps them. A warp a head.
+// and values are put into the cache where the plan keeps them. DIM / 8 lanes a head.
 template <int DIM>
 DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const float* bias, const float* q_norm,
                    const float* k_norm, const float* cosines, const float* sines, bf16* cache) {
-    int row = blockIdx.x;
-    int head = blockIdx.y * 8 + threadIdx.x / 32;
-    int lane = threadIdx.x % 32;
-    if (row >= plan[shape.count_at] || head >= shape.q_heads + 2 * shape.kv_heads) return;
+    constexpr int LANES = DIM / 8, HEADS = 256 / LANES;
+    int row = blockIdx.x, head = blockIdx.y * HEADS + threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    if (row >= plan[shape.count_at]) return;
+    bool active = head < shape.q_heads + 2 * shape.kv_heads;
     bool value = head >= shape.q_heads + shape.kv_heads;
     const float* norm = head < shape.q_heads ? q_norm : k_norm;
     bf16* vector = buffer + static_cast<size_t>(row) * shape.stride + head * DIM;
-    // A lane holds two elements of the first half and those they turn with.
-    bool active = lane < DIM / 4;
-    int first = 2 * lane, second = DIM / 2 + 2 * lane;
-    float a[2] = {0.0f, 0.0f}, b[2] = {0.0f, 0.0f};
+    // A lane holds four elements of the first half and those they turn with.
+    int first = 4 * lane, second = DIM / 2 + 4 * lane;
+    float a[4] = {}, b[4] = {};
     if (active) {
-        u32 x = *reinterpret_cast<const u32*>(vector + first), y = *reinterpret_cast<const u32*>(vector + second);
-        a[0] = low(x), a[1] = high(x), b[0] = low(y), b[1] = high(y);
-        for (int i = 0; i < 2 && bias != nullptr; ++i) {
+        Pairs x = *reinterpret_cast<const Pairs*>(vector + first), y = *reinterpret_cast<const Pairs*>(vector + second);
+        for (int i = 0; i < 2; ++i) {
+            a[2 * i] = low(x.of[i]), a[2 * i + 1] = high(x.of[i]);
+            b[2 * i] = low(y.of[i]), b[2 * i + 1] = high(y.of[i]);
+        }
+        for (int i = 0; i < 4 && bias != nullptr; ++i) {
             a[i] += bias[head * DIM + first + i];
             b[i] += bias[head * DIM + second + i];
         }
     }
+    // Every lane takes part in the sum.
+    float squares = 0.0f;
+    for (int i = 0; i < 4; ++i) squares += a[i] * a[i] + b[i] * b[i];
+    for (int step = LANES / 2; step > 0; step /= 2) squares += __shfl_xor_sync(FULL, squares, step);
+    if (!active) return;
     if (!value && norm != nullptr) {
-        float squares = warp_sum(a[0] * a[0] + a[1] * a[1] + b[0] * b[0] + b[1] * b[1]);
         float scale = 1.0f / sqrtf(squares / static_cast<float>(DIM) + shape.epsilon);
-        for (int i = 0; i < 2 && active; ++i) {
+        for (int i = 0; i < 4; ++i) {
             a[i] *= scale * norm[first + i];
             b[i] *= scale * norm[second + i];
         }
     }
-    if (!active) return;
     int batch_row = shape.answers ? list<int>(plan, ANSWER_ROWS)[row] : row;
     if (!value) {
-        size_t at = static_cast<size_t>(list<int>(plan, POSITIONS)[batch_row]) * (DIM / 2) + first;
-        for (int i = 0; i < 2; ++i) {
+        size_t at = (static_cast<size_t>(list<int>(plan, POSITIONS)[batch_row]) * (DIM / 2) + first) / 4;
+        Floats cosine = reinterpret_cast<const Floats*>(cosines)[at], sine = reinterpret_cast<const Floats*>(sines)[at];
+        for (int i = 0; i < 4; ++i) {
             float x = a[i], y = b[i];
-            a[i] = x * cosines[at + i] - y * sines[at + i];
-            b[i] = y * cosines[at + i] + x * sines[at + i];
+            a[i] = x * cosine.of[i] - y * sine.of[i];
+            b[i] = y * cosine.of[i] + x * sine.of[i];
         }
     }
-    u32 x = pack_bf16(a[0], a[1]), y = pack_bf16(b[0], b[1]);
-    *reinterpret_cast<u32*>(vector + first) = x;
-    *reinterpret_cast<u32*>(vector + second) = y;
+    Pairs x = {{pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3])}}, y = {{pack_bf16(b[0], b[1]), pack_bf16(b[2], b[3])}};
+    *reinterpret_cast<Pairs*>(vector + first) = x;
+    *reinterpret_cast<Pairs*>(vector + second) = y;
     int slot = list<int>(plan, SLOTS)[batch_row];
     if (head >= shape.q_heads && slot >= 0) {
         bf16* kept = cache + cache_at(slot, shape.layer, shape.layers, shape.kv_heads, head - shape.q_heads, DIM);
-        *reinterpret_cast<u32*>(kept + first) = x;
-        *reinterpret_cast<u32*>(kept + second) = y;
+        *reinterpret_cast<Pairs*>(kept + first) = x;
+        *reinterpret_cast<Pairs*>(kept + second) = y;
     }
 }
 
@@ -127,31 +134,35 @@ ROTATE(64)
 ROTATE(128)
 
 // activated = silu(gate) · up, both with their biases if there are any; they are f32 if `wide` is not 0,
-// else bf16. `rest`, if asked for, is what activated lost in rounding. 256 pairs of columns a block.
+// else bf16. `rest`, if asked for, is what activated lost in rounding. 128 threads a block, four columns each.
 KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int wide, const float* bias, bf16* activated,
                      bf16* rest, int inner) {
     int row = blockIdx.x;
-    int pair = blockIdx.y * 256 + threadIdx.x;
-    if (row >= plan[count_at] || pair >= inner / 2) return;
-    // In pairs of columns: the row's gates, then its ups.
-    size_t gates_at = static_cast<size_t>(row) * inner + pair, ups_at = gates_at + inner / 2;
-    float gate[2], up[2];
+    int four = blockIdx.y * 128 + threadIdx.x;
+    if (row >= plan[count_at] || four >= inner / 4) return;
+    // In fours of columns: the row's gates, then its ups.
+    size_t gates_at = static_cast<size_t>(row) * (inner / 2) + four, ups_at = gates_at + inner / 4;
+    Floats gate, up;
     if (wide) {
-        const float2* pairs = static_cast<const float2*>(gate_up);
-        float2 gates = pairs[gates_at], ups = pairs[ups_at];
-        gate[0] = gates.x, gate[1] = gates.y, up[0] = ups.x, up[1] = ups.y;
+        gate = static_cast<const Floats*>(gate_up)[gates_at];
+        up = static_cast<const Floats*>(gate_up)[ups_at];
     } else {
-        const u32* pairs = static_cast<const u32*>(gate_up);
-        u32 gates = pairs[gates_at], ups = pairs[ups_at];
-        gate[0] = low(gates), gate[1] = high(gates), up[0] = low(ups), up[1] = high(ups);
-    }
-    for (int i = 0; i < 2; ++i) {
-        if (bias != nullptr) {
-            gate[i] += bias[2 * pair + i];
-            up[i] += bias[inner + 2 * pair + i];
+        Pairs gates = static_cast<const Pairs*>(gate_up)[gates_at], ups = static_cast<const Pairs*>(gate_up)[ups_at];
+        for (int i = 0; i < 2; ++i) {
+            gate.of[2 * i] = low(gates.of[i]), gate.of[2 * i + 1] = high(gates.of[i]);
+            up.of[2 * i] = low(ups.of[i]), up.of[2 * i + 1] = high(ups.of[i]);
         }
-        up[i] *= gate[i] / (1.0f + power_of_two(-1.4426950408889634f * gate[i]));
     }
-    size_t at = static_cast<size_t>(row) * inner + 2 * pair;
-    put_pair(reinterpret_cast<u32*>(activated + at), rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + at), up[0], up[1]);
+    for (int i = 0; i < 4; ++i) {
+        if (bias != nullptr) {
+            gate.of[i] += bias[4 * four + i];
+            up.of[i] += bias[inner + 4 * four + i];
+        }
+        up.of[i] *= gate.of[i] / (1.0f + power_of_two(-1.4426950408889634f * gate.of[i]));
+    }
+    size_t at = (static_cast<size_t>(row) * inner + 4 * four) / 2;
+    u32 *to = reinterpret_cast<u32*>(activated), *rest_to = reinterpret_cast<u32*>(rest);
+    for (int i = 0; i < 2; ++i) {
+        put_pair(to + at + i, rest == nullptr ? nullptr : rest_to + at + i, up.of[2 * i], up.of[2 * i + 1]);
+    }
 }

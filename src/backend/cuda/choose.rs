@@ -1,0 +1,295 @@
+//! Which of cublasLt's algorithms multiply: found at start, by trying them on this device.
+//!
+//! **Invariance.** The reference is the first algorithm, in the order of cublasLt's own heuristic for
+//! many rows, that splits no sum and gives a row the same bits in products of any number of rows. It
+//! alone decides the bits, so equal machines answer equally. For each class of rows the fastest
+//! algorithm is taken among those that give the reference's bits: which one that is may differ from
+//! start to start, what it computes does not.
+
+use std::{
+    ffi::{c_int, c_void},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use cudarc::{
+    cublaslt::{result, sys},
+    driver::{CudaContext, result as driver, sys as cuda},
+};
+
+use super::{
+    fault,
+    gemm::{Algorithms, CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, refused},
+    memory::{Address, Region, upload},
+};
+use crate::error::{Error, Result};
+
+/// Rows of the product that the reference is chosen with.
+const TRIAL_ROWS: usize = 512;
+/// Products of so many rows must repeat the first rows of [`TRIAL_ROWS`].
+const TRIALS: [usize; 9] = [1, 2, 7, 16, 33, 64, 128, 200, 511];
+/// Algorithms to ask for: for the reference, and for each class.
+const CANDIDATES: usize = 32;
+const CANDIDATES_OF_CLASS: usize = 16;
+/// The weights that a timed product reads in turn: more than a cache holds, as in a pass.
+const TIMED_WEIGHTS: usize = 16;
+/// How often the clock is asked; the least time counts.
+const ROUNDS: usize = 2;
+
+type Algorithm = sys::cublasLtMatmulAlgo_t;
+
+/// Chooses algorithms for products with matrices of the shape of `weights`, all of one shape, and their result.
+///
+/// # Errors
+///
+/// `Internal` if no algorithm gives a row the same bits in products of any number of rows.
+pub(super) fn choose(
+    gemm: &mut Gemm,
+    context: &Arc<CudaContext>,
+    weights: &[Matrix],
+    into: Output,
+    on: On<'_>,
+) -> Result<()> {
+    let Some(w) = weights.first() else { return Ok(()) };
+    let trial = Trial::of(context, w, into)?;
+    let mut bench = Bench { gemm, weights, trial, expected: Vec::new(), on };
+    let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
+    let mut reference = None;
+    for algorithm in &candidates {
+        bench.expected.clear();
+        if let Some(expected) = bench.product(algorithm, TRIAL_ROWS)? {
+            bench.expected = expected;
+            if bench.repeats(algorithm, &TRIALS)? {
+                reference = Some(*algorithm);
+                break;
+            }
+        }
+    }
+    let reference = reference.ok_or_else(|| {
+        Error::internal(format!(
+            "device: cuda: none of {} algorithms of cublasLt multiplies by [{}, {}] with the same bits for any number of rows",
+            candidates.len(),
+            w.outputs,
+            w.depth
+        ))
+    })?;
+    let mut chosen: Algorithms = [reference; CLASSES.len()];
+    let mut least = 1;
+    for (kept, most) in chosen.iter_mut().zip(CLASSES) {
+        *kept = bench.fastest(&reference, least, most)?;
+        least = most + 1;
+    }
+    drop(bench);
+    gemm.keep(w, into, chosen);
+    Ok(())
+}
+
+/// Where algorithms are tried.
+struct Bench<'a> {
+    gemm: &'a Gemm,
+    weights: &'a [Matrix],
+    trial: Trial,
+    /// What the reference makes of [`TRIAL_ROWS`] rows.
+    expected: Vec<u16>,
+    on: On<'a>,
+}
+
+impl Bench<'_> {
+    /// The fastest for products of `least` to `most` rows: the reference, or one with its bits.
+    fn fastest(&self, reference: &Algorithm, least: usize, most: usize) -> Result<Algorithm> {
+        let rows = [least, least.midpoint(most), most].map(|rows| rows.min(TRIAL_ROWS));
+        let base = self.time(reference, most)?.unwrap_or(Duration::MAX);
+        let (mut best, mut shortest) = (*reference, base);
+        for algorithm in self.candidates(most, CANDIDATES_OF_CLASS)? {
+            // Its bits are compared last: that takes longest.
+            if algorithm.data != reference.data
+                && let Some(took) = self.time(&algorithm, most)?
+                && took < shortest
+                && self.repeats(&algorithm, &rows)?
+            {
+                (best, shortest) = (algorithm, took);
+            }
+        }
+        let (Matrix { outputs, depth, .. }, into) = (self.weights[0], self.trial.into);
+        let us = |took: Duration| took.as_secs_f64() * 1e6;
+        tracing::debug!(
+            outputs,
+            depth,
+            ?into,
+            rows = most,
+            us = us(shortest),
+            reference_us = us(base),
+            "a product's algorithm"
+        );
+        Ok(best)
+    }
+
+    /// What the heuristic proposes for so many rows, without split-K, best first.
+    #[expect(unsafe_code, reason = "calls of cublasLt")]
+    fn candidates(&self, rows: usize, most: usize) -> Result<Vec<Algorithm>> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        let preference = result::create_matmul_pref().map_err(refused("a preference"))?;
+        let set = |attribute, value: *const c_void, size| {
+            // SAFETY: a live preference, and the attribute's own type.
+            unsafe { result::set_matmul_pref_attribute(preference, attribute, value, size) }
+        };
+        let (bytes, scheme) = (WORKSPACE_BYTES, 0u32);
+        let limited = set(
+            Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+            std::ptr::from_ref(&bytes).cast(),
+            size_of_val(&bytes),
+        );
+        let whole = set(
+            Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+            std::ptr::from_ref(&scheme).cast(),
+            size_of_val(&scheme),
+        );
+        let layouts = Layouts::of(&self.weights[0], rows, self.trial.into)?;
+        // SAFETY: plain numbers, for which zero is a value.
+        let mut found: [sys::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
+        let mut count: c_int = 0;
+        // SAFETY: live descriptors; `found` has room for what is asked.
+        let asked = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.gemm.handle,
+                self.gemm.product,
+                layouts.w,
+                layouts.x,
+                layouts.y,
+                layouts.y,
+                preference,
+                most.min(CANDIDATES) as c_int,
+                found.as_mut_ptr(),
+                &raw mut count,
+            )
+        };
+        // SAFETY: made above, destroyed once.
+        let ended = unsafe { result::destroy_matmul_pref(preference) };
+        limited.and(whole).and(asked.result()).and(ended).map_err(refused("its heuristic"))?;
+        let found = &found[..(count.max(0) as usize).min(CANDIDATES)];
+        let usable = found.iter().filter(|candidate| candidate.state.result().is_ok());
+        Ok(usable.map(|candidate| candidate.algo).filter(splits_nothing).collect())
+    }
+
+    /// What a product of so many rows is, bit by bit; `None` if the algorithm does not take so many.
+    fn product(&self, algorithm: &Algorithm, rows: usize) -> Result<Option<Vec<u16>>> {
+        let trial = &self.trial;
+        let w = &Matrix { at: trial.w.base(), ..self.weights[0] };
+        let layouts = Layouts::of(w, rows, trial.into)?;
+        let halves = rows * w.outputs * trial.into.bytes() / 2;
+        // What an earlier one wrote must not pass for this one's; sums add to it.
+        upload(trial.y.base(), &vec![0u16; halves])?;
+        match self.gemm.run(w, &layouts, algorithm, (trial.x.base(), trial.y.base()), self.on) {
+            Ok(()) => download(trial.y.base(), halves, self.on.stream).map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Whether products of so many rows are the first rows of what is expected.
+    fn repeats(&self, algorithm: &Algorithm, counts: &[usize]) -> Result<bool> {
+        for &rows in counts {
+            if self.product(algorithm, rows)?.is_none_or(|found| found != self.expected[..found.len()]) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The mean time of a product, the least of some rounds; `None` if the algorithm does not take so many rows.
+    fn time(&self, algorithm: &Algorithm, rows: usize) -> Result<Option<Duration>> {
+        let layouts = Layouts::of(&self.weights[0], rows, self.trial.into)?;
+        let operands = (self.trial.x.base(), self.trial.y.base());
+        let turns = self.weights.iter().take(TIMED_WEIGHTS);
+        let mut least = Duration::MAX;
+        // The first round is not counted: it loads what the driver loads at first use.
+        for round in 0..=ROUNDS {
+            let began = Instant::now();
+            for w in turns.clone() {
+                if self.gemm.run(w, &layouts, algorithm, operands, self.on).is_err() {
+                    return Ok(None);
+                }
+            }
+            wait(self.on.stream)?;
+            if round > 0 {
+                least = least.min(began.elapsed());
+            }
+        }
+        Ok(Some(least / turns.len() as u32))
+    }
+}
+
+#[expect(unsafe_code, reason = "calls of cublasLt")]
+fn splits_nothing(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+    let read = |attribute| {
+        let mut value = 0u32;
+        let mut written = 0usize;
+        // SAFETY: a live algorithm; both attributes are 32-bit numbers.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoConfigGetAttribute(
+                algorithm,
+                attribute,
+                (&raw mut value).cast(),
+                size_of::<u32>(),
+                &raw mut written,
+            )
+        };
+        status.result().is_ok().then_some(value)
+    };
+    use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
+    // 0 is how an algorithm says that it knows no split.
+    read(Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).is_some_and(|parts| parts <= 1)
+        && read(Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) == Some(0)
+}
+
+/// Operands to try an algorithm with.
+struct Trial {
+    into: Output,
+    w: Region,
+    x: Region,
+    y: Region,
+}
+
+impl Trial {
+    fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output) -> Result<Self> {
+        let depth = w.depth;
+        // Timed are more rows than are compared: the numbers in those do not matter.
+        let most = CLASSES[CLASSES.len() - 1].max(TRIAL_ROWS);
+        let x = Region::allocate(context, most * w.depth * 2, "a trial of cublasLt")?;
+        let y = Region::allocate(context, most * w.outputs * into.bytes(), "a trial of cublasLt")?;
+        let w =
+            Region::allocate(context, w.depth * w.outputs * 2, "a trial of cublasLt").and_then(|region| {
+                upload(region.base(), &vec![0x3f80u16; w.depth * w.outputs])?;
+                Ok(region)
+            })?;
+        // Sums of numbers from 1 to 2^25 in size, each with its negative half a row away: what is
+        // left of them is what the order of summation made of it.
+        let mut state = 1u32;
+        let mut numbers: Vec<u16> = vec![0; TRIAL_ROWS * depth];
+        for row in numbers.chunks_exact_mut(depth) {
+            for i in 0..depth / 2 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let size = ((127 + (state >> 16) % 25) << 7) | ((state >> 24) & 0x7f);
+                row[i] = size as u16;
+                row[i + depth / 2] = size as u16 | 0x8000;
+            }
+        }
+        upload(x.base(), &numbers)?;
+        Ok(Self { into, w, x, y })
+    }
+}
+
+/// What lies at an address once `stream` is done.
+#[expect(unsafe_code, reason = "calls of the driver")]
+fn download(from: Address, len: usize, stream: cuda::CUstream) -> Result<Vec<u16>> {
+    let mut to = vec![0; len];
+    // SAFETY: the region holds `len` numbers, and the copy ends before `to` is used.
+    unsafe { driver::memcpy_dtoh_async(&mut to, from, stream) }.map_err(fault("a copy from it"))?;
+    wait(stream)?;
+    Ok(to)
+}
+
+#[expect(unsafe_code, reason = "calls of the driver")]
+fn wait(stream: cuda::CUstream) -> Result<()> {
+    // SAFETY: a live stream.
+    unsafe { driver::stream::synchronize(stream) }.map_err(fault("a product"))
+}
