@@ -120,7 +120,8 @@ def main() -> None:
     qwen_tokenizer(arguments.tokenizer_dir).save(str(out / "tokenizer.json"))
     save_file(random_weights(config, arguments.seed), out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)
-    (out / "relevance.toml").write_text('profile = "qwen3-reranker"\nname = "qwen3-0.6b-random"\n')
+    explain = '[explain]\nstop = ["<|im_end|>"]\nmax_tokens = 96\n'  # without it, reasons are refused
+    (out / "relevance.toml").write_text('profile = "qwen3-reranker"\nname = "qwen3-0.6b-random"\n\n' + explain)
 
 
 if __name__ == "__main__":
