@@ -4,6 +4,7 @@
     python -m mini.sft pretrain --out RUN --minutes 20
     python -m mini.sft grade    --out RUN --fold 1 --cross cross1.pt   the teachers grade pairs of the other folds
     python -m mini.sft tune     --out RUN --fold 1 --minutes 8         trains on them; without --fold: on all folds
+    python -m mini.sft mean     --out RUN --of early1 late1 --name fold1   the mean of models' weights
 """
 
 from __future__ import annotations
@@ -16,13 +17,11 @@ import pickle
 import random
 import shutil
 import time
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Qwen3ForCausalLM
 
 from mini import bag
@@ -31,6 +30,7 @@ from mini import data
 from mini import explain
 from mini import model as shapes
 from mini import pairs
+from mini.batches import Batch, stream
 from mini.forward import Forward, norm
 from mini.queries import Words
 from mini.teacher import Teacher, encode, minilm_dir
@@ -41,8 +41,6 @@ VOCABULARY = 12288
 VALUES = torch.tensor([0.0, 1.0, 2.0, 3.0])
 TOLD = 512  # explanation tokens of a batch that a CPU learns from
 SAY = 20  # seconds between lines of progress
-TOKENS = {"cpu": 6000, "cuda": 16000}  # in a batch
-WORKERS = 6  # processes that make batches for a GPU
 
 
 def background(args):
@@ -156,105 +154,6 @@ def grade(args) -> None:
     print(f"{len(groups)} graded groups")
 
 
-@dataclass
-class Batch:
-    """Rows of token ids and what is to be learned from them; N rows in groups of pairs.GROUP."""
-
-    ids: torch.Tensor  # (N, tokens), padded
-    answer: torch.Tensor  # (N) flat place of <|answer|>
-    second: torch.Tensor  # (N) flat place of the second <|query|>
-    told: torch.Tensor  # (M) flat places before explanation tokens
-    words: torch.Tensor  # (M) those tokens
-    soft: torch.Tensor  # (N, 4) grade distribution
-    target: torch.Tensor  # (groups, GROUP) place on the target scale
-    query: torch.Tensor  # (N, MEANING) teacher's coordinates of the query
-    document: torch.Tensor  # (N, MEANING) and of the document
-
-    def to(self, device) -> "Batch":
-        """The same batch on a device."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
-
-    def pin_memory(self) -> "Batch":
-        """The same batch where a GPU copies it from; the loader calls this."""
-        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
-
-
-class Batches(IterableDataset):
-    """An endless stream of batches of about `tokens` tokens, alike in length."""
-
-    def __init__(self, groups, encoder: Encoder, tokens: int, seed: int, explain_share: float = 0.15):
-        super().__init__()
-        self.groups, self.encoder, self.tokens = groups, encoder, tokens
-        self.rng, self.explain_share = random.Random(seed), explain_share
-        self.noise = np.random.default_rng(seed)
-
-    def _rows(self, group):
-        """(prompt, explanation with its grade or nothing, place of the second <|query|>) a document."""
-        default = self.rng.random() < 0.4
-        name = data.DEFAULT if default else data.INSTRUCTIONS.get(group.domain, data.DEFAULT)
-        soft = pairs.soft_grades(group.target)
-        told = self.rng.random() < self.explain_share
-        size = self.rng.choices((30, 45, 90, 300), (5, 4, 0.8, 0.1))[0]
-        back = len(self.encoder.text(group.query)) + 2
-        rows = []
-        for i, document in enumerate(group.docs):
-            document = " ".join(document.split()[:size])
-            ids = self.encoder.prompt(name, group.query, document, 420)
-            tail = []
-            if told:
-                grade = int(self.noise.choice(4, p=soft[i] / soft[i].sum()))
-                text = explain.write(group.query, document, grade)
-                tail = [self.encoder.grades[grade], *self.encoder.explanation(text)]
-            rows.append((ids, tail, len(ids) - back))
-        return rows, soft
-
-    def __iter__(self):
-        worker, pending = get_worker_info(), []
-        if worker is not None:  # each has an order of its own
-            self.rng, self.noise = random.Random(worker.seed), np.random.default_rng(worker.seed)
-        while True:
-            for group in self.rng.sample(self.groups, len(self.groups)):
-                rows, soft = self._rows(group)
-                longest = max(len(p) + len(t) for p, t, _ in rows)
-                pending.append((longest, rows, soft, group))
-                if len(pending) == self.tokens // 24:
-                    yield from self._flush(pending)
-                    pending = []
-
-    def _flush(self, pending):
-        pending.sort(key=lambda x: x[0])
-        batches, current = [], []
-        for item in pending:
-            if current and item[0] * pairs.GROUP * (len(current) + 1) > self.tokens:
-                batches.append(current)
-                current = []
-            current.append(item)
-        batches.append(current)
-        self.rng.shuffle(batches)
-        for batch in batches:
-            yield self._tensors(batch)
-
-    def _tensors(self, batch) -> Batch:
-        rows = [row for _, group, _, _ in batch for row in group]
-        width = -(-max(len(p) + len(t) for p, t, _ in rows) // 8) * 8
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        told, words, answer, second = [], [], [], []
-        for r, (prompt, tail, place) in enumerate(rows):
-            ids[r, : len(prompt) + len(tail)] = torch.tensor(prompt + tail)
-            told += [r * width + len(prompt) + j - 1 for j in range(1, len(tail))]
-            words += tail[1:]
-            answer.append(r * width + len(prompt) - 1)
-            second.append(r * width + place)
-        meaning = np.stack([g.meaning[:, : shapes.MEANING] for _, _, _, g in batch]).astype(np.float32)
-        floats = lambda parts: torch.tensor(np.concatenate(parts), dtype=torch.float32)
-        return Batch(
-            ids, torch.tensor(answer), torch.tensor(second), torch.tensor(told, dtype=torch.long),
-            torch.tensor(words, dtype=torch.long), floats([soft for _, _, soft, _ in batch]),
-            floats([g.target[None] for _, _, _, g in batch]),
-            torch.tensor(meaning[:, 0]).repeat_interleave(pairs.GROUP, 0),
-            torch.tensor(meaning[:, 1:].reshape(-1, shapes.MEANING)))
-
-
 def meaning_loss(net, entering, batch: Batch):
     """How far the comparing layer's queries at <|answer|> are from the teacher's vector of the
     query, and its keys at the second <|query|> from that of the document: 1 - cosine, by head."""
@@ -353,7 +252,7 @@ def fit(net, grades, stream, minutes: float, rate: float, seed: int, log, floor:
 
 
 STAGES = {  # start from, name, rate, floor of the rate, share of groups with explanations
-    "pretrain": ("start", "pretrained", 5e-4, 0.3, 0.15),
+    "pretrain": ("start", "pretrained", 5e-4, 0.05, 0.15),
     "tune": ("pretrained", "final", 2.5e-4, 0.0, 0.3),
 }
 
@@ -369,22 +268,30 @@ def run(args) -> None:
     else:
         groups = pickle.load(open(out / "generated.pkl", "rb"))[0]
     net = Qwen3ForCausalLM.from_pretrained(out / (args.source or source), dtype=torch.float32).to(args.device)
-    batches = Batches(groups, encoder, TOKENS[net.device.type], args.seed, told)
-    if net.device.type == "cuda":  # one process cannot make them as fast as they are used
-        batches = DataLoader(batches, batch_size=None, num_workers=WORKERS, pin_memory=True, prefetch_factor=4)
-    stream = iter(batches)
     target = out / (args.name or name)
     target.mkdir(exist_ok=True)
     with open(target / "log.jsonl", "w") as log:
-        average = fit(net, encoder.grades, stream, args.minutes, args.rate or rate, args.seed, log, floor,
+        batches = stream(groups, encoder, net.device.type, args.seed, told)
+        average = fit(net, encoder.grades, batches, args.minutes, args.rate or rate, args.seed, log, floor,
                       keep_at=target, weights=WEIGHTS[args.stage])
     average.save_pretrained(target)
+
+
+def mean(args) -> None:
+    """Write the mean of the weights of models that were tuned from one: better than each where they end in one
+    basin (Wortsman et al., "Model soups", 2022)."""
+    out = Path(args.out)
+    nets = [Qwen3ForCausalLM.from_pretrained(out / name, dtype=torch.float32) for name in args.of]
+    with torch.no_grad():
+        for parts in zip(*(net.parameters() for net in nets)):
+            parts[0].copy_(torch.stack(parts).mean(0))
+    nets[0].save_pretrained(out / args.name)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("prepare", "grade", *STAGES))
+    parser.add_argument("stage", choices=("prepare", "grade", *STAGES, "mean"))
     parser.add_argument("--out", required=True, help="run directory")
     parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
     parser.add_argument("--wordnet", help="directory with WordNet's data.noun and data.verb")
@@ -392,7 +299,7 @@ def main() -> None:
     parser.add_argument("--cache", default="cache", help="where teacher vectors are kept")
     parser.add_argument("--groups", type=int, default=40000, help="generated groups of eight pairs")
     parser.add_argument("--minutes", type=float, default=10, help="processor minutes, all cores added up; or a GPU's")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=tuple(TOKENS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rate", type=float)
     parser.add_argument("--fold", default="", help="folds held out, as digits: 12; none by default")
     parser.add_argument("--base", help="prepare for going on from this directory, as models/verdict-mini-base")
@@ -401,11 +308,12 @@ def main() -> None:
     parser.add_argument("--label-weight", type=float, default=0.6)
     parser.add_argument("--source", help="start from this model under RUN, or elsewhere by a whole path")
     parser.add_argument("--name", help="name of the resulting model under RUN")
+    parser.add_argument("--of", nargs="+", default=[], help="models under RUN that `mean` reads")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="1 is faster where cores are shared")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"prepare": prepare, "grade": grade}.get(args.stage, run)(args)
+    {"prepare": prepare, "grade": grade, "mean": mean}.get(args.stage, run)(args)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from mini import bag
+from mini import batches
 from mini import evaluate
 from mini import explain
 from mini import model as shapes
@@ -87,7 +88,7 @@ def test_the_forward_pass_is_that_of_transformers(start):
 
 def test_batches_point_at_the_right_tokens(start):
     groups, encoder, _ = start
-    batch = next(iter(sft.Batches(groups, encoder, 1200, 0, explain_share=1.0)))
+    batch = next(iter(batches.Batches(groups, encoder, 1200, 0, explain_share=1.0)))
     flat = batch.ids.flatten()
     assert (flat[batch.answer] == encoder.answer).all() and (flat[batch.second] == encoder.query).all()
     assert (batch.second > batch.answer - 9).all() and (flat[batch.told + 1] == batch.words).all()
@@ -116,7 +117,7 @@ def test_whatever_the_model_wants_only_true_explanations_are_written(start):
 def test_training_learns_and_ranks(start, tmp_path):
     groups, encoder, net = start
     log = io.StringIO()
-    average = sft.fit(net, encoder.grades, iter(sft.Batches(groups, encoder, 1200, 0)), 10.0, 1e-3, 0, log,
+    average = sft.fit(net, encoder.grades, iter(batches.Batches(groups, encoder, 1200, 0)), 10.0, 1e-3, 0, log,
                       max_steps=150, fuse=False)
     rows = [json.loads(line) for line in log.getvalue().splitlines()]
     assert all(rows[-1][part] < rows[0][part] for part in ("grade", "explain", "meaning"))
@@ -151,3 +152,19 @@ def test_queries_are_about_the_name_that_is_given():
     assert words.nouns == ["lamp"] and words.verbs == ["build"]
     made = {words.query(rng, "big ben") for _ in range(200)}
     assert len(made) > 30 and all("big ben" in query and "{" not in query for query in made)
+
+
+def test_the_mean_of_a_model_and_its_negative_is_nothing(start, tmp_path, monkeypatch):
+    _, _, net = start
+    net.save_pretrained(tmp_path / "one")
+    with torch.no_grad():
+        other = [p.clone() for p in net.parameters()]
+        for p in net.parameters():
+            p.neg_()
+        net.save_pretrained(tmp_path / "other")
+        for p, kept in zip(net.parameters(), other):
+            p.copy_(kept)
+    monkeypatch.setattr(sys, "argv", ["sft", "mean", "--out", str(tmp_path), "--of", "one", "other", "--name", "both"])
+    sft.main()
+    both = sft.Qwen3ForCausalLM.from_pretrained(tmp_path / "both", dtype=torch.float32)
+    assert max(float(p.abs().max()) for p in both.parameters()) < 1e-6
