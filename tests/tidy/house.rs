@@ -18,6 +18,7 @@ const UNSAFE: [&str; 16] = [
     "src/backend/cpu/isa.rs",
     "src/backend/cpu/peak.rs",
     "src/backend/cpu/shared.rs",
+    "src/backend/cuda/choose.rs",
     "src/backend/cuda/gemm.rs",
     "src/backend/cuda/graph.rs",
     "src/backend/cuda/lane.rs",

@@ -4,7 +4,6 @@
     python -m mini.sft pretrain --out RUN --minutes 20
     python -m mini.sft grade    --out RUN --fold 1 --cross cross1.pt   the teachers grade pairs of the other folds
     python -m mini.sft tune     --out RUN --fold 1 --minutes 8         trains on them; without --fold: on all folds
-    python -m mini.sft mean     --out RUN --of early1 late1 --name fold1   the mean of models' weights
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def grade(args) -> None:
     root, rng = data.data_dir(args.data), random.Random(args.seed)
     teacher, judged, unjudged = Teacher(Path(args.cache)), [], []
     teacher.axes = np.load(Path(args.out) / "axes.npy")
-    rounds = {"esci": (8, 10, 0), "dbpedia": (8, 10, 4000), "selqa": (1, 2, 1400)}
+    rounds = {"esci": (8, 6, 0), "dbpedia": (8, 6, 2000), "selqa": (1, 1, 700)}
     for name in data.SETS:
         queries = [q for q in data.judged(root, name) if str(q.fold) not in args.fold]
         labelled, near, made = rounds[name]
@@ -277,21 +276,10 @@ def run(args) -> None:
     average.save_pretrained(target)
 
 
-def mean(args) -> None:
-    """Write the mean of the weights of models that were tuned from one: better than each where they end in one
-    basin (Wortsman et al., "Model soups", 2022)."""
-    out = Path(args.out)
-    nets = [Qwen3ForCausalLM.from_pretrained(out / name, dtype=torch.float32) for name in args.of]
-    with torch.no_grad():
-        for parts in zip(*(net.parameters() for net in nets)):
-            parts[0].copy_(torch.stack(parts).mean(0))
-    nets[0].save_pretrained(out / args.name)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("prepare", "grade", *STAGES, "mean"))
+    parser.add_argument("stage", choices=("prepare", "grade", *STAGES))
     parser.add_argument("--out", required=True, help="run directory")
     parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
     parser.add_argument("--wordnet", help="directory with WordNet's data.noun and data.verb")
@@ -308,12 +296,11 @@ def main() -> None:
     parser.add_argument("--label-weight", type=float, default=0.6)
     parser.add_argument("--source", help="start from this model under RUN, or elsewhere by a whole path")
     parser.add_argument("--name", help="name of the resulting model under RUN")
-    parser.add_argument("--of", nargs="+", default=[], help="models under RUN that `mean` reads")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="1 is faster where cores are shared")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"prepare": prepare, "grade": grade, "mean": mean}.get(args.stage, run)(args)
+    {"prepare": prepare, "grade": grade}.get(args.stage, run)(args)
 
 
 if __name__ == "__main__":

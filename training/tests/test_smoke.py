@@ -152,19 +152,3 @@ def test_queries_are_about_the_name_that_is_given():
     assert words.nouns == ["lamp"] and words.verbs == ["build"]
     made = {words.query(rng, "big ben") for _ in range(200)}
     assert len(made) > 30 and all("big ben" in query and "{" not in query for query in made)
-
-
-def test_the_mean_of_a_model_and_its_negative_is_nothing(start, tmp_path, monkeypatch):
-    _, _, net = start
-    net.save_pretrained(tmp_path / "one")
-    with torch.no_grad():
-        other = [p.clone() for p in net.parameters()]
-        for p in net.parameters():
-            p.neg_()
-        net.save_pretrained(tmp_path / "other")
-        for p, kept in zip(net.parameters(), other):
-            p.copy_(kept)
-    monkeypatch.setattr(sys, "argv", ["sft", "mean", "--out", str(tmp_path), "--of", "one", "other", "--name", "both"])
-    sft.main()
-    both = sft.Qwen3ForCausalLM.from_pretrained(tmp_path / "both", dtype=torch.float32)
-    assert max(float(p.abs().max()) for p in both.parameters()) < 1e-6
