@@ -73,14 +73,14 @@ pub(super) fn choose(
             w.depth
         ))
     })?;
-    let mut chosen: Algorithms = [reference; CLASSES.len()];
+    let mut fastest = [reference; CLASSES.len()];
     let mut least = 1;
-    for (kept, most) in chosen.iter_mut().zip(CLASSES) {
+    for (kept, most) in fastest.iter_mut().zip(CLASSES) {
         *kept = bench.fastest(&reference, least, most)?;
         least = most + 1;
     }
     drop(bench);
-    gemm.keep(w, into, chosen);
+    gemm.keep(w, into, Algorithms { fastest, reference });
     Ok(())
 }
 

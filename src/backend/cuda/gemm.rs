@@ -18,8 +18,13 @@ pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 /// Products of at most so many rows have an algorithm of their own; those of more rows have the last one's.
 pub(super) const CLASSES: [usize; 7] = [16, 64, 128, 256, 512, 1024, 2048];
 
-/// One algorithm for each of [`CLASSES`].
-pub(super) type Algorithms = [sys::cublasLtMatmulAlgo_t; CLASSES.len()];
+/// Algorithms with the same bits.
+pub(super) struct Algorithms {
+    /// The fastest for each of [`CLASSES`].
+    pub(super) fastest: [sys::cublasLtMatmulAlgo_t; CLASSES.len()],
+    /// One that takes any number of rows.
+    pub(super) reference: sys::cublasLtMatmulAlgo_t,
+}
 
 /// A weight matrix on the device: `[outputs, depth]` in bf16, by row.
 #[derive(Clone, Copy, Debug)]
@@ -110,11 +115,13 @@ impl Gemm {
         rows: usize,
         on: On<'_>,
     ) -> Result<()> {
-        let algorithm = self.algorithms.get(&(w.outputs, w.depth, into));
-        let algorithm = algorithm.ok_or_else(|| Error::internal("a product of an unknown shape"))?;
+        let algorithms = self.algorithms.get(&(w.outputs, w.depth, into));
+        let algorithms = algorithms.ok_or_else(|| Error::internal("a product of an unknown shape"))?;
         let class = CLASSES.iter().position(|&most| rows <= most).unwrap_or(CLASSES.len() - 1);
         let layouts = Layouts::of(w, rows, into)?;
-        self.run(w, &layouts, &algorithm[class], (x, y), on).map_err(refused("a product"))
+        let run = |algorithm| self.run(w, &layouts, algorithm, (x, y), on);
+        // Not every number of rows of a class was tried; what an algorithm does not take it refuses unlaunched.
+        run(&algorithms.fastest[class]).or_else(|_| run(&algorithms.reference)).map_err(refused("a product"))
     }
 
     pub(super) fn keep(&mut self, w: &Matrix, into: Output, algorithms: Algorithms) {
