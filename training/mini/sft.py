@@ -212,7 +212,7 @@ def fit(net, grades, stream, minutes: float, rate: float, seed: int, log, floor:
     torch.manual_seed(seed)
     gpu = net.device.type == "cuda"
     clock = time.monotonic if gpu else time.process_time
-    tuner, forward = optimizer(net, rate), Forward(net, fuse)
+    tuner, forward = optimizer(net, rate), Forward(net, fuse and not gpu)  # compiled it was not tried on a GPU
     base = [g["lr"] for g in tuner.param_groups]
     average, began, said, seen = copy.deepcopy(net), clock(), time.monotonic(), 0
     sums, counts = torch.zeros(4, device=net.device), np.zeros(4)

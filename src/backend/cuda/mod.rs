@@ -2,8 +2,8 @@
 //!
 //! The program needs no CUDA to start: the driver and cublasLt are opened when a GPU is asked for
 //! (`start`). A batch becomes a plan of 32-bit words (`plan`), copied in once; the pass over it is
-//! put on a stream (`ops`, `launch`, `gemm` with the algorithms of `choose`) or replayed as a graph (`graph`); the readings are copied
-//! out once. Nothing waits until they are collected. Scores have a lane (`lane`) of the highest
+//! put on a stream (`ops`, `launch`, `gemm` with the algorithms of `choose`) or replayed as a graph
+//! (`graph`); the readings are copied out once. Nothing waits until they are collected. Scores have a lane (`lane`) of the highest
 //! priority, steps of reasons one of the lowest; where a pass of one touches KV blocks that a pass of the
 //! other writes, its stream waits for that.
 
