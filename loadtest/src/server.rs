@@ -6,7 +6,10 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,12 +36,13 @@ pub(crate) struct Target {
     pub(crate) admin: Option<String>,
     process: Option<Process>,
     here: Option<(oneshot::Sender<()>, std::thread::JoinHandle<Result<()>>)>,
+    told: AtomicBool,
 }
 
 impl Target {
     /// One that runs already.
     pub(crate) fn at(url: String, admin: Option<String>) -> Self {
-        Self { url, admin, process: None, here: None }
+        Self { url, admin, process: None, here: None, told: AtomicBool::new(false) }
     }
 
     /// Starts `program serve` on free ports.
@@ -58,7 +62,7 @@ impl Target {
         let [address, admin] = ready.context("it ended before it was ready")?;
         let url = format!("http://{}", address.context("it told no address")?);
         let admin = admin.map(|admin| format!("http://{admin}"));
-        Ok(Self { url, admin, process: Some(process), here: None })
+        Ok(Self { url, admin, process: Some(process), here: None, told: AtomicBool::new(false) })
     }
 
     /// The real server in this process, over a backend that takes `pace` and computes nothing.
@@ -93,6 +97,7 @@ impl Target {
             admin: Some(format!("http://{admin}")),
             process: None,
             here: Some((stop, thread)),
+            told: AtomicBool::new(false),
         })
     }
 
@@ -101,9 +106,13 @@ impl Target {
         self.process.as_ref().map(|process| process.0.id())
     }
 
-    /// Sends SIGTERM to the program that was started here; to one that has ended already it does nothing.
+    /// Sends SIGTERM to the program that was started here, the first time it is called: a program that is
+    /// told twice stops at once instead of draining.
     pub(crate) fn tell_to_stop(&self) -> Result<()> {
         let id = self.process().context("only what --serve started can be told to stop")?;
+        if self.told.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
         let told = Command::new("kill").args(["-TERM", &id.to_string()]).status()?;
         anyhow::ensure!(told.success(), "it could not be told to stop");
         Ok(())
