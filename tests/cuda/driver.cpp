@@ -26,7 +26,7 @@ using Address = unsigned long long;
 
 enum Status { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
               NOT_READY = 600, CAPTURING = 900 };
-enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };
+enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, SHARED_OF_MULTIPROCESSOR = 81 };
 
 // An event has happened when as many of its records were passed as were made before somebody asked.
 struct Event {
@@ -159,7 +159,12 @@ int cuDeviceGet(int* device, int) { *device = 0; return SUCCESS; }
 int cuDeviceGetName(char* name, int length, int) { snprintf(name, length, "Mock GPU"); return SUCCESS; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     int capability = setting("MOCK_CUDA_CAPABILITY", 90);
-    *value = attribute == CAPABILITY_MAJOR ? capability / 10 : attribute == CAPABILITY_MINOR ? capability % 10 : 0;
+    switch (attribute) {
+        case CAPABILITY_MAJOR: *value = capability / 10; break;
+        case CAPABILITY_MINOR: *value = capability % 10; break;
+        case SHARED_OF_MULTIPROCESSOR: *value = (capability >= 90 ? 228 : 100) << 10; break;
+        default: *value = 0;
+    }
     return SUCCESS;
 }
 int cuDevicePrimaryCtxRetain(void** context, int) { *context = &streams; return SUCCESS; }

@@ -140,6 +140,12 @@ struct Batch {
 using RowKernel = void (*)(const int*, Attention, const bf16*, const bf16*, const bf16*, bf16*, bf16*);
 using AttentionKernel = void (*)(const int*, Attention, const bf16*, const bf16*, const bf16*, bf16*);
 
+static int stages;  // of attention: how many depends on the GPU
+
+size_t attention_shared(int dim) {
+    return stages * (2 * TILE_KEYS * (dim + 8) * sizeof(bf16) + TILE_KEYS * sizeof(int));
+}
+
 struct Case {
     std::string name;
     int dim, heads, kv_heads;
@@ -161,9 +167,9 @@ void attention(Case& test) {
     std::vector<bf16> cache = halves(static_cast<size_t>(spare + 1) * layers * 2 * kv_heads * BLOCK_TOKENS * dim);
     std::vector<bf16> out(static_cast<size_t>(rows) * heads * dim, 0x7fc0);
     Attention shape{TILES, ALL_TILES, stride, stride, kv_heads * dim, heads, kv_heads, layer, layers,
-                    1.4426950408889634f / std::sqrt(static_cast<float>(dim))};
+                    1.4426950408889634f / std::sqrt(static_cast<float>(dim)), stages};
     AttentionKernel kernel = dim == 32 ? attention_32 : dim == 64 ? attention_64 : attention_128;
-    size_t shared = 4 * TILE_KEYS * (dim + 8) * sizeof(bf16) + 2 * TILE_KEYS * sizeof(int);
+    size_t shared = attention_shared(dim);
     unsigned tiles = static_cast<unsigned>(batch.tiles.size());
     // Blocks behind the last tile do nothing, as in a graph that was captured for more.
     shim::launch({tiles + 3, static_cast<unsigned>(kv_heads)}, {128}, shared, [&] {
@@ -266,7 +272,7 @@ void attentions() {
 void cuts() {
     constexpr int DIM = 64, HEADS = 4, KV = 2, COUNT = 150, STRIDE = (HEADS + 2 * KV) * DIM;
     std::vector<bf16> qkv = halves(COUNT * STRIDE);
-    Attention shape{TILES, ALL_TILES, STRIDE, STRIDE, KV * DIM, HEADS, KV, 0, 1, 0.18f};
+    Attention shape{TILES, ALL_TILES, STRIDE, STRIDE, KV * DIM, HEADS, KV, 0, 1, 0.18f, stages};
     Attention of_answers = shape;
     of_answers.count_at = ANSWERS, of_answers.tiles_at = ANSWER_TILES;
     auto run = [&](std::vector<int> lengths, std::vector<int> others) {
@@ -278,13 +284,13 @@ void cuts() {
         for (int row : others) batch.answers.push_back(row), batch.answer_segments.push_back(at);
         batch.plan(HEADS / KV);
         std::vector<bf16> out((COUNT + 1) * HEADS * DIM, 0);
-        shim::launch({static_cast<unsigned>(batch.tiles.size()), KV}, {128}, 4 * TILE_KEYS * (DIM + 8) * 2, [&] {
+        shim::launch({static_cast<unsigned>(batch.tiles.size()), KV}, {128}, attention_shared(DIM), [&] {
             attention_64(batch.words.data(), shape, qkv.data(), qkv.data() + HEADS * DIM, nullptr, out.data());
         });
         const bf16* last = &qkv[(COUNT - 1) * STRIDE];
         std::vector<bf16> queries(last, last + STRIDE), rows(batch.answers.size() * HEADS * DIM);
         for (int row : others) queries.insert(queries.end(), &qkv[row * STRIDE], &qkv[row * STRIDE] + STRIDE);
-        shim::launch({static_cast<unsigned>(batch.answers.size()), KV}, {128}, 4 * TILE_KEYS * (DIM + 8) * 2, [&] {
+        shim::launch({static_cast<unsigned>(batch.answers.size()), KV}, {128}, attention_shared(DIM), [&] {
             attention_row_64(batch.words.data(), of_answers, queries.data(), qkv.data() + HEADS * DIM, nullptr, rows.data(), nullptr);
         });
         std::copy(rows.begin(), rows.begin() + HEADS * DIM, out.end() - HEADS * DIM);
@@ -494,8 +500,10 @@ int main() {
     rotations();
     gates();
     heads();
-    cuts();
-    attentions();
+    for (stages = 2; stages <= MOST_STAGES; ++stages) {
+        cuts();
+        attentions();
+    }
     printf("%d checks, %d failed\n", checks, failures);
     return failures != 0 || checks < 100;
 }

@@ -11,17 +11,18 @@ use cudarc::driver::{result, sys};
 use super::{buffers::Capacity, fault, plan::Extent};
 use crate::error::Result;
 
-/// Batches of more rows are bound by arithmetic, not by launches.
-const MOST_ROWS: usize = 512;
+/// In larger batches the time between launches is little beside the kernels' own.
+const MOST_ROWS: usize = 2048;
 /// Graphs that are kept; further buckets are launched kernel by kernel.
-const MOST_GRAPHS: usize = 64;
+const MOST_GRAPHS: usize = 128;
 
 /// The bucket of a batch, if it is small enough for one. None exceeds `most`.
 pub(super) fn bucket(extent: Extent, most: Capacity) -> Option<Extent> {
     let rows = match extent.rows {
         0 => return None,
         rows @ ..=64 => rows.next_multiple_of(16),
-        rows => rows.next_multiple_of(64),
+        rows @ ..=1024 => rows.next_multiple_of(64),
+        rows => rows.next_multiple_of(128),
     };
     let step = |count| [0, 1, 4, 16, 64].into_iter().find(|&step| step >= count);
     let (answers, wide) = (step(extent.answers)?, step(extent.wide)?);
@@ -117,7 +118,9 @@ mod tests {
         assert_eq!(of(200, 1, 7), Some(extent(256, 1, 8)));
         assert_eq!(of(1, 1, 1), Some(extent(16, 1, 1)));
         assert_eq!(of(512, 17, 32), Some(extent(512, 64, 32)));
-        assert_eq!(of(513, 1, 9), None, "large batches are launched");
+        assert_eq!(of(987, 16, 40), Some(extent(1024, 16, 64)));
+        assert_eq!(of(1706, 10, 60), Some(extent(1792, 16, 64)));
+        assert_eq!(of(2049, 1, 9), None, "large batches are launched");
         assert_eq!(of(100, 65, 70), None);
         let small = Capacity { rows: 100, answers: 2 };
         assert_eq!(bucket(extent(90, 1, 2), small), None, "a bucket fits the buffers");

@@ -18,6 +18,8 @@ const ROTATED: usize = 8 * ROW_THREADS as usize;
 const ROW_HEADS: u32 = 16;
 /// Keys of one tile of attention.
 const TILE_KEYS: usize = 64;
+/// Shared memory of a multiprocessor that the system takes for each block.
+const RESERVED_SHARED: usize = 1 << 10;
 /// Answers to a block of `vocabulary`.
 const VOCABULARY_ANSWERS: usize = 32;
 /// Shared memory of `vocabulary`: two tiles of 72-number rows, and logits.
@@ -55,6 +57,8 @@ pub(super) struct Attention {
     pub(super) layer: i32,
     pub(super) layers: i32,
     pub(super) scale: f32,
+    /// Tiles of keys in shared memory: [`Kernels::attention_stages`].
+    pub(super) stages: i32,
 }
 
 /// The kernels of one model's head width.
@@ -70,6 +74,8 @@ pub(super) struct Kernels {
     vocabulary: sys::CUfunction,
     combine: sys::CUfunction,
     attention_shared: usize,
+    /// Tiles of keys and values that attention has under way at once.
+    pub(super) attention_stages: i32,
     rotated_heads: usize,
 }
 
@@ -87,9 +93,12 @@ impl Kernels {
             let message = format!("cuda: head_dim {head_dim} has no kernel; there are {HEAD_DIMS:?}");
             return Err(Error::invalid("device", message));
         }
-        // Two buffers of keys and two of values, rows padded by 16 bytes against bank conflicts; where two
-        // tiles' keys lie.
-        let attention_shared = 4 * TILE_KEYS * (head_dim + 8) * 2 + 2 * TILE_KEYS * 4;
+        // Keys and values, rows padded by 16 bytes against bank conflicts; where the keys lie.
+        let attention_stage = 2 * TILE_KEYS * (head_dim + 8) * 2 + TILE_KEYS * 4;
+        // Three, if two blocks still fit a multiprocessor.
+        let many = 2 * (3 * attention_stage + RESERVED_SHARED) <= gpu.shared_memory;
+        let attention_stages = if many { 3 } else { 2 };
+        let attention_shared = attention_stages * attention_stage;
         Ok(Self {
             embed: gpu.function("embed", 0)?,
             add_norm: gpu.function("add_norm", 0)?,
@@ -102,6 +111,7 @@ impl Kernels {
             vocabulary: gpu.function("vocabulary", VOCABULARY_SHARED)?,
             combine: gpu.function("combine", 0)?,
             attention_shared,
+            attention_stages: attention_stages as i32,
             rotated_heads: ROTATED / head_dim,
         })
     }

@@ -187,6 +187,7 @@ impl Ops for Pass<'_> {
             layer: layer as i32,
             layers: config.layers as i32,
             scale: std::f32::consts::LOG2_E / (config.head_dim as f32).sqrt(),
+            stages: self.queue.kernels.attention_stages,
         };
         let buffers = self.buffers;
         let from = match last {

@@ -31,6 +31,8 @@ pub(super) struct Gpu {
     pub(super) context: Arc<CudaContext>,
     pub(super) name: String,
     pub(super) capability: (i32, i32),
+    /// Bytes of shared memory of a multiprocessor.
+    pub(super) shared_memory: usize,
     module: sys::CUmodule,
 }
 
@@ -48,9 +50,11 @@ impl Gpu {
                 "{name} has compute capability {major}.{minor}; 8.0 or newer is needed"
             )));
         }
+        let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
+        let shared = context.attribute(shared).map_err(fault("its shared memory"))?;
         open_cublaslt()?;
         let module = load_kernels()?;
-        Ok(Self { context, name, capability, module })
+        Ok(Self { context, name, capability, shared_memory: shared.max(0) as usize, module })
     }
 
     /// The kernel `name`, allowed `shared` bytes of shared memory.

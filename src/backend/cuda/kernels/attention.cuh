@@ -14,6 +14,7 @@
 
 constexpr int TILE_ROWS = 64;
 constexpr int TILE_KEYS = 64;
+constexpr int MOST_STAGES = 3;
 
 struct Attention {
     int count_at;  // of the plan: tiles, or answers
@@ -26,6 +27,7 @@ struct Attention {
     int layer;
     int layers;
     float scale;   // of a product, for powers of two: log2(e) / sqrt(dim)
+    int stages;    // tiles of keys and values in shared memory, at most MOST_STAGES
 };
 
 // Where the key at `position` lies: a batch row, or ~slot of the cache. The last run with a
@@ -46,13 +48,14 @@ DEVICE int key_source(const int* plan, const Tile& tile, int position) {
     return ~(block * BLOCK_TOKENS + token % BLOCK_TOKENS);
 }
 
-// Where the keys of the tile at `first` lie, a thread a key.
+// Where the key at `first` and this thread's place of 64 lies.
 DEVICE void find(const int* plan, const Tile& tile, int first, int keys, int* sources) {
     int key = first + static_cast<int>(threadIdx.x) % TILE_KEYS;
     if (key < keys) sources[threadIdx.x % TILE_KEYS] = key_source(plan, tile, key);
 }
 
 // Brings one tile of keys and values, which lie at `sources`, to shared memory; zeros behind the last key.
+// Of a tile that has no keys nothing is brought, but it counts among the copies that are waited for.
 template <int DIM>
 DEVICE void bring(const int* sources, const Attention& shape, int count, const bf16* k, const bf16* cache, int head,
                   bf16* to_keys, bf16* to_values) {
@@ -60,7 +63,7 @@ DEVICE void bring(const int* sources, const Attention& shape, int count, const b
     // Consecutive threads take one vector's pieces.
     int piece = threadIdx.x % PIECES * 8;
 #pragma unroll
-    for (int j = 0; j < TILE_KEYS * PIECES / 128; ++j) {
+    for (int j = 0; j < TILE_KEYS * PIECES / 128 && count > 0; ++j) {
         int key = j * (128 / PIECES) + threadIdx.x / PIECES;
         bool valid = key < count;
         const bf16 *from_key = k, *from_value = k;
@@ -81,31 +84,35 @@ DEVICE void bring(const int* sources, const Attention& shape, int count, const b
 }
 
 // Every tile of the first `keys` keys in turn, in shared memory: `work(keys, values, position of the first)`.
-// While it works on one the next is on its way, and where the one after that lies is found.
+// While it works on one the next are on their way, as many as there are stages, and where the one after them lies
+// is found.
 template <int DIM, class Work>
 DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile, int keys, const bf16* k,
                       const bf16* cache, int head, bf16* buffers, Work work) {
-    constexpr int BUFFER = TILE_KEYS * (DIM + 8);  // two of keys, two of values, two tiles' sources
-    int* sources = reinterpret_cast<int*>(buffers + 4 * BUFFER);
-    int second = threadIdx.x / TILE_KEYS;  // half the threads find the first tile, half the second
-    find(plan, tile, second * TILE_KEYS, keys, sources + second * TILE_KEYS);
+    constexpr int BUFFER = TILE_KEYS * (DIM + 8);  // a stage: keys, values; behind all, where their tiles' keys lie
+    int stages = shape.stages;
+    int* sources = reinterpret_cast<int*>(buffers + 2 * stages * BUFFER);
+    // Half the threads find one tile, half the next.
+    for (int stage = threadIdx.x / TILE_KEYS; stage < stages; stage += 2)
+        find(plan, tile, stage * TILE_KEYS, keys, sources + stage * TILE_KEYS);
     __syncthreads();
-    bring<DIM>(sources, shape, keys, k, cache, head, buffers, buffers + 2 * BUFFER);
-    for (int first = 0, at = 0; first < keys; first += TILE_KEYS, at ^= 1) {
-        int next = first + TILE_KEYS;
-        if (next < keys) {
-            bring<DIM>(sources + (at ^ 1) * TILE_KEYS, shape, keys - next, k, cache, head, buffers + (at ^ 1) * BUFFER,
-                       buffers + (2 + (at ^ 1)) * BUFFER);
-            copies_wait<1>();
-        } else {
-            copies_wait<0>();
-        }
-        // Behind this everybody has asked for this tile's copies: its sources are needed no more.
+    for (int stage = 0; stage < stages; ++stage) {
+        bf16* to = buffers + 2 * stage * BUFFER;
+        bring<DIM>(sources + stage * TILE_KEYS, shape, keys - stage * TILE_KEYS, k, cache, head, to, to + BUFFER);
+    }
+    for (int first = 0, stage = 0; first < keys; first += TILE_KEYS) {
+        if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 1>();
+        else copies_wait<MOST_STAGES - 2>();
+        // Behind this everybody has this tile, and has asked for its copies: its sources are needed no more.
         __syncthreads();
-        if (threadIdx.x < TILE_KEYS) find(plan, tile, next + TILE_KEYS, keys, sources + at * TILE_KEYS);
-        work(buffers + at * BUFFER, buffers + (2 + at) * BUFFER, first);
-        // Nobody overwrites what another warp still reads.
+        int next = first + stages * TILE_KEYS;
+        if (threadIdx.x < TILE_KEYS) find(plan, tile, next, keys, sources + stage * TILE_KEYS);
+        bf16* at = buffers + 2 * stage * BUFFER;
+        work(at, at + BUFFER, first);
+        // Nobody overwrites what another warp still reads; and where the next tile's keys lie is known.
         __syncthreads();
+        bring<DIM>(sources + stage * TILE_KEYS, shape, keys - next, k, cache, head, at, at + BUFFER);
+        stage = stage + 1 == stages ? 0 : stage + 1;
     }
 }
 
