@@ -27,7 +27,7 @@ struct Attention {
     int layer;
     int layers;
     float scale;   // of a product, for powers of two: log2(e) / sqrt(dim)
-    int stages;    // tiles of keys and values in shared memory, at most MOST_STAGES
+    int stages;    // tiles of keys and values in shared memory: two, or MOST_STAGES
 };
 
 // Where the key at `position` lies: a batch row, or ~slot of the cache. The last run with a
