@@ -36,13 +36,12 @@ pub(crate) struct Target {
     pub(crate) admin: Option<String>,
     process: Option<Process>,
     here: Option<(oneshot::Sender<()>, std::thread::JoinHandle<Result<()>>)>,
-    told: AtomicBool,
 }
 
 impl Target {
     /// One that runs already.
     pub(crate) fn at(url: String, admin: Option<String>) -> Self {
-        Self { url, admin, process: None, here: None, told: AtomicBool::new(false) }
+        Self { url, admin, process: None, here: None }
     }
 
     /// Starts `program serve` on free ports.
@@ -54,15 +53,16 @@ impl Target {
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn();
-        let mut process = Process(child.with_context(|| format!("{} cannot be run", program.display()))?);
-        let log = process.0.stderr.take().context("no log")?;
+        let child = child.with_context(|| format!("{} cannot be run", program.display()))?;
+        let mut process = Process { child, told: AtomicBool::new(false) };
+        let log = process.child.stderr.take().context("no log")?;
         let (told, ready) = oneshot::channel();
         std::thread::spawn(move || read_log(BufReader::new(log), told));
         let ready = tokio::time::timeout(START, ready).await.context("it did not become ready")?;
         let [address, admin] = ready.context("it ended before it was ready")?;
         let url = format!("http://{}", address.context("it told no address")?);
         let admin = admin.map(|admin| format!("http://{admin}"));
-        Ok(Self { url, admin, process: Some(process), here: None, told: AtomicBool::new(false) })
+        Ok(Self { url, admin, process: Some(process), here: None })
     }
 
     /// The real server in this process, over a backend that takes `pace` and computes nothing.
@@ -97,23 +97,22 @@ impl Target {
             admin: Some(format!("http://{admin}")),
             process: None,
             here: Some((stop, thread)),
-            told: AtomicBool::new(false),
         })
     }
 
     /// Its process, if it is one of its own.
     pub(crate) fn process(&self) -> Option<u32> {
-        self.process.as_ref().map(|process| process.0.id())
+        self.process.as_ref().map(|process| process.child.id())
     }
 
     /// Sends SIGTERM to the program that was started here, the first time it is called: a program that is
     /// told twice stops at once instead of draining.
     pub(crate) fn tell_to_stop(&self) -> Result<()> {
-        let id = self.process().context("only what --serve started can be told to stop")?;
-        if self.told.swap(true, Ordering::Relaxed) {
+        let process = self.process.as_ref().context("only what --serve started can be told to stop")?;
+        if process.told.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        let told = Command::new("kill").args(["-TERM", &id.to_string()]).status()?;
+        let told = Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status()?;
         anyhow::ensure!(told.success(), "it could not be told to stop");
         Ok(())
     }
@@ -124,7 +123,7 @@ impl Target {
             self.tell_to_stop()?;
         }
         if let Some(mut process) = self.process {
-            let ended = tokio::task::spawn_blocking(move || process.0.wait());
+            let ended = tokio::task::spawn_blocking(move || process.child.wait());
             let status = tokio::time::timeout(START, ended).await.context("it does not stop")???;
             anyhow::ensure!(status.success(), "it ended with {status}");
         }
@@ -139,13 +138,17 @@ impl Target {
 }
 
 /// A program that was started here; it is killed with whoever started it.
-struct Process(Child);
+struct Process {
+    child: Child,
+    /// Whether it was told to stop.
+    told: AtomicBool,
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
