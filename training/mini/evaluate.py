@@ -4,6 +4,7 @@
     python -m mini.evaluate everyday --out RUN --model final
     python -m mini.evaluate explain  --out RUN     explanations of held-out pairs, checked by rule
     python -m mini.evaluate rerank   --out RUN     BM25's top 50 of all products, held-out queries
+    python -m mini.evaluate teachers --out RUN     the teachers themselves on held-out queries
 Every figure is taken with weights rounded to bfloat16, as they are exported.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import random
 from pathlib import Path
 
@@ -229,10 +231,33 @@ def rerank(args, encoder, depth: int = 50) -> dict:
     return report
 
 
+def teachers(args, encoder) -> dict:
+    """nDCG@10 of the teachers, each query by a ranker that never saw its fold: the blend, and the ranker."""
+    _, idf = pickle.load(open(Path(args.out) / "generated.pkl", "rb"))
+    teacher, report = Teacher(Path(args.cache)), {}
+    for name in pairs.RANKED:
+        queries = data.judged(data.data_dir(args.data), name)
+        found = {"blend": [], "ranker": []}
+        for fold in map(int, args.held.split(",")):
+            known = [q for q in queries if q.fold in data.FOLDS and q.fold != fold]
+            ranker = pairs.ranker_of(known, teacher, idf)
+            for q in (q for q in queries if q.fold == fold and any(q.gains)):
+                texts, ids = [pairs.taught(name, d) for d in q.docs], [d.doc_id for d in q.docs]
+                teacher.prepare([q.text, *texts])
+                cosines = teacher.cosine(q.text, texts)
+                places = {"blend": pairs.blend(teacher, idf, name, q.text, texts, texts),
+                          "ranker": ranker.places(q.text, texts, [d.title for d in q.docs], cosines)}
+                for kind, by in places.items():
+                    found[kind].append(metrics.ndcg(list(by), q.gains, doc_ids=ids))
+        report[name] = {"queries": len(found["blend"]), **{k: round(float(np.mean(v)), 4) for k, v in found.items()}}
+        print(name, report[name], flush=True)
+    return report
+
+
 def main() -> None:
     """Command line; each measurement is kept in RUN/metrics.json under its name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("folds", "everyday", "explain", "rerank"))
+    parser.add_argument("what", choices=("folds", "everyday", "explain", "rerank", "teachers"))
     parser.add_argument("--out", required=True, help="run directory")
     parser.add_argument("--data", help="data directory (or VERDICT_DATA)")
     parser.add_argument("--cache", default="cache", help="where teacher vectors are kept")
@@ -248,7 +273,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     encoder = Encoder.load(Path(args.out))
-    work = {"folds": folds, "everyday": everyday, "explain": explanations, "rerank": rerank}
+    work = {"folds": folds, "everyday": everyday, "explain": explanations, "rerank": rerank, "teachers": teachers}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.fast):
         result = work[args.what](args, encoder)
     file = Path(args.out) / "metrics.json"

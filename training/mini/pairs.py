@@ -13,12 +13,14 @@ import numpy as np
 
 from mini import data
 from mini.queries import Words
+from mini.ranker import Ranker
 from mini.text import Bm25, content_words, stem, stems, words
 
 GROUP = 8
 THRESHOLDS, WIDTH = np.array([0.25, 0.43, 0.62]), 0.05
 GRADE_VALUE = {"esci": (0, 1, 2, 3), "dbpedia": (0, 2, 3), "selqa": (0, 3)}
 COSINE_SHARE = {"esci": 0.7, "dbpedia": 0.95, "selqa": 0.5, "default": 0.8}  # rest: coverage
+RANKED = ("dbpedia", "selqa")  # sets with judgments enough for a ranker of their own
 LABEL_TARGET = (0.08, 0.34, 0.54, 0.82)  # a grade's place on the target scale
 STYLES = ("what is {}", "how to {}", "best {}", "{} meaning", "what are {}", "why {}", "{} explained",
           "find {}", "i need {}", "how do i {}", "which {}", "{} guide")
@@ -34,6 +36,7 @@ class Group:
     teacher_docs: list[str]
     bonus: list[float]
     grades: list[int] | None = None
+    titles: list[str] | None = None  # of judged sets' documents
     target: np.ndarray | None = None
     meaning: np.ndarray | None = None  # teacher's coordinates of the query, then of each document
 
@@ -44,6 +47,11 @@ def soft_grades(target) -> np.ndarray:
     ones, zeros = np.ones_like(above[..., :1]), np.zeros_like(above[..., :1])
     steps = np.concatenate([ones, above, zeros], -1)
     return steps[..., :-1] - steps[..., 1:]
+
+
+def taught(dataset: str, doc: data.Document) -> str:
+    """What the teachers read of a judged document."""
+    return doc.title if dataset == "esci" else doc.render(40)
 
 
 def cut(rng: random.Random, text: str) -> str:
@@ -163,7 +171,8 @@ def unjudged_groups(queries: list[data.Query], teacher, rounds: int, made: int, 
     """Groups that nobody judged, for a teacher to grade: `rounds` for each training query and `made`
     for queries made from documents, with documents of the same set that are near, share a word, or neither."""
     rng, domain = random.Random(seed), queries[0].dataset
-    texts = list(dict.fromkeys(d.title if domain == "esci" else d.render(40) for q in queries for d in q.docs))
+    titles = {taught(domain, d): d.title for q in queries for d in q.docs}
+    texts = list(titles)
     shelf = Shelf(domain, texts, range(len(texts)), None)
     asked = [q.text for q in queries]
     teacher.prepare(asked + texts)
@@ -172,13 +181,15 @@ def unjudged_groups(queries: list[data.Query], teacher, rounds: int, made: int, 
         close = near[text]
         picks = [*rng.sample(close[:16], 3), *rng.sample(close[16:], 2), shelf.sharing(rng, text), shelf.sharing(rng, text),
                  rng.randrange(len(texts))]
-        yield Group(domain, text, docs := [texts[i] for i in picks], docs, [0.0] * GROUP)
+        docs = [texts[i] for i in picks]
+        yield Group(domain, text, docs, docs, [0.0] * GROUP, titles=[titles[d] for d in docs])
     sources = [rng.randrange(len(texts)) for _ in range(made)]
     formed = [_spoken(rng, texts[i]) for i in sources]
     teacher.prepare(formed)
     for source, text, close in zip(sources, formed, teacher.nearest(formed, texts, 40)):
         picks = [source, *rng.sample(close[:12], 3), rng.choice(close), shelf.sharing(rng, text), *rng.sample(range(len(texts)), 2)]
-        yield Group(domain, text, docs := [texts[i] for i in picks], docs, [0.1] + [0.0] * (GROUP - 1))
+        docs = [texts[i] for i in picks]
+        yield Group(domain, text, docs, docs, [0.1] + [0.0] * (GROUP - 1), titles=[titles[d] for d in docs])
 
 
 def _spoken(rng, source: str) -> str:
@@ -203,22 +214,39 @@ def judged_groups(queries: list[data.Query], rounds: int, seed: int):
             own = {id(d) for d in query.docs}
             grades = [scale[d.grade] if id(d) in own else 0 for d in chosen]
             esci = query.dataset == "esci"
-            teacher_docs = [d.title if esci else d.render(40) for d in chosen]
+            teacher_docs = [taught(query.dataset, d) for d in chosen]
             docs = [cut(rng, d.render()) if esci and rng.random() < 0.6 else t for d, t in zip(chosen, teacher_docs)]
-            yield Group(query.dataset, query.text, docs, teacher_docs, [0.0] * GROUP, grades)
+            yield Group(query.dataset, query.text, docs, teacher_docs, [0.0] * GROUP, grades, [d.title for d in chosen])
 
 
-def set_targets(groups: list[Group], teacher, idf: Bm25, label_weight: float) -> None:
-    """Blend MiniLM cosine, lexical coverage and label into each group's target."""
+def blend(teacher, idf: Bm25, domain: str, query: str, docs, teacher_docs) -> np.ndarray:
+    """MiniLM's cosine and the share of the query's words found, weighed as suits the domain, for each document."""
+    cosine = np.clip(teacher.cosine(query, teacher_docs), 0, 1)
+    cover = np.array([idf.coverage(query, set(stems(f"{d} {t}"))) for d, t in zip(docs, teacher_docs)])
+    return COSINE_SHARE[domain] * cosine + (1 - COSINE_SHARE[domain]) * cover
+
+
+def ranker_of(queries: list[data.Query], teacher, idf: Bm25) -> Ranker:
+    """A ranker fitted to all judgments of some queries of one set."""
+    lists, blends, name = [], [], queries[0].dataset
+    teacher.prepare([t for q in queries for t in (q.text, *(taught(name, d) for d in q.docs))])
+    for q in queries:
+        texts = [taught(name, d) for d in q.docs]
+        lists.append((q.text, texts, [d.title for d in q.docs], teacher.cosine(q.text, texts), q.gains))
+        blends.append(blend(teacher, idf, name, q.text, texts, texts))
+    return Ranker.fit(lists, np.concatenate(blends))
+
+
+def set_targets(groups: list[Group], teacher, idf: Bm25, rankers: dict[str, Ranker] | None = None) -> None:
+    """Each group's targets by its teachers: the ranker of its set if there is one, or else the blend."""
     teacher.prepare([t for g in groups for t in (g.query, *g.teacher_docs)])
     for g in groups:
-        cosine = np.clip(teacher.cosine(g.query, g.teacher_docs), 0, 1)
-        cover = np.array([idf.coverage(g.query, set(stems(f"{d} {t}"))) for d, t in zip(g.docs, g.teacher_docs)])
-        share = COSINE_SHARE[g.domain]
-        u = share * cosine + (1 - share) * cover + np.array(g.bonus)
-        g.target = np.clip(u, 0, 1)
-        if g.grades is not None:
-            g.target = with_labels(g, label_weight)
+        ranker = (rankers or {}).get(g.domain) if g.titles else None
+        if ranker:
+            place = ranker.places(g.query, g.teacher_docs, g.titles, teacher.cosine(g.query, g.teacher_docs))
+        else:
+            place = blend(teacher, idf, g.domain, g.query, g.docs, g.teacher_docs)
+        g.target = np.clip(place + np.array(g.bonus), 0, 1)
         g.meaning = teacher.coordinates([g.query, *g.teacher_docs])
 
 

@@ -2,8 +2,8 @@
 
     python -m mini.sft prepare  --out RUN            tokenizer, initial model, generated pairs' targets
     python -m mini.sft pretrain --out RUN --minutes 20
-    python -m mini.sft grade    --out RUN --fold 1 --cross cross1.pt   the teachers grade pairs of the other folds
-    python -m mini.sft tune     --out RUN --fold 1 --minutes 8         trains on them; without --fold: on all folds
+    python -m mini.sft grade    --out RUN --fold 1               the teachers grade pairs of the other folds
+    python -m mini.sft tune     --out RUN --fold 1 --minutes 24  trains on them; without --fold: on all folds
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from transformers import Qwen3ForCausalLM
 
 from mini import bag
-from mini import cross_encoder
 from mini import data
 from mini import explain
 from mini import model as shapes
@@ -111,7 +110,7 @@ def generate(args, out: Path, shelves, sample):
         groups += pairs.shelf_groups(shelf, teacher, int(args.groups * share / sum(shares)), args.seed + at)
         print(f"{len(groups)} generated groups", flush=True)
     idf = Bm25([stems(t) for t in sample])
-    pairs.set_targets(groups, teacher, idf, 0.0)
+    pairs.set_targets(groups, teacher, idf)
     idf.tf, idf.length = [], []
     pickle.dump((groups, idf), open(out / "generated.pkl", "wb"))
     return groups, teacher
@@ -134,7 +133,7 @@ def grade(args) -> None:
     the judged ones, by their labels; and a share of the label-free ones."""
     generated, idf = pickle.load(open(Path(args.out) / "generated.pkl", "rb"))
     root, rng = data.data_dir(args.data), random.Random(args.seed)
-    teacher, judged, unjudged = Teacher(Path(args.cache)), [], []
+    teacher, judged, unjudged, rankers = Teacher(Path(args.cache)), [], [], {}
     teacher.axes = np.load(Path(args.out) / "axes.npy")
     rounds = {"esci": (8, 6, 0), "dbpedia": (8, 6, 2000), "selqa": (1, 1, 700)}
     for name in data.SETS:
@@ -142,10 +141,9 @@ def grade(args) -> None:
         labelled, near, made = rounds[name]
         judged += pairs.judged_groups(queries, labelled, args.seed)
         unjudged += pairs.unjudged_groups(queries, teacher, near, made, args.seed)
-    pairs.set_targets(judged + unjudged, teacher, idf, 0.0)
-    if args.cross:
-        print(f"the cross-encoder reads {len(judged) + len(unjudged)} groups", flush=True)
-        cross_encoder.load(Path(args.out) / args.cross).blend(judged + unjudged, args.cross_weight)
+        if name in pairs.RANKED:
+            rankers[name] = pairs.ranker_of(queries, teacher, idf)
+    pairs.set_targets(judged + unjudged, teacher, idf, rankers)
     for group in judged:
         group.target = pairs.with_labels(group, args.label_weight)
     groups = judged + unjudged + rng.sample(generated, min(2000, len(generated)))
@@ -291,8 +289,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float)
     parser.add_argument("--fold", default="", help="folds held out, as digits: 12; none by default")
     parser.add_argument("--base", help="prepare for going on from this directory, as models/verdict-mini-base")
-    parser.add_argument("--cross", help="cross-encoder under RUN that grades pairs as well")
-    parser.add_argument("--cross-weight", type=float, default=0.7)
     parser.add_argument("--label-weight", type=float, default=0.6)
     parser.add_argument("--source", help="start from this model under RUN, or elsewhere by a whole path")
     parser.add_argument("--name", help="name of the resulting model under RUN")

@@ -55,12 +55,16 @@ class Bm25:
 
     def score(self, query_stems, index: int) -> float:
         """Score of one document for a stemmed query."""
-        tf, total = self.tf[index], 0.0
-        norm = self.k1 * (1 - self.b + self.b * self.length[index] / max(self.mean, 1e-9))
+        return self.match(query_stems, self.tf[index], self.length[index])
+
+    def match(self, query_stems, tf, length: int) -> float:
+        """Score of any text of `length` stems, `tf` of each, by this collection's frequencies."""
+        total = 0.0
+        norm = self.k1 * (1 - self.b + self.b * length / max(self.mean, 1e-9))
         for term in query_stems:
             f = tf.get(term, 0)
             if f:
-                total += self.idf[term] * f * (self.k1 + 1) / (f + norm)
+                total += self.idf.get(term, self.default_idf) * f * (self.k1 + 1) / (f + norm)
         return total
 
     def top(self, query_stems, k: int) -> list[int]:

@@ -20,6 +20,7 @@ from mini import bag
 from mini import batches
 from mini import evaluate
 from mini import explain
+from mini import metrics
 from mini import model as shapes
 from mini import names
 from mini import pairs
@@ -27,6 +28,7 @@ from mini import sft
 from mini.forward import Forward
 from mini.grounding import Guard
 from mini.queries import Words
+from mini.ranker import Ranker
 from mini.tokenizer import CONTROL, GRADES, Encoder, train
 
 THINGS = "shoe lamp table phone bottle jacket guitar camera pillow kettle".split()
@@ -136,6 +138,26 @@ def test_the_vectors_behind_sums_are_found():
     vectors, importance = bag.fit(ids, sums, unit + rng.normal(size=unit.shape) * 0.05, steps=400, batch=512)
     cosine = (vectors * wanted).sum(1) / np.linalg.norm(wanted, axis=1)
     assert cosine.min() > 0.9 and np.corrcoef(importance, np.log(np.linalg.norm(wanted, axis=1)))[0, 1] > 0.9
+
+
+def test_a_ranker_learns_from_judgments_what_the_blend_cannot_know():
+    rng = np.random.default_rng(0)
+
+    def judged():  # relevant is what is called nearly as asked; a text with more words of the query is not
+        color, thing = rng.choice(COLORS), rng.choice(THINGS)
+        titles = [f"{rng.choice([color, 'old'])} {rng.choice([thing, 'map'])}" for _ in range(12)]
+        texts = [f"{t} for a {color} {thing}" if rng.random() < 0.5 else t for t in titles]
+        return f"{color} {thing}", texts, titles, rng.random(12), [float(t == f"{color} {thing}") for t in titles]
+
+    lists, unseen = [judged() for _ in range(60)], [judged() for _ in range(20)]
+    blends = rng.random(60 * 12) * 0.6 + 0.2
+    ranker = Ranker.fit(lists, blends)
+    for query, texts, titles, cosines, gains in unseen:
+        places = ranker.places(query, texts, titles, cosines)
+        assert places.min() >= blends.min() and places.max() <= blends.max()
+        assert metrics.ndcg(list(places), gains) in (None, 1.0)
+    everything = np.concatenate([ranker.places(*row[:4]) for row in lists])
+    np.testing.assert_allclose(np.quantile(everything, [0.1, 0.5, 0.9]), np.quantile(blends, [0.1, 0.5, 0.9]), atol=0.12)
 
 
 def test_names_are_read_from_a_package_that_is_not_run(tmp_path):
