@@ -238,10 +238,9 @@ def teachers(args, encoder) -> dict:
     for name in pairs.RANKED:
         queries = data.judged(data.data_dir(args.data), name)
         found = {"blend": [], "ranker": []}
-        for fold in map(int, args.held.split(",")):
-            known = [q for q in queries if q.fold in data.FOLDS and q.fold != fold]
-            ranker = pairs.ranker_of(known, teacher, idf)
-            for q in (q for q in queries if q.fold == fold and any(q.gains)):
+        for held in args.held.split(","):
+            ranker = pairs.ranker_of([q for q in queries if str(q.fold) not in held], teacher, idf)
+            for q in (q for q in queries if str(q.fold) in held and any(q.gains)):
                 texts, ids = [pairs.taught(name, d) for d in q.docs], [d.doc_id for d in q.docs]
                 teacher.prepare([q.text, *texts])
                 cosines = teacher.cosine(q.text, texts)

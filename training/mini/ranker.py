@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mini.text import Bm25, content_words, stem, stems
 
