@@ -90,7 +90,7 @@ def bm25_scores(queries) -> list[list[float]]:
 def minilm_scores(args, queries) -> list[np.ndarray]:
     """The other baseline: MiniLM's cosine of the query and the first 40 words (a product: its title)."""
     teacher = Teacher(Path(args.cache))
-    texts = [[d.title if q.dataset == "esci" else d.render(40) for d in q.docs] for q in queries]
+    texts = [[pairs.taught(q.dataset, d) for d in q.docs] for q in queries]
     teacher.prepare([q.text for q in queries] + [t for found in texts for t in found])
     return [teacher.cosine(q.text, found) for q, found in zip(queries, texts)]
 
@@ -232,22 +232,20 @@ def rerank(args, encoder, depth: int = 50) -> dict:
 
 
 def teachers(args, encoder) -> dict:
-    """nDCG@10 of the teachers, each query by a ranker that never saw its fold: the blend, and the ranker."""
+    """nDCG@10 of the blend, and of a ranker, each query by one that never saw its fold."""
     _, idf = pickle.load(open(Path(args.out) / "generated.pkl", "rb"))
     teacher, report = Teacher(Path(args.cache)), {}
-    for name in pairs.RANKED:
+    for name in args.sets.split(","):
         queries = data.judged(data.data_dir(args.data), name)
         found = {"blend": [], "ranker": []}
         for held in args.held.split(","):
             ranker = pairs.ranker_of([q for q in queries if str(q.fold) not in held], teacher, idf)
             for q in (q for q in queries if str(q.fold) in held and any(q.gains)):
-                texts, ids = [pairs.taught(name, d) for d in q.docs], [d.doc_id for d in q.docs]
-                teacher.prepare([q.text, *texts])
-                cosines = teacher.cosine(q.text, texts)
-                places = {"blend": pairs.blend(teacher, idf, name, q.text, texts, texts),
-                          "ranker": ranker.places(q.text, texts, [d.title for d in q.docs], cosines)}
-                for kind, by in places.items():
-                    found[kind].append(metrics.ndcg(list(by), q.gains, doc_ids=ids))
+                teacher.prepare([q.text, *(pairs.taught(name, d) for d in q.docs)])
+                row, ids = pairs.ranked(q, teacher), [d.doc_id for d in q.docs]
+                blended = pairs.blend(teacher, idf, name, q.text, row[1], row[1])
+                for kind, by in (("blend", blended), ("ranker", ranker.places(*row))):
+                    found[kind].append(metrics.ndcg(by, q.gains, doc_ids=ids))
         report[name] = {"queries": len(found["blend"]), **{k: round(float(np.mean(v)), 4) for k, v in found.items()}}
         print(name, report[name], flush=True)
     return report
@@ -268,7 +266,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fast", action="store_true", help="compute in bfloat16")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sets", default="esci,dbpedia,selqa", help="sets that `folds` measures")
+    parser.add_argument("--sets", default="esci,dbpedia,selqa", help="sets that `folds` and `teachers` measure")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     encoder = Encoder.load(Path(args.out))

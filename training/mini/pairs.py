@@ -226,14 +226,20 @@ def blend(teacher, idf: Bm25, domain: str, query: str, docs, teacher_docs) -> np
     return COSINE_SHARE[domain] * cosine + (1 - COSINE_SHARE[domain]) * cover
 
 
+def ranked(query: data.Query, teacher):
+    """What a ranker reads of a query and its documents: query, texts, titles and cosines."""
+    texts = [taught(query.dataset, d) for d in query.docs]
+    return query.text, texts, [d.title for d in query.docs], teacher.cosine(query.text, texts)
+
+
 def ranker_of(queries: list[data.Query], teacher, idf: Bm25) -> Ranker:
     """A ranker fitted to all judgments of some queries of one set."""
     lists, blends, name = [], [], queries[0].dataset
     teacher.prepare([t for q in queries for t in (q.text, *(taught(name, d) for d in q.docs))])
     for q in queries:
-        texts = [taught(name, d) for d in q.docs]
-        lists.append((q.text, texts, [d.title for d in q.docs], teacher.cosine(q.text, texts), q.gains))
-        blends.append(blend(teacher, idf, name, q.text, texts, texts))
+        row = ranked(q, teacher)
+        lists.append((*row, q.gains))
+        blends.append(blend(teacher, idf, name, q.text, row[1], row[1]))
     return Ranker.fit(lists, np.concatenate(blends))
 
 
@@ -241,7 +247,7 @@ def set_targets(groups: list[Group], teacher, idf: Bm25, rankers: dict[str, Rank
     """Each group's targets by its teachers: the ranker of its set if there is one, or else the blend."""
     teacher.prepare([t for g in groups for t in (g.query, *g.teacher_docs)])
     for g in groups:
-        ranker = (rankers or {}).get(g.domain) if g.titles else None
+        ranker = (rankers or {}).get(g.domain)
         if ranker:
             place = ranker.places(g.query, g.teacher_docs, g.titles, teacher.cosine(g.query, g.teacher_docs))
         else:
