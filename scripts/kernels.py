@@ -36,8 +36,13 @@ REGISTERS = {
     "attention_row_64": 168,
     "attention_row_32": 128,
     "vocabulary": 96,
+    # A block of 160 threads has a multiprocessor for itself.
+    "few_rows_96": 128,
+    "few_rows_128": 168,
+    "few_rows_192": 224,
 }
 ROW_REGISTERS = 64
+KERNELS = 16
 # Fewest tensor core instructions: what the unrolled loops hold.
 PRODUCTS = {
     "attention_32": 24,
@@ -48,6 +53,10 @@ PRODUCTS = {
     "attention_row_128": 32,
     "vocabulary": 16,
 }
+# Kernels that only Hopper has, with their fewest.
+HOPPER = "90a"
+HOPPER_PRODUCTS = {f"few_rows_{outputs}": 4 * parts for outputs, parts in
+                   {8: 1, 16: 1, 32: 1, 48: 2, 64: 1, 96: 2, 128: 2, 192: 3}.items()}
 
 
 def tool(name):
@@ -111,8 +120,8 @@ def check_resources(log):
             problems.append(f"{name} takes {registers} registers on sm_{architecture}, over {most}")
     for architecture in ARCHITECTURES:
         count = sum(1 for _, a in kernels if a == architecture)
-        if count < len(REGISTERS) + 9:
-            problems.append(f"sm_{architecture} has only {count} kernels")
+        if count != KERNELS + (len(HOPPER_PRODUCTS) if architecture == HOPPER else 0):
+            problems.append(f"sm_{architecture} has {count} kernels")
     top = {}
     for name, _, _, _, _, registers in found:
         top[name] = max(top.get(name, 0), int(registers))
@@ -141,7 +150,7 @@ def check_products(fatbin):
                     counts[name.group(1)] = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", part))
             architecture = re.search(r"sm_\w+", cubin.name).group(0)
             shown = []
-            for name, fewest in PRODUCTS.items():
+            for name, fewest in {**PRODUCTS, **(HOPPER_PRODUCTS if architecture == f"sm_{HOPPER}" else {})}.items():
                 shown.append(f"{name} {counts.get(name, 0)}")
                 if counts.get(name, 0) < fewest:
                     problems.append(f"{name} has {counts.get(name, 0)} matrix instructions on {architecture}, under {fewest}")

@@ -60,6 +60,30 @@ fn a_refused_batch_leaves_the_next_one_well() {
     passed(&run("device::a_refused_batch_leaves_the_next_one_well", &mock.found()));
 }
 
+/// Kernels that begin before the one before is done, and products of few rows by our own kernel where it has the
+/// right bits: all is as it is without.
+#[test]
+fn what_was_not_measured_yet_changes_nothing() {
+    let Some(mock) = Mock::build() else { return };
+    let mut environment = mock.found();
+    environment.push(("VERDICT_CUDA_UNMEASURED", "always".to_owned()));
+    environment.push(("VERDICT_TEST_BATCHES", "1".to_owned()));
+    // Both compare what few rows give with what they give among many.
+    for name in
+        ["device::the_same_pair_has_the_same_bits", "lanes::a_sequence_is_decoded_alone_as_among_others"]
+    {
+        let text = passed(&run(name, &environment));
+        assert!(
+            told(&text, "early kernels") > 0 && told(&text, "products of few rows") > 0,
+            "{name}: {text}"
+        );
+    }
+    // Only Hopper has them.
+    environment.push(("MOCK_CUDA_CAPABILITY", "100".to_owned()));
+    let text = passed(&run("device::a_refused_batch_leaves_the_next_one_well", &environment));
+    assert_eq!((told(&text, "early kernels"), told(&text, "products of few rows")), (0, 0), "{text}");
+}
+
 /// One of the counts that the mock tells at its end.
 fn told(text: &str, of: &str) -> usize {
     let line = text.lines().find_map(|line| line.split_once("mock: ")).expect("the mock reports").1;
@@ -172,6 +196,8 @@ fn each_way_to_have_no_gpu_is_one_line() {
     let expected = "device: cuda: libcublasLt.so.13 was not found; set VERDICT_CUBLASLT_DIR to its directory; \
                     tried /nowhere/libcublasLt.so.13";
     assert_eq!(library, expected);
+    let unmeasured = with("VERDICT_CUDA_UNMEASURED", "yes");
+    assert_eq!(unmeasured, "device: cuda: VERDICT_CUDA_UNMEASURED is fastest or always, not \"yes\"");
     let other = with("VERDICT_CUDA_KERNELS", "/nowhere/k.fatbin");
     assert!(other.starts_with("device: cuda: VERDICT_CUDA_KERNELS: /nowhere/k.fatbin: "), "{other}");
 }

@@ -34,10 +34,11 @@ def table(kind, runs):
         for begin, end, grid, name in run:
             entry = sums[(name, grid)]
             entry[0] += 1
-            entry[1] += (end - begin) / 1e3
+            # One that began before the one before had ended waited for it until then.
+            entry[1] += max(0, end - max(begin, before)) / 1e3
             entry[2] += max(0, begin - before) / 1e3
-            before = end
-    spans = sorted((run[-1][1] - run[0][0]) / 1e3 for run in runs)
+            before = max(before, end)
+    spans = sorted((max(end for _, end, *_ in run) - run[0][0]) / 1e3 for run in runs)
     busy, waits = (sum(entry[i] for entry in sums.values()) / len(runs) for i in (1, 2))
     stream, count, grid = kind
     yield f"stream {stream}, {count} kernels, first grid {grid}: {len(runs)} passes, median {spans[len(spans) // 2]:.0f} us"

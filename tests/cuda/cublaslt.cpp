@@ -33,6 +33,7 @@ struct Candidate {
 };
 enum Kind { SPLITS = 1, DEPENDS = 2, FIXED = 3, OTHER = 4, FEW = 5 };
 constexpr uint64_t FEW_ROWS = 64;
+constexpr size_t SIDE = 32;
 enum { R_32F = 0, R_16BF = 14, SPLITK = 2, REDUCTION = 3, TRANSA = 3, OP_T = 1, NOT_SUPPORTED = 15 };
 
 struct Job {
@@ -57,24 +58,31 @@ uint16_t narrow(float value) {
     return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Sums of a row with SIDE outputs' weights.
+__attribute__((optimize("O3"))) void sum_side_by_side(float (&sums)[SIDE], const float* weights, const std::vector<float>& row, bool backwards) {
+    for (float& sum : sums) sum = 0.0f;
+    for (size_t i = 0; i < row.size(); ++i) {
+        const float* w = weights + (backwards ? row.size() - 1 - i : i) * SIDE;
+        for (size_t o = 0; o < SIDE; ++o) sums[o] += w[o] * row[i];
+    }
+}
+
 void run(void* with) {
     const Job& job = *static_cast<Job*>(with);
     size_t depth = job.w.rows, outputs = job.w.columns, count = job.x.columns;
-    std::vector<float> weights(outputs * depth), row(depth);
-    for (size_t i = 0; i < weights.size(); ++i) weights[i] = wide(job.weights[i]);
+    // By depth, so that some outputs are summed side by side, each in order.
+    size_t blocks = (outputs + SIDE - 1) / SIDE;
+    std::vector<float> weights(blocks * SIDE * depth), row(depth);
+    for (size_t o = 0; o < outputs; ++o)
+        for (size_t d = 0; d < depth; ++d) weights[(o / SIDE * depth + d) * SIDE + o % SIDE] = wide(job.weights[o * depth + d]);
     bool backwards = (job.kind == DEPENDS && count < 100) || job.kind == OTHER;
+    float sums[SIDE];
     if (job.kind == FIXED) usleep(20);  // so that the others are chosen, where they may be
     for (size_t r = 0; r < count; ++r) {
-        for (size_t d = 0; d < depth; ++d) row[d] = wide(job.rows[r * depth + d]);
+        for (size_t d = 0; d < depth; ++d) row[backwards ? depth - 1 - d : d] = wide(job.rows[r * depth + d]);
         for (size_t o = 0; o < outputs; ++o) {
-            // Four sums, so that they overlap.
-            float sums[4] = {};
-            for (size_t d = 0; d + 4 <= depth; d += 4)
-                for (size_t i = 0; i < 4; ++i) {
-                    size_t at = (backwards ? depth - 4 - d : d) + i;
-                    sums[i] += weights[o * depth + at] * row[at];
-                }
-            float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+            if (o % SIDE == 0) sum_side_by_side(sums, &weights[o * depth], row, backwards);
+            float sum = sums[o % SIDE];
             size_t at = r * outputs + o;
             if (job.y.type == R_16BF) static_cast<uint16_t*>(job.out)[at] = narrow(sum);
             else static_cast<float*>(job.out)[at] = sum + (job.kept == 0.0f ? 0.0f : job.kept * static_cast<float*>(job.out)[at]);
@@ -124,7 +132,7 @@ int cublasLtMatmul(void*, void* product, const float* alpha, const void* w, void
     bool typed = job.w.type == R_16BF && job.x.type == R_16BF && (job.y.type == R_16BF || job.y.type == R_32F);
     bool sums = *beta == 0.0f || (*beta == 1.0f && job.y.type == R_32F && c == y);
     if (static_cast<Product*>(product)->transposed != OP_T || *alpha != 1.0f || !sums || !typed || !fits || !whole ||
-        job.kind == SPLITS || job.w.rows % 4 != 0 || (job.kind == FEW && (job.x.columns > FEW_ROWS || job.x.columns % 16 == 13)))
+        job.kind == SPLITS || (job.kind == FEW && (job.x.columns > FEW_ROWS || job.x.columns % 16 == 13)))
         return NOT_SUPPORTED;
     // Kept: a graph may run it again.
     mock_submit(run, new Job(job), stream);

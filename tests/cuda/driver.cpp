@@ -26,7 +26,24 @@ using Address = unsigned long long;
 
 enum Status { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
               NOT_READY = 600, CAPTURING = 900 };
-enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, SHARED_OF_MULTIPROCESSOR = 81 };
+enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MULTIPROCESSORS = 16, SHARED_OF_MULTIPROCESSOR = 81 };
+enum LaunchAttribute { CLUSTER_DIMENSION = 4, PROGRAMMATIC = 6 };
+
+// As cuLaunchKernelEx has them.
+struct Asked {
+    int id, reserved;
+    union {
+        char all[64];
+        unsigned cluster[3];
+        int early;
+    };
+};
+struct Config {
+    unsigned grid[3], block[3], shared;
+    void* stream;
+    Asked* attributes;
+    unsigned count;
+};
 
 // An event has happened when as many of its records were passed as were made before somebody asked.
 struct Event {
@@ -49,8 +66,9 @@ std::vector<Work>* recording = nullptr;
 std::map<Address, size_t> allocated;
 size_t used = 0;
 // What is told at the end: graphs launched, kernels by the priority of their stream, events that were
-// asked for before they had happened, streams that had to wait for another's.
-size_t graphs_launched = 0, too_early = 0, waits = 0;
+// asked for before they had happened, streams that had to wait for another's, kernels that may begin early, products
+// of few rows.
+size_t graphs_launched = 0, too_early = 0, waits = 0, early = 0, of_few_rows = 0;
 std::map<int, size_t> kernels_by_priority;
 std::mt19937 order;
 
@@ -114,8 +132,9 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 }
 
 void report() {
-    printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits\n", graphs_launched,
-           kernels_by_priority[-5], kernels_by_priority[0], too_early, waits);
+    printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
+           "%zu products of few rows\n",
+           graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, of_few_rows);
 }
 
 // One sequence's numbers are none from the start.
@@ -131,7 +150,8 @@ std::vector<Kernel> kernels = {
     entry("embed", embed_with_nan), ENTRY(add_norm), ENTRY(select_answers), ENTRY(rotate_32), ENTRY(rotate_64), ENTRY(rotate_128),
     ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
     ENTRY(attention_row_128), ENTRY(silu_mul), ENTRY(grade_logits),
-    ENTRY(vocabulary), ENTRY(combine)};
+    ENTRY(vocabulary), ENTRY(combine), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),
+    ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192)};
 
 }  // namespace
 
@@ -162,6 +182,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
         case CAPABILITY_MAJOR: *value = capability / 10; break;
         case CAPABILITY_MINOR: *value = capability % 10; break;
+        case MULTIPROCESSORS: *value = 12; break;
         case SHARED_OF_MULTIPROCESSOR: *value = (capability >= 90 ? 228 : 100) << 10; break;
         default: *value = 0;
     }
@@ -288,17 +309,37 @@ int cuFuncSetAttribute(void* function, int, int value) {
     static_cast<Kernel*>(function)->shared = value;
     return SUCCESS;
 }
-int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
-                   unsigned threads_z, unsigned shared, void* stream, void** parameters, void**) {
+int cuLaunchKernelEx(const Config* config, void* function, void** parameters, void**) {
     auto* kernel = static_cast<Kernel*>(function);
-    if (x == 0 || y == 0 || z == 0 || y > 65535 || static_cast<int>(shared) > kernel->shared) return INVALID_VALUE;
+    auto [x, y, z] = config->grid;
+    Dim grid{x, y, z}, block{config->block[0], config->block[1], config->block[2]};
+    size_t shared = config->shared;
+    unsigned cluster = 1;
+    bool programmatic = false;
+    for (unsigned i = 0; i < config->count; ++i) {
+        const Asked& asked = config->attributes[i];
+        if (asked.id == CLUSTER_DIMENSION) cluster = asked.cluster[0];
+        else if (asked.id == PROGRAMMATIC) programmatic = asked.early;
+        else return INVALID_VALUE;
+    }
+    bool whole = x > 0 && y > 0 && y <= 65535 && z == 1 && cluster > 0 && x % cluster == 0;
+    if (!whole || static_cast<int>(shared) > kernel->shared) return INVALID_VALUE;
     Work body = kernel->bind(parameters);
-    int priority = static_cast<Stream*>(stream)->priority;
-    submit(stream, [=] {
+    int priority = static_cast<Stream*>(config->stream)->priority;
+    bool few = kernel->name.rfind("few_rows", 0) == 0;
+    submit(config->stream, [=] {
         ++kernels_by_priority[priority];
-        shim::launch({x, y, z}, {threads, threads_y, threads_z}, shared, body);
+        early += programmatic, of_few_rows += few;
+        shim::launch(grid, block, shared, body, cluster, programmatic);
     });
     return SUCCESS;
+}
+int cuTensorMapEncodeTiled(TensorMap* map, int type, unsigned dimensions, void* base, const uint64_t* sizes, const uint64_t* strides,
+                           const uint32_t* tile, const uint32_t* steps, int interleave, int swizzle, int, int fill) {
+    constexpr int BF16 = 9, OF_128_BYTES = 3;
+    bool ours = type == BF16 && dimensions == 2 && steps[0] == 1 && steps[1] == 1 && interleave == 0 && swizzle == OF_128_BYTES && fill == 0;
+    bool there = inside(reinterpret_cast<Address>(base), sizes[1] * strides[0]);
+    return ours && there && shim::encode(*map, base, sizes[0], sizes[1], strides[0], tile[0], tile[1]) ? SUCCESS : INVALID_VALUE;
 }
 
 int cuStreamBeginCapture_v2(void*, int) {

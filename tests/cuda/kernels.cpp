@@ -495,7 +495,10 @@ void heads() {
 
 }  // namespace
 
+#include "products.h"
+
 int main() {
+    products();
     embeddings_and_norms();
     rotations();
     gates();

@@ -1,10 +1,12 @@
 // CUDA on the CPU, for tests: one fibre a thread, blocks one after another, warp operations
-// computed by the last lane that arrives. It finds faults of indices, masks, reductions and
-// layouts; not races, and copies are done at once.
+// computed by the last lane that arrives; the blocks of a cluster side by side. It finds faults of
+// indices, masks, reductions and layouts, and threads that wait for what never comes; not races, and copies
+// are done at once.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -17,7 +19,8 @@
 #define KERNEL static
 #define DEVICE static inline
 #define __launch_bounds__(...)
-#define SHARED(type, name) type* name = reinterpret_cast<type*>(shim::shared.data())
+#define __grid_constant__
+#define SHARED(type, name) type* name = reinterpret_cast<type*>(shim::shared_of(shim::rank()))
 
 struct Dim {
     unsigned x = 1, y = 1, z = 1;
@@ -31,14 +34,27 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace shim {
 
 constexpr size_t STACK = 128 << 10;
-enum State { RUNS, WAITS_FOR_WARP, WAITS_FOR_BLOCK, DONE };
+// Shared memory begins where the widest swizzle repeats.
+constexpr size_t ALIGNMENT = 1024;
+enum State { RUNS, WAITS_FOR_WARP, WAITS_FOR_BLOCK, WAITS_FOR_CLUSTER, WAITS_FOR_BARRIER, DONE };
+
+// An mbarrier: a phase ends when nobody is to arrive any more and no byte to be copied.
+struct Barrier {
+    int32_t bytes;
+    int16_t pending;
+    uint8_t arrivals;
+    uint8_t phase;
+};
 
 struct Fibre {
     std::vector<char> stack;
     jmp_buf at;
     ucontext_t start;
     bool started;
+    bool waited;  // for the kernel before
     State state;
+    const Barrier* barrier;
+    uint8_t phase;  // of the barrier, whose end is waited for
 };
 
 // What a lane brings to a warp operation, and takes from it.
@@ -53,11 +69,19 @@ struct Lane {
 static std::vector<Fibre> fibres;
 static std::vector<Lane> lanes;
 static std::vector<int> arrived;  // by warp
-static std::vector<char> shared;
+static std::vector<char> shared;  // of all blocks of the cluster
+static size_t shared_stride;
+static unsigned first_block;      // of the cluster
 static std::function<void()> body;
 static jmp_buf loop;
 static ucontext_t home;
-static int current;
+static int current;  // thread, over all blocks of the cluster
+
+static unsigned rank() { return current / blockDim.x; }
+static char* shared_of(unsigned rank) {
+    uintptr_t base = reinterpret_cast<uintptr_t>(shared.data());
+    return reinterpret_cast<char*>((base + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT) + rank * shared_stride;
+}
 
 [[noreturn]] static void fail(const char* what) {
     fprintf(stderr, "shim: %s (block %u %u, thread %d)\n", what, blockIdx.x, blockIdx.y, current);
@@ -78,7 +102,8 @@ static void begin() {
 // Runs `current` until it waits or is done.
 static void resume() {
     Fibre& fibre = fibres[current];
-    threadIdx.x = current;
+    threadIdx.x = current % blockDim.x;
+    blockIdx.x = first_block + rank();
     if (_setjmp(loop) != 0) return;
     if (fibre.started) _longjmp(fibre.at, 1);
     fibre.started = true;
@@ -90,15 +115,45 @@ static void resume() {
     setcontext(&fibre.start);
 }
 
-static void run_block(int threads) {
-    for (int i = 0; i < threads; ++i) fibres[i].started = false, fibres[i].state = RUNS;
-    arrived.assign(threads / 32, 0);
+static bool is_over(const Barrier& barrier, uint8_t phase) { return barrier.phase != phase; }
+
+static bool all_are(unsigned from, unsigned to, State state) {
+    return std::all_of(fibres.begin() + from, fibres.begin() + to, [=](const Fibre& fibre) { return fibre.state == state; });
+}
+
+// Lets those go on who have waited for each other; false if there are none.
+static bool release(unsigned threads, unsigned blocks) {
+    bool released = false;
+    for (unsigned block = 0; block < blocks; ++block) {
+        unsigned from = block * threads, waiting = 0, done = 0;
+        for (unsigned i = from; i < from + threads; ++i) {
+            waiting += fibres[i].state == WAITS_FOR_BLOCK;
+            done += fibres[i].state == DONE;
+        }
+        if (waiting == 0 || waiting + done != threads) continue;
+        for (unsigned i = from; i < from + threads; ++i)
+            if (fibres[i].state == WAITS_FOR_BLOCK) fibres[i].state = RUNS;
+        released = true;
+    }
+    if (all_are(0, threads * blocks, WAITS_FOR_CLUSTER)) {
+        for (unsigned i = 0; i < threads * blocks; ++i) fibres[i].state = RUNS;
+        released = true;
+    }
+    return released;
+}
+
+// The blocks of a cluster, from `blockIdx.x` on.
+static void run_blocks(int threads, unsigned blocks) {
+    int all = threads * blocks;
+    for (int i = 0; i < all; ++i) fibres[i].started = fibres[i].waited = false, fibres[i].state = RUNS;
+    arrived.assign(all / 32, 0);
     for (;;) {
         bool moved = false;
-        int waiting = 0, done = 0;
-        for (int i = 0; i < threads; ++i) {
+        for (int i = 0; i < all; ++i) {
             current = i;
-            if (fibres[i].state == RUNS) resume(), moved = true;
+            Fibre& fibre = fibres[i];
+            if (fibre.state == WAITS_FOR_BARRIER && is_over(*fibre.barrier, fibre.phase)) fibre.state = RUNS;
+            if (fibre.state == RUNS) resume(), moved = true;
             // A warp operation that this lane ended lets its warp's lanes go on at once.
             if (i % 32 == 31) {
                 for (int lane = i - 31; lane <= i; ++lane) {
@@ -109,32 +164,31 @@ static void run_block(int threads) {
                 }
             }
         }
-        for (int i = 0; i < threads; ++i) {
-            waiting += fibres[i].state == WAITS_FOR_BLOCK;
-            done += fibres[i].state == DONE;
-        }
-        if (done == threads) return;
-        if (waiting > 0 && waiting + done == threads) {
-            for (int i = 0; i < threads; ++i) {
-                if (fibres[i].state == WAITS_FOR_BLOCK) fibres[i].state = RUNS;
-            }
-        } else if (!moved) {
-            fail("threads wait for each other");
-        }
+        if (all_are(0, all, DONE)) return;
+        if (!release(threads, blocks) && !moved) fail("threads wait for each other");
     }
 }
 
-// Runs `kernel` for every block, shared memory filled with what is no number.
-static void launch(Dim grid, Dim block, size_t shared_bytes, std::function<void()> kernel) {
+// Runs `kernel` for every block, shared memory filled with what is no number. One that begins `early`, before
+// the kernel before it is done, must wait for that in every warp.
+static void launch(Dim grid, Dim block, size_t shared_bytes, std::function<void()> kernel, unsigned cluster = 1, bool early = false) {
     if (block.y != 1 || block.z != 1 || block.x % 32 != 0) fail("blocks are whole warps along x");
+    if (grid.x % cluster != 0) fail("a grid is not made of whole clusters");
     gridDim = grid, blockDim = block, body = kernel;
-    if (fibres.size() < block.x) fibres.resize(block.x), lanes.resize(block.x);
-    for (unsigned i = 0; i < block.x; ++i) fibres[i].stack.resize(STACK);
+    unsigned threads = block.x * cluster;
+    if (fibres.size() < threads) fibres.resize(threads), lanes.resize(threads);
+    for (unsigned i = 0; i < threads; ++i) fibres[i].stack.resize(STACK);
+    shared_stride = (shared_bytes + 16 + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
-            for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-                shared.assign(shared_bytes + 16, static_cast<char>(0xff));
-                run_block(block.x);
+            for (first_block = 0; first_block < grid.x; first_block += cluster) {
+                shared.assign(shared_stride * cluster + ALIGNMENT, static_cast<char>(0xff));
+                run_blocks(block.x, cluster);
+                for (unsigned i = 0; i < threads && early; i += 32) {
+                    auto warp = fibres.begin() + i;
+                    if (std::none_of(warp, warp + 32, [](const Fibre& fibre) { return fibre.waited; }))
+                        fail("a warp did not wait for the kernel before");
+                }
             }
 }
 
@@ -243,3 +297,5 @@ static inline void copy_async(bf16* to, const bf16* from, bool valid) {
 static inline void copies_commit() {}
 template <int N>
 static inline void copies_wait() {}
+
+static inline void after_the_kernel_before() { shim::fibres[shim::current].waited = true; }

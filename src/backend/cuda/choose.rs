@@ -1,9 +1,9 @@
-//! Which of cublasLt's algorithms multiply: found at start, by trying them on this device.
+//! Which of cublasLt's algorithms multiply, and where `few_rows` does: found at start, by trying them on this device.
 //!
 //! **Invariance.** The reference is the first algorithm, in the order of cublasLt's own heuristic for
 //! many rows, that splits no sum and gives a row the same bits in products of any number of rows. It
 //! alone decides the bits, so equal machines answer equally. For each class of rows the fastest
-//! algorithm is taken among those that give the reference's bits: which one that is may differ from
+//! way is taken among those that give the reference's bits: which one that is may differ from
 //! start to start, what it computes does not.
 
 use std::{
@@ -19,7 +19,8 @@ use cudarc::{
 
 use super::{
     fault,
-    gemm::{Algorithms, CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, refused},
+    gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, refused},
+    graph::Graph,
     memory::{Address, Region, upload},
 };
 use crate::error::{Error, Result};
@@ -35,8 +36,6 @@ const CANDIDATES_OF_CLASS: usize = 16;
 const TIMED_WEIGHTS: usize = 16;
 /// How often the clock is asked; the least time counts.
 const ROUNDS: usize = 2;
-
-type Algorithm = sys::cublasLtMatmulAlgo_t;
 
 /// Chooses algorithms for products with matrices of the shape of `weights`, all of one shape, and their result.
 ///
@@ -55,12 +54,12 @@ pub(super) fn choose(
     let mut bench = Bench { gemm, weights, trial, expected: Vec::new(), on };
     let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
     let mut reference = None;
-    for algorithm in &candidates {
+    for way in &candidates {
         bench.expected.clear();
-        if let Some(expected) = bench.product(algorithm, TRIAL_ROWS)? {
+        if let Some(expected) = bench.product(way, TRIAL_ROWS)? {
             bench.expected = expected;
-            if bench.repeats(algorithm, &TRIALS)? {
-                reference = Some(*algorithm);
+            if bench.repeats(way, &TRIALS)? {
+                reference = Some(*way);
                 break;
             }
         }
@@ -80,7 +79,7 @@ pub(super) fn choose(
         least = most + 1;
     }
     drop(bench);
-    gemm.keep(w, into, Algorithms { fastest, reference });
+    gemm.keep(w, into, Ways { fastest, reference });
     Ok(())
 }
 
@@ -96,19 +95,22 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// The fastest for products of `least` to `most` rows: the reference, or one with its bits.
-    fn fastest(&self, reference: &Algorithm, least: usize, most: usize) -> Result<Algorithm> {
+    fn fastest(&self, reference: &Way, least: usize, most: usize) -> Result<Way> {
         let rows = [least, least.midpoint(most), most].map(|rows| rows.min(TRIAL_ROWS));
         let base = self.time(reference, most)?.unwrap_or(Duration::MAX);
         let (mut best, mut shortest) = (*reference, base);
-        for algorithm in self.candidates(most, CANDIDATES_OF_CLASS)? {
+        for way in self.candidates(most, CANDIDATES_OF_CLASS)? {
             // Its bits are compared last: that takes longest.
-            if algorithm.data != reference.data
-                && let Some(took) = self.time(&algorithm, most)?
+            if let Some(took) = self.time(&way, most)?
                 && took < shortest
-                && self.repeats(&algorithm, &rows)?
+                && self.repeats(&way, &rows)?
             {
-                (best, shortest) = (algorithm, took);
+                (best, shortest) = (way, took);
             }
+        }
+        let few = self.few_rows(most, &rows)?;
+        if few.is_some_and(|took| took < shortest) {
+            best = Way::FewRows;
         }
         let (Matrix { outputs, depth, .. }, into) = (self.weights[0], self.trial.into);
         let us = |took: Duration| took.as_secs_f64() * 1e6;
@@ -119,14 +121,28 @@ impl Bench<'_> {
             rows = most,
             us = us(shortest),
             reference_us = us(base),
-            "a product's algorithm"
+            few_rows_us = few.map(us),
+            few_rows = matches!(best, Way::FewRows),
+            "a product's way"
         );
         Ok(best)
     }
 
+    /// How long our own kernel takes for `most` rows, or no time if it is to be preferred at any speed; `None` where
+    /// there is none, or it has other bits.
+    fn few_rows(&self, most: usize, rows: &[usize]) -> Result<Option<Duration>> {
+        let w = &self.weights[0];
+        let Some(few) = self.gemm.few_rows.as_ref().filter(|few| few.takes(w, most)) else { return Ok(None) };
+        if !self.repeats(&Way::FewRows, rows)? {
+            tracing::debug!(outputs = w.outputs, depth = w.depth, "the kernel for few rows has other bits");
+            return Ok(None);
+        }
+        if few.always { Ok(Some(Duration::ZERO)) } else { self.time(&Way::FewRows, most) }
+    }
+
     /// What the heuristic proposes for so many rows, without split-K, best first.
     #[expect(unsafe_code, reason = "calls of cublasLt")]
-    fn candidates(&self, rows: usize, most: usize) -> Result<Vec<Algorithm>> {
+    fn candidates(&self, rows: usize, most: usize) -> Result<Vec<Way>> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = result::create_matmul_pref().map_err(refused("a preference"))?;
         let set = |attribute, value: *const c_void, size| {
@@ -168,27 +184,26 @@ impl Bench<'_> {
         limited.and(whole).and(asked.result()).and(ended).map_err(refused("its heuristic"))?;
         let found = &found[..(count.max(0) as usize).min(CANDIDATES)];
         let usable = found.iter().filter(|candidate| candidate.state.result().is_ok());
-        Ok(usable.map(|candidate| candidate.algo).filter(splits_nothing).collect())
+        Ok(usable.map(|candidate| candidate.algo).filter(splits_nothing).map(Way::Library).collect())
     }
 
     /// What a product of so many rows is, bit by bit; `None` if the algorithm does not take so many.
-    fn product(&self, algorithm: &Algorithm, rows: usize) -> Result<Option<Vec<u16>>> {
+    fn product(&self, way: &Way, rows: usize) -> Result<Option<Vec<u16>>> {
         let trial = &self.trial;
         let w = &Matrix { at: trial.w.base(), ..self.weights[0] };
-        let layouts = Layouts::of(w, rows, trial.into)?;
         let halves = rows * w.outputs * trial.into.bytes() / 2;
         // What an earlier one wrote must not pass for this one's; sums add to it.
         upload(trial.y.base(), &vec![0u16; halves])?;
-        match self.gemm.run(w, &layouts, algorithm, (trial.x.base(), trial.y.base()), self.on) {
+        match self.gemm.run(w, trial.x.base(), (trial.y.base(), trial.into), rows, way, self.on) {
             Ok(()) => download(trial.y.base(), halves, self.on.stream).map(Some),
             Err(_) => Ok(None),
         }
     }
 
     /// Whether products of so many rows are the first rows of what is expected.
-    fn repeats(&self, algorithm: &Algorithm, counts: &[usize]) -> Result<bool> {
+    fn repeats(&self, way: &Way, counts: &[usize]) -> Result<bool> {
         for &rows in counts {
-            if self.product(algorithm, rows)?.is_none_or(|found| found != self.expected[..found.len()]) {
+            if self.product(way, rows)?.is_none_or(|found| found != self.expected[..found.len()]) {
                 return Ok(false);
             }
         }
@@ -196,20 +211,23 @@ impl Bench<'_> {
     }
 
     /// The mean time of a product, the least of some rounds; `None` if the algorithm does not take so many rows.
-    fn time(&self, algorithm: &Algorithm, rows: usize) -> Result<Option<Duration>> {
-        let layouts = Layouts::of(&self.weights[0], rows, self.trial.into)?;
-        let operands = (self.trial.x.base(), self.trial.y.base());
+    /// As in a pass of few rows, where it counts most, the device finds the next by itself: they are a graph.
+    fn time(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
+        let Trial { x, y, into, .. } = &self.trial;
         let turns = self.weights.iter().take(TIMED_WEIGHTS);
+        let run = |w| self.gemm.run(w, x.base(), (y.base(), *into), rows, way, self.on);
+        // Once by itself: what the driver loads at first use it cannot load into a graph.
+        if run(&self.weights[0]).is_err() {
+            return Ok(None);
+        }
+        wait(self.on.stream)?;
+        let graph = Graph::record(self.on.stream, || turns.clone().try_for_each(run))?;
         let mut least = Duration::MAX;
-        // The first round is not counted: it loads what the driver loads at first use.
         for round in 0..=ROUNDS {
             let began = Instant::now();
-            for w in turns.clone() {
-                if self.gemm.run(w, &layouts, algorithm, operands, self.on).is_err() {
-                    return Ok(None);
-                }
-            }
+            graph.launch(self.on.stream)?;
             wait(self.on.stream)?;
+            // The first round brings the graph to the device.
             if round > 0 {
                 least = least.min(began.elapsed());
             }

@@ -1,4 +1,4 @@
-//! Matrix products by cublasLt, with the algorithms that `choose` found at start.
+//! Matrix products, the way that `choose` found at start: by an algorithm of cublasLt, or by `few_rows`.
 
 use std::{collections::HashMap, ffi::c_void, sync::Arc};
 
@@ -10,7 +10,10 @@ use cudarc::{
     driver::{CudaContext, sys as cuda},
 };
 
-use super::memory::{Address, Region};
+use super::{
+    few_rows::FewRows,
+    memory::{Address, Region},
+};
 use crate::error::{Error, Result};
 
 /// What cublasLt may use beside its operands.
@@ -18,12 +21,19 @@ pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 /// Products of at most so many rows have an algorithm of their own; those of more rows have the last one's.
 pub(super) const CLASSES: [usize; 7] = [16, 64, 128, 256, 512, 1024, 2048];
 
-/// Algorithms with the same bits.
-pub(super) struct Algorithms {
+/// What multiplies.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    Library(sys::cublasLtMatmulAlgo_t),
+    FewRows,
+}
+
+/// Ways with the same bits.
+pub(super) struct Ways {
     /// The fastest for each of [`CLASSES`].
-    pub(super) fastest: [sys::cublasLtMatmulAlgo_t; CLASSES.len()],
+    pub(super) fastest: [Way; CLASSES.len()],
     /// One that takes any number of rows.
-    pub(super) reference: sys::cublasLtMatmulAlgo_t,
+    pub(super) reference: Way,
 }
 
 /// A weight matrix on the device: `[outputs, depth]` in bf16, by row.
@@ -79,17 +89,18 @@ pub(super) struct On<'a> {
     pub(super) workspace: &'a Workspace,
 }
 
-/// cublasLt, and the algorithm of each shape (outputs, depth) and result.
+/// cublasLt, what there is beside it, and the ways of each shape (outputs, depth) and result.
 pub(super) struct Gemm {
     pub(super) handle: sys::cublasLtHandle_t,
     /// y = x · wᵀ, in cublasLt's order by column.
     pub(super) product: sys::cublasLtMatmulDesc_t,
-    algorithms: HashMap<(usize, usize, Output), Algorithms>,
+    pub(super) few_rows: Option<FewRows>,
+    ways: HashMap<(usize, usize, Output), Ways>,
 }
 
 impl Gemm {
     #[expect(unsafe_code, reason = "calls of cublasLt")]
-    pub(super) fn open() -> Result<Self> {
+    pub(super) fn open(few_rows: Option<FewRows>) -> Result<Self> {
         let handle = result::create_handle().map_err(refused("it does not start"))?;
         let (compute, scale) =
             (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F);
@@ -103,7 +114,7 @@ impl Gemm {
             result::set_matmul_desc_attribute(product, attribute, value, size_of_val(&transposed))
         };
         set.map_err(refused("a product"))?;
-        Ok(Self { handle, product, algorithms: HashMap::new() })
+        Ok(Self { handle, product, few_rows, ways: HashMap::new() })
     }
 
     /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ. `w` and `into` are what was chosen for.
@@ -111,25 +122,44 @@ impl Gemm {
         &self,
         w: &Matrix,
         x: Address,
-        (y, into): (Address, Output),
+        y: (Address, Output),
         rows: usize,
         on: On<'_>,
     ) -> Result<()> {
-        let algorithms = self.algorithms.get(&(w.outputs, w.depth, into));
-        let algorithms = algorithms.ok_or_else(|| Error::internal("a product of an unknown shape"))?;
+        let ways = self.ways.get(&(w.outputs, w.depth, y.1));
+        let ways = ways.ok_or_else(|| Error::internal("a product of an unknown shape"))?;
         let class = CLASSES.iter().position(|&most| rows <= most).unwrap_or(CLASSES.len() - 1);
-        let layouts = Layouts::of(w, rows, into)?;
-        let run = |algorithm| self.run(w, &layouts, algorithm, (x, y), on);
         // Not every number of rows of a class was tried; what an algorithm does not take it refuses unlaunched.
-        run(&algorithms.fastest[class]).or_else(|_| run(&algorithms.reference)).map_err(refused("a product"))
+        let run = |way| self.run(w, x, y, rows, way, on);
+        run(&ways.fastest[class]).or_else(|_| run(&ways.reference))
     }
 
-    pub(super) fn keep(&mut self, w: &Matrix, into: Output, algorithms: Algorithms) {
-        self.algorithms.insert((w.outputs, w.depth, into), algorithms);
+    pub(super) fn keep(&mut self, w: &Matrix, into: Output, ways: Ways) {
+        self.ways.insert((w.outputs, w.depth, into), ways);
+    }
+
+    /// The product by one of the ways.
+    pub(super) fn run(
+        &self,
+        w: &Matrix,
+        x: Address,
+        y: (Address, Output),
+        rows: usize,
+        way: &Way,
+        on: On<'_>,
+    ) -> Result<()> {
+        match (way, &self.few_rows) {
+            (Way::Library(algorithm), _) => {
+                let layouts = Layouts::of(w, rows, y.1)?;
+                self.by_library(w, &layouts, algorithm, (x, y.0), on).map_err(refused("a product"))
+            }
+            (Way::FewRows, Some(few)) => few.multiply(w, x, y, rows, on.stream),
+            (Way::FewRows, None) => Err(Error::internal("a product by a kernel that is not there")),
+        }
     }
 
     #[expect(unsafe_code, reason = "calls of cublasLt")]
-    pub(super) fn run(
+    fn by_library(
         &self,
         w: &Matrix,
         layouts: &Layouts,

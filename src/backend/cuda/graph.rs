@@ -37,7 +37,8 @@ pub(super) struct Graphs {
     recorded: HashMap<Extent, Option<Graph>>,
 }
 
-struct Graph {
+/// Recorded work.
+pub(super) struct Graph {
     graph: sys::CUgraph,
     ready: sys::CUgraphExec,
 }
@@ -46,7 +47,6 @@ impl Graphs {
     /// Puts the pass of `bucket` on `stream`, recorded with `pass` when it is seen for the second
     /// time; false if there is no graph. (The first time loads what the driver loads when it is
     /// first used, which a recording must not.)
-    #[expect(unsafe_code, reason = "calls of the driver")]
     pub(super) fn launch(
         &mut self,
         bucket: Extent,
@@ -62,10 +62,9 @@ impl Graphs {
         };
         let graph = match seen {
             Some(graph) => graph,
-            None => seen.insert(record(stream, pass)?),
+            None => seen.insert(Graph::record(stream, pass)?),
         };
-        // SAFETY: recorded on this stream; its buffers live as long as the backend.
-        unsafe { result::graph::launch(graph.ready, stream) }.map_err(fault("a graph's launch"))?;
+        graph.launch(stream)?;
         Ok(true)
     }
 
@@ -75,25 +74,39 @@ impl Graphs {
     }
 }
 
-#[expect(unsafe_code, reason = "calls of the driver")]
-fn record(stream: sys::CUstream, pass: impl FnOnce() -> Result<()>) -> Result<Graph> {
-    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    // SAFETY: a live stream that nothing else uses.
-    unsafe { result::stream::begin_capture(stream, mode) }.map_err(fault("a graph's recording"))?;
-    let passed = pass();
-    // SAFETY: begun above; ended even if the pass failed, so that the stream is of use again.
-    let ended = unsafe { result::stream::end_capture(stream) };
-    passed?;
-    let graph = ended.map_err(fault("a graph's recording"))?;
-    // SAFETY: a whole graph.
-    let ready = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
-    match ready {
-        Ok(ready) => Ok(Graph { graph, ready }),
-        Err(error) => {
-            // SAFETY: made above, destroyed once.
-            let _ = unsafe { result::graph::destroy(graph) };
-            Err(fault("a graph")(error))
+impl Graph {
+    /// What `work` puts on `stream`, in place of doing it.
+    #[expect(unsafe_code, reason = "calls of the driver")]
+    pub(super) fn record(stream: sys::CUstream, work: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: a live stream that nothing else uses.
+        unsafe { result::stream::begin_capture(stream, mode) }.map_err(fault("a graph's recording"))?;
+        let worked = work();
+        // SAFETY: begun above; ended even if the work failed, so that the stream is of use again.
+        let ended = unsafe { result::stream::end_capture(stream) };
+        let graph = ended.map_err(fault("a graph's recording"));
+        if let (Err(_), Ok(graph)) = (&worked, &graph) {
+            // SAFETY: ended above, destroyed once.
+            let _ = unsafe { result::graph::destroy(*graph) };
         }
+        let graph = worked.and(graph)?;
+        // SAFETY: a whole graph.
+        let ready = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+        match ready {
+            Ok(ready) => Ok(Self { graph, ready }),
+            Err(error) => {
+                // SAFETY: made above, destroyed once.
+                let _ = unsafe { result::graph::destroy(graph) };
+                Err(fault("a graph")(error))
+            }
+        }
+    }
+
+    /// Puts it on `stream`. What it was recorded with must still be there.
+    #[expect(unsafe_code, reason = "calls of the driver")]
+    pub(super) fn launch(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: recorded with buffers that live as long as who launches it.
+        unsafe { result::graph::launch(self.ready, stream) }.map_err(fault("a graph's launch"))
     }
 }
 

@@ -3,9 +3,16 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 
-use super::{buffers::VOCABULARY_TOKENS, fault, gemm::On, memory::Address, plan::Word, start::Gpu};
+use super::{
+    buffers::VOCABULARY_TOKENS,
+    gemm::On,
+    memory::Address,
+    plan::Word,
+    start::{Gpu, Unmeasured},
+    stream::Launch,
+};
 use crate::error::{Error, Result};
 
 /// Threads of a block that works on a row.
@@ -77,6 +84,8 @@ pub(super) struct Kernels {
     /// Tiles of keys and values that attention has under way at once.
     pub(super) attention_stages: i32,
     rotated_heads: usize,
+    /// Whether kernels begin before the one before is done.
+    early: bool,
 }
 
 /// Where kernels are put, and the plan that they read.
@@ -113,6 +122,7 @@ impl Kernels {
             attention_shared,
             attention_stages: attention_stages as i32,
             rotated_heads: ROTATED / head_dim,
+            early: gpu.unmeasured != Unmeasured::Off,
         })
     }
 }
@@ -120,16 +130,16 @@ impl Kernels {
 /// Pointers to parameters, for as long as the statement lasts: never bound with `let`, which would keep the
 /// pointers and drop what they point to.
 macro_rules! parameters {
-    ($($value:expr),* $(,)?) => { &mut [$(std::ptr::from_ref(&$value).cast_mut().cast::<c_void>()),*] };
+    ($($value:expr),* $(,)?) => { &mut [$(std::ptr::from_ref(&$value).cast_mut().cast::<std::ffi::c_void>()),*] };
 }
+pub(super) use parameters;
 
 /// The sizes that kernels take as 32-bit numbers; a model's are far below.
-fn int(size: usize) -> i32 {
+pub(super) fn int(size: usize) -> i32 {
     i32::try_from(size).unwrap_or(i32::MAX)
 }
 
 impl Queue<'_> {
-    #[expect(unsafe_code, reason = "launches a kernel")]
     fn launch(
         &self,
         kernel: sys::CUfunction,
@@ -138,16 +148,9 @@ impl Queue<'_> {
         shared: usize,
         parameters: &mut [*mut c_void],
     ) -> Result<()> {
-        if grid.0 == 0 || grid.1 == 0 {
-            return Ok(());
-        }
-        let grid = (grid.0 as u32, grid.1 as u32, 1);
-        // SAFETY: the callers below pass what the kernel declares, addresses of buffers with room
-        // for every row of the plan; parameters are read before the call returns.
-        let launched = unsafe {
-            result::launch_kernel(kernel, grid, (threads, 1, 1), shared as u32, self.on.stream, parameters)
-        };
-        launched.map_err(fault("a launch"))
+        // The first kernel follows a copy.
+        let early = self.kernels.early && kernel != self.kernels.embed;
+        Launch { kernel, grid, threads, shared, cluster: 1, early }.put(self.on.stream, parameters)
     }
 
     pub(super) fn embed(&self, rows: usize, table: Address, residual: Address, hidden: usize) -> Result<()> {

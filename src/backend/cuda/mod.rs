@@ -2,13 +2,14 @@
 //!
 //! The program needs no CUDA to start: the driver and cublasLt are opened when a GPU is asked for
 //! (`start`). A batch becomes a plan of 32-bit words (`plan`), copied in once; the pass over it is
-//! put on a stream (`ops`, `launch`, `gemm` with the algorithms of `choose`) or replayed as a graph
+//! put on a stream (`ops`, `launch`, `gemm` with the algorithms of `choose`, `few_rows`) or replayed as a graph
 //! (`graph`); the readings are copied out once. Nothing waits until they are collected. Scores have a lane (`lane`) of the highest
 //! priority, steps of reasons one of the lowest; where a pass of one touches KV blocks that a pass of the
 //! other writes, its stream waits for that.
 
 mod buffers;
 mod choose;
+mod few_rows;
 mod gemm;
 mod graph;
 mod lane;
@@ -30,6 +31,7 @@ use crate::{
 };
 use buffers::Capacity;
 use choose::choose;
+use few_rows::FewRows;
 use gemm::{Gemm, Matrix, On, Output};
 use lane::{Lane, Shared};
 use launch::Kernels;
@@ -135,7 +137,7 @@ fn check_shape(config: &ModelConfig) -> Result<()> {
 
 /// Algorithms for every product of a pass.
 fn choose_products(gpu: &Gpu, placed: &Placed, config: &ModelConfig, on: On<'_>) -> Result<Gemm> {
-    let mut gemm = Gemm::open()?;
+    let mut gemm = Gemm::open(FewRows::load(gpu)?)?;
     let (q, kv) = (config.query_width(), config.kv_width());
     let each = |of: &dyn Fn(&Layer) -> Matrix| placed.layers.iter().map(of).collect::<Vec<_>>();
     let products = [

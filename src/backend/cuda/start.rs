@@ -26,6 +26,19 @@ const KERNELS_VARIABLE: &str = "VERDICT_CUDA_KERNELS";
 const CUBLASLT_VARIABLE: &str = "VERDICT_CUBLASLT_DIR";
 const CUBLASLT: &str = "libcublasLt.so.13";
 
+/// `fastest` or `always`: what was written for Hopper and not yet measured there is used: kernels that begin before
+/// the one before them is done, and products of few rows by `few_rows`, where they are faster or wherever they have the
+/// same bits.
+const UNMEASURED_VARIABLE: &str = "VERDICT_CUDA_UNMEASURED";
+
+/// Whether to use what was not measured yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unmeasured {
+    Off,
+    Fastest,
+    Always,
+}
+
 /// A GPU that is ready for work.
 pub(super) struct Gpu {
     pub(super) context: Arc<CudaContext>,
@@ -33,6 +46,9 @@ pub(super) struct Gpu {
     pub(super) capability: (i32, i32),
     /// Bytes of shared memory of a multiprocessor.
     pub(super) shared_memory: usize,
+    pub(super) multiprocessors: usize,
+    /// Off on all but Hopper.
+    pub(super) unmeasured: Unmeasured,
     module: sys::CUmodule,
 }
 
@@ -50,11 +66,15 @@ impl Gpu {
                 "{name} has compute capability {major}.{minor}; 8.0 or newer is needed"
             )));
         }
-        let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
-        let shared = context.attribute(shared).map_err(fault("its shared memory"))?;
+        use sys::CUdevice_attribute as Attribute;
+        let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
+        let shared_memory = context.attribute(shared).map_err(fault("its shared memory"))?.max(0) as usize;
+        let multiprocessors = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(multiprocessors).map_err(fault("its size"))?.max(0) as usize;
+        let unmeasured = if capability == (9, 0) { unmeasured()? } else { Unmeasured::Off };
         open_cublaslt()?;
         let module = load_kernels()?;
-        Ok(Self { context, name, capability, shared_memory: shared.max(0) as usize, module })
+        Ok(Self { context, name, capability, shared_memory, multiprocessors, unmeasured, module })
     }
 
     /// The kernel `name`, allowed `shared` bytes of shared memory.
@@ -83,6 +103,15 @@ impl Drop for Gpu {
             // SAFETY: loaded by `open`, unloaded once. A refusal leaves nothing to do.
             let _ = unsafe { result::module::unload(self.module) };
         }
+    }
+}
+
+fn unmeasured() -> Result<Unmeasured> {
+    match env::var(UNMEASURED_VARIABLE).as_deref() {
+        Err(_) => Ok(Unmeasured::Off),
+        Ok("fastest") => Ok(Unmeasured::Fastest),
+        Ok("always") => Ok(Unmeasured::Always),
+        Ok(other) => Err(unusable(format!("{UNMEASURED_VARIABLE} is fastest or always, not {other:?}"))),
     }
 }
 

@@ -1,4 +1,6 @@
-//! Streams, and the events that say how far they are.
+//! Streams, kernels that are put on them, and the events that say how far they are.
+
+use std::ffi::c_void;
 
 use cudarc::driver::{result, sys};
 
@@ -46,6 +48,72 @@ impl Drop for Stream {
     fn drop(&mut self) {
         // SAFETY: made by `open`, destroyed once. A refusal leaves nothing to do.
         let _ = unsafe { result::stream::destroy(self.0) };
+    }
+}
+
+/// How a kernel is put on a stream.
+#[derive(Clone, Copy)]
+pub(super) struct Launch {
+    pub(super) kernel: sys::CUfunction,
+    /// Blocks, in two directions.
+    pub(super) grid: (usize, usize),
+    pub(super) threads: u32,
+    /// Bytes of shared memory of a block.
+    pub(super) shared: usize,
+    /// Blocks that run side by side and reach each other's shared memory.
+    pub(super) cluster: u32,
+    /// It may begin before the kernel before it is done, for which it waits itself.
+    pub(super) early: bool,
+}
+
+impl Launch {
+    /// Puts it on `stream`; nothing to do if the grid is empty. `parameters` are what the kernel declares.
+    #[expect(unsafe_code, reason = "launches a kernel")]
+    pub(super) fn put(&self, stream: sys::CUstream, parameters: &mut [*mut c_void]) -> Result<()> {
+        if self.grid.0 == 0 || self.grid.1 == 0 {
+            return Ok(());
+        }
+        use sys::{CUlaunchAttributeID as Id, CUlaunchAttributeValue as Value};
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+        let both = [
+            (
+                self.cluster > 1,
+                attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, Value { clusterDim: cluster }),
+            ),
+            (
+                self.early,
+                attribute(
+                    Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                    Value { programmaticStreamSerializationAllowed: 1 },
+                ),
+            ),
+        ];
+        let mut attributes: Vec<_> =
+            both.into_iter().filter_map(|(asked, attribute)| asked.then_some(attribute)).collect();
+        let config = sys::CUlaunchConfig {
+            gridDimX: self.grid.0 as u32,
+            gridDimY: self.grid.1 as u32,
+            gridDimZ: 1,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared as u32,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        // SAFETY: the callers pass what the kernel declares, addresses of buffers with room for every row of the
+        // plan; attributes and parameters are read before the call returns.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.kernel,
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        launched.result().map_err(fault("a launch"))
     }
 }
 

@@ -219,6 +219,7 @@ DEVICE void begin(Rows<DIM>& rows, int half, const bf16* from, bool valid) {
 template <int DIM>
 DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
                            bf16* out) {
+    after_the_kernel_before();
     SHARED(bf16, buffers);
     if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return;
     const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
@@ -268,6 +269,7 @@ template <int DIM>
 DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
                           bf16* out, bf16* rest) {
     constexpr int STRIDE = DIM + 8, WARPS = 4, KEYS = TILE_KEYS / WARPS;
+    after_the_kernel_before();
     SHARED(bf16, buffers);  // at the end of the warps' sums
     if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return;
     const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];

@@ -59,6 +59,16 @@ DEVICE void copy_async(bf16* to, const bf16* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 
+// Lets the kernel behind this one begin as soon as every block of this one has, and waits until the kernel before is
+// done and what it wrote is seen. Every kernel begins with it: what it reads and writes before is
+// only what no kernel of a pass writes. (Programmatic dependent launch; nothing to wait for where a launch
+// does not ask for it.)
+DEVICE void after_the_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most `N` of this thread's groups are on their way.

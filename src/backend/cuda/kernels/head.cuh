@@ -7,6 +7,7 @@
 // grade at a time.
 KERNEL void grade_logits(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix, const int* grades,
                          int count, float* readings, int hidden) {
+    after_the_kernel_before();
     int answer = blockIdx.x;
     if (answer >= plan[ANSWERS]) return;
     const u32* x = reinterpret_cast<const u32*>(normed + static_cast<size_t>(answer) * hidden);
@@ -37,6 +38,7 @@ constexpr int VOCABULARY_ANSWERS = 32;
 // parts of 32 answers.
 KERNEL void __launch_bounds__(128) vocabulary(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix,
                                               int tokens, Partial* partials, int hidden) {
+    after_the_kernel_before();
     constexpr int DEPTH = 64, STRIDE = DEPTH + 8, ROWS_OF_TILE = VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS;
     constexpr int TILE = ROWS_OF_TILE * STRIDE;
     SHARED(bf16, buffers);  // two of weights, then activations, then their rest; after them the logits
@@ -116,6 +118,7 @@ KERNEL void __launch_bounds__(128) vocabulary(const int* plan, const bf16* norme
 
 // Combines `count` partials of each answer that is read, in an order that the vocabulary alone fixes. A block of 256.
 KERNEL void combine(const int* plan, const Partial* partials, int count, float* readings, int grades) {
+    after_the_kernel_before();
     SHARED(Partial, found);
     int place = blockIdx.x;
     if (place >= plan[WIDE]) return;

@@ -4,6 +4,7 @@
 
 // residual[row] = embedding of the row's token. A block of 256 a row.
 KERNEL void embed(const int* plan, const bf16* table, float* residual, int hidden) {
+    after_the_kernel_before();
     int row = blockIdx.x;
     if (row >= plan[ROWS]) return;
     const u32* from = reinterpret_cast<const u32*>(table + static_cast<size_t>(list<int>(plan, TOKENS)[row]) * hidden);
@@ -15,6 +16,7 @@ KERNEL void embed(const int* plan, const bf16* table, float* residual, int hidde
 // lost in rounding. A block of 256 a row.
 KERNEL void add_norm(const int* plan, int count_at, float* residual, const float* bias, const float* weight,
                      bf16* normed, bf16* rest, int hidden, float epsilon) {
+    after_the_kernel_before();
     SHARED(float, parts);
     int row = blockIdx.x;
     if (row >= plan[count_at]) return;
@@ -43,6 +45,7 @@ KERNEL void add_norm(const int* plan, int count_at, float* residual, const float
 // The answers' rows of residual and normed, packed. A block of 256 an answer.
 KERNEL void select_answers(const int* plan, const float* residual, const bf16* normed, float* residual_out,
                            bf16* normed_out, int hidden) {
+    after_the_kernel_before();
     int answer = blockIdx.x;
     if (answer >= plan[ANSWERS]) return;
     size_t from = static_cast<size_t>(list<int>(plan, ANSWER_ROWS)[answer]) * hidden;
@@ -70,6 +73,7 @@ struct Rotation {
 template <int DIM>
 DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const float* bias, const float* q_norm,
                    const float* k_norm, const float* cosines, const float* sines, bf16* cache) {
+    after_the_kernel_before();
     constexpr int LANES = DIM / 8, HEADS = 256 / LANES;
     int row = blockIdx.x, head = blockIdx.y * HEADS + threadIdx.x / LANES, lane = threadIdx.x % LANES;
     if (row >= plan[shape.count_at]) return;
@@ -137,6 +141,7 @@ ROTATE(128)
 // else bf16. `rest`, if asked for, is what activated lost in rounding. 128 threads a block, four columns each.
 KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int wide, const float* bias, bf16* activated,
                      bf16* rest, int inner) {
+    after_the_kernel_before();
     int row = blockIdx.x;
     int four = blockIdx.y * 128 + threadIdx.x;
     if (row >= plan[count_at] || four >= inner / 4) return;

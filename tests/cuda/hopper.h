@@ -1,0 +1,131 @@
+// What Hopper has beside: barriers in shared memory, copies of tiles that they count, tiles of both blocks of a
+// cluster, and products of tiles. Addresses and descriptors are taken apart as the PTX ISA has them.
+#pragma once
+
+#include <utility>
+
+namespace shim {
+
+static inline Barrier& barrier_of(::Barrier* barrier, unsigned rank) {
+    size_t at = reinterpret_cast<char*>(barrier) - shared_of(shim::rank());
+    if (at % 8 != 0 || at + 8 > shared_stride) fail("a barrier lies outside shared memory");
+    return *reinterpret_cast<Barrier*>(shared_of(rank) + at);
+}
+
+static inline void settle(Barrier& barrier) {
+    if (barrier.pending < 0) fail("more arrive at a barrier than it was set up for");
+    if (barrier.pending != 0 || barrier.bytes != 0) return;
+    barrier.phase ^= 1, barrier.pending = barrier.arrivals;
+}
+
+// A tensor map of the mock: bf16 in two dimensions, tiles of whole 128-byte rows, swizzled.
+struct Map {
+    const uint16_t* base;
+    uint64_t columns, rows, stride;  // bytes from row to row
+    uint32_t tile_columns, tile_rows;
+};
+static_assert(sizeof(Map) <= sizeof(TensorMap), "it has room");
+
+// What the driver's encoder checks.
+static inline bool encode(TensorMap& to, const void* base, uint64_t columns, uint64_t rows, uint64_t stride,
+                          uint32_t tile_columns, uint32_t tile_rows) {
+    bool fits = reinterpret_cast<uintptr_t>(base) % 16 == 0 && stride % 16 == 0 && stride >= columns * 2 && columns > 0 &&
+                rows > 0 && tile_columns * 2 == 128 && tile_rows > 0 && tile_rows <= 256;
+    Map map{static_cast<const uint16_t*>(base), columns, rows, stride, tile_columns, tile_rows};
+    memcpy(&to, &map, sizeof map);
+    return fits;
+}
+
+// Copies a tile to the same place of some blocks; zeros where the matrix has ended. Sixteen bytes of row r lie
+// at their place ^ r % 8.
+static inline void bring(const TensorMap& encoded, int column, int row, bf16* to, ::Barrier* barrier, unsigned blocks) {
+    Map map;
+    memcpy(&map, &encoded, sizeof map);
+    size_t at = reinterpret_cast<char*>(to) - shared_of(rank()), bytes = map.tile_rows * 128;
+    if (at % ALIGNMENT != 0 || at + bytes > shared_stride) fail("a tile is not aligned to its swizzle, or outside");
+    for (unsigned block = 0; blocks >> block; ++block) {
+        if (!(blocks >> block & 1)) continue;
+        for (uint32_t r = 0; r < map.tile_rows; ++r)
+            for (uint32_t c = 0; c < map.tile_columns; ++c) {
+                uint64_t from_row = row + r, from_column = column + c;
+                bool there = from_row < map.rows && from_column < map.columns;
+                uint16_t value = there ? map.base[from_row * map.stride / 2 + from_column] : 0;
+                size_t place = (at + r * 128 + c * 2) ^ (r % 8 * 16);
+                memcpy(shared_of(block) + place, &value, 2);
+            }
+        Barrier& told = barrier_of(barrier, block);
+        told.bytes -= static_cast<int32_t>(bytes);
+        settle(told);
+    }
+}
+
+// Sixteen columns of a row of a tile that a descriptor tells of: rows of 128 bytes, groups of eight.
+static inline void columns(float (&to)[16], unsigned long long descriptor, int row) {
+    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) fail("a tile without its swizzle");
+    size_t start = (descriptor & 0x3fff) << 4, group = (descriptor >> 32 & 0x3fff) << 4;
+    for (int half = 0; half < 2; ++half) {
+        size_t at = start + row / 8 * group + row % 8 * 128 + half * 16;
+        at ^= (at >> 7 & 7) << 4;
+        if (at + 16 > shared_stride) fail("a tile outside shared memory");
+        uint16_t values[8];
+        memcpy(values, shared_of(rank()) + at, 16);
+        for (int i = 0; i < 8; ++i) to[half * 8 + i] = bits(static_cast<uint32_t>(values[i]) << 16);
+    }
+}
+
+}  // namespace shim
+
+static inline u32 shared_at(const void* place) {
+    return static_cast<u32>(static_cast<const char*>(place) - shim::shared_of(shim::rank()));
+}
+static inline u32 cluster_rank() { return shim::rank(); }
+static inline void cluster_sync() { shim::leave(shim::WAITS_FOR_CLUSTER); }
+
+static inline void barrier_init(Barrier* barrier, int arrivals) {
+    shim::barrier_of(barrier, shim::rank()) = {0, static_cast<int16_t>(arrivals), static_cast<uint8_t>(arrivals), 0};
+}
+static inline void barriers_set_up() {}
+static inline void barrier_expect(Barrier* barrier, int bytes) {
+    shim::Barrier& told = shim::barrier_of(barrier, shim::rank());
+    told.bytes += bytes, --told.pending;
+    shim::settle(told);
+}
+static inline void barrier_arrive(Barrier* barrier, u32 rank) {
+    shim::Barrier& told = shim::barrier_of(barrier, rank);
+    --told.pending;
+    shim::settle(told);
+}
+static inline void barrier_wait(Barrier* barrier, u32 parity) {
+    shim::Barrier& awaited = shim::barrier_of(barrier, shim::rank());
+    if (shim::is_over(awaited, parity)) return;
+    shim::fibres[shim::current].barrier = &awaited, shim::fibres[shim::current].phase = parity;
+    shim::leave(shim::WAITS_FOR_BARRIER);
+}
+
+static inline void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
+    shim::bring(map, column, row, to, barrier, 1u << shim::rank());
+}
+static inline void bring_tile_to_both(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
+    shim::bring(map, column, row, to, barrier, 3);
+}
+
+static inline void products_begin() {}
+static inline void products_commit() {}
+template <int N>
+static inline void products_wait() {}
+
+template <int N>
+static inline void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
+    unsigned long long x = SWIZZLED | x_tile, w = SWIZZLED | w_tile;
+    int lane = threadIdx.x % 32, first = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    float rows[2][16], outputs[2][16];
+    for (int half = 0; half < 2; ++half) shim::columns(rows[half], x, first + half * 8);
+    for (int n = 0; n < N / 8; ++n) {
+        for (int i = 0; i < 2; ++i) shim::columns(outputs[i], w, n * 8 + lane % 4 * 2 + i);
+        for (int i = 0; i < 4; ++i) {
+            float sum = more ? sums[n][i] : 0.0f;
+            for (int k = 0; k < 16; ++k) sum += rows[i / 2][k] * outputs[i % 2][k];
+            sums[n][i] = sum;
+        }
+    }
+}
