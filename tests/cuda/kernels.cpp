@@ -137,8 +137,45 @@ struct Batch {
     }
 };
 
-using RowKernel = void (*)(const int*, Attention, const bf16*, const bf16*, const bf16*, bf16*, bf16*);
-using AttentionKernel = void (*)(const int*, Attention, const bf16*, const bf16*, const bf16*, bf16*);
+using RowKernel = void (*)(const int*, Attention, Turn, const bf16*, const bf16*, const bf16*, bf16*, bf16*);
+using AttentionKernel = void (*)(const int*, Attention, Turn, const bf16*, const bf16*, const bf16*, bf16*);
+
+// What is done to heads before attention.
+struct Turning {
+    int dim;
+    std::vector<float> bias, norm, cosines, sines;
+
+    Turning(int dim, int heads, int positions, bool biased, bool normed) : dim(dim), cosines(positions * dim / 2), sines(cosines) {
+        if (biased) bias = floats(heads * dim);
+        if (normed) norm = floats(dim, 1.0f);
+        for (size_t i = 0; i < cosines.size(); ++i) {
+            float angle = draw(3.0f);
+            cosines[i] = std::cos(angle), sines[i] = std::sin(angle);
+        }
+    }
+
+    Turn turn() const {
+        return {bias.empty() ? nullptr : bias.data(), norm.empty() ? nullptr : norm.data(), cosines.data(), sines.data(), 1e-6f};
+    }
+
+    // A head's vector; with its bias alone if it is a value.
+    std::vector<double> of(const bf16* from, int head, int position, bool value = false) const {
+        std::vector<double> x(dim), turned(dim);
+        double squares = 0;
+        for (int i = 0; i < dim; ++i) {
+            x[i] = wide(from[i]) + (bias.empty() ? 0.0 : bias[head * dim + i]);
+            squares += x[i] * x[i];
+        }
+        if (value) return x;
+        for (int i = 0; i < dim && !norm.empty(); ++i) x[i] *= norm[i] / std::sqrt(squares / dim + 1e-6);
+        for (int i = 0; i < dim; ++i) {
+            size_t at = static_cast<size_t>(position) * (dim / 2) + i % (dim / 2);
+            turned[i] = i < dim / 2 ? x[i] * cosines[at] - x[i + dim / 2] * sines[at]
+                                    : x[i] * cosines[at] + x[i - dim / 2] * sines[at];
+        }
+        return turned;
+    }
+};
 
 static int stages;  // of attention: how many depends on the GPU
 
@@ -169,12 +206,14 @@ void attention(Case& test) {
     Attention shape{TILES, ALL_TILES, stride, stride, kv_heads * dim, heads, kv_heads, layer, layers,
                     1.4426950408889634f / std::sqrt(static_cast<float>(dim)), stages};
     AttentionKernel kernel = dim == 32 ? attention_32 : dim == 64 ? attention_64 : attention_128;
+    int positions = 1 + *std::max_element(batch.positions.begin(), batch.positions.end());
+    Turning turning(dim, heads, positions, heads % 2 == 0, dim != 64);
     size_t shared = attention_shared(dim);
     unsigned tiles = static_cast<unsigned>(batch.tiles.size());
     // Blocks behind the last tile do nothing, as in a graph that was captured for more.
     shim::launch({tiles + 3, static_cast<unsigned>(kv_heads)}, {128}, shared, [&] {
-        kernel(batch.words.data(), shape, qkv.data(), qkv.data() + heads * dim, cache.data(), out.data());
-    });
+        kernel(batch.words.data(), shape, turning.turn(), qkv.data(), qkv.data() + heads * dim, cache.data(), out.data());
+    }, 1, true);
     std::vector<double> expected(out.size());
     for (size_t s = 0; s < batch.segments.size(); ++s) {
         std::vector<const bf16*> keys, values;
@@ -195,13 +234,14 @@ void attention(Case& test) {
             for (int i = 0; i < batch.segments[s].count; ++i)
                 for (int g = 0; g < group; ++g) {
                     size_t row = batch.segments[s].row + i;
-                    const bf16* query = &qkv[row * stride + (h * group + g) * dim];
                     int seen = batch.segments[s].position + i + 1;
+                    std::vector<double> query = turning.of(&qkv[row * stride + (h * group + g) * dim], h * group + g, seen - 1);
+                    for (double& x : query) x = wide(to_bf16(static_cast<float>(x)));
                     std::vector<double> weights(seen), sums(dim, 0.0);
                     double total = 0;
                     for (int k = 0; k < seen; ++k) {
                         double dot = 0;
-                        for (int d = 0; d < dim; ++d) dot += wide(query[d]) * wide(keys[k][d]);
+                        for (int d = 0; d < dim; ++d) dot += query[d] * wide(keys[k][d]);
                         total += weights[k] = std::exp(dot / std::sqrt(static_cast<double>(dim)));
                     }
                     for (int k = 0; k < seen; ++k)
@@ -222,8 +262,8 @@ void attention(Case& test) {
     RowKernel row_kernel = dim == 32 ? attention_row_32 : dim == 64 ? attention_row_64 : attention_row_128;
     unsigned parts = static_cast<unsigned>(kv_heads) * ((group + 15) / 16);
     shim::launch({static_cast<unsigned>(batch.answers.size()) + 2, parts}, {128}, shared, [&] {
-        row_kernel(batch.words.data(), shape, queries.data(), qkv.data() + heads * dim, cache.data(), alone.data(), rest.data());
-    });
+        row_kernel(batch.words.data(), shape, turning.turn(), queries.data(), qkv.data() + heads * dim, cache.data(), alone.data(), rest.data());
+    }, 1, true);
     std::vector<double> of_answers;
     for (int row : batch.answers)
         of_answers.insert(of_answers.end(), &expected[row * heads * dim], &expected[row * heads * dim] + heads * dim);
@@ -275,6 +315,7 @@ void cuts() {
     Attention shape{TILES, ALL_TILES, STRIDE, STRIDE, KV * DIM, HEADS, KV, 0, 1, 0.18f, stages};
     Attention of_answers = shape;
     of_answers.count_at = ANSWERS, of_answers.tiles_at = ANSWER_TILES;
+    Turning turning(DIM, HEADS, COUNT, true, true);
     auto run = [&](std::vector<int> lengths, std::vector<int> others) {
         Batch batch;
         int at = -1;
@@ -285,13 +326,13 @@ void cuts() {
         batch.plan(HEADS / KV);
         std::vector<bf16> out((COUNT + 1) * HEADS * DIM, 0);
         shim::launch({static_cast<unsigned>(batch.tiles.size()), KV}, {128}, attention_shared(DIM), [&] {
-            attention_64(batch.words.data(), shape, qkv.data(), qkv.data() + HEADS * DIM, nullptr, out.data());
+            attention_64(batch.words.data(), shape, turning.turn(), qkv.data(), qkv.data() + HEADS * DIM, nullptr, out.data());
         });
         const bf16* last = &qkv[(COUNT - 1) * STRIDE];
         std::vector<bf16> queries(last, last + STRIDE), rows(batch.answers.size() * HEADS * DIM);
         for (int row : others) queries.insert(queries.end(), &qkv[row * STRIDE], &qkv[row * STRIDE] + STRIDE);
         shim::launch({static_cast<unsigned>(batch.answers.size()), KV}, {128}, attention_shared(DIM), [&] {
-            attention_row_64(batch.words.data(), of_answers, queries.data(), qkv.data() + HEADS * DIM, nullptr, rows.data(), nullptr);
+            attention_row_64(batch.words.data(), of_answers, turning.turn(), queries.data(), qkv.data() + HEADS * DIM, nullptr, rows.data(), nullptr);
         });
         std::copy(rows.begin(), rows.begin() + HEADS * DIM, out.end() - HEADS * DIM);
         return out;
@@ -348,62 +389,44 @@ void embeddings_and_norms() {
     }
 }
 
-using RotateKernel = void (*)(const int*, Rotation, bf16*, const float*, const float*, const float*, const float*,
-                              const float*, bf16*);
+using RotateKernel = void (*)(const int*, Rotation, bf16*, const float*, const float*, const float*, const float*, bf16*);
 
 void rotations() {
-    for (auto [dim, heads, kv_heads, biased, normed, answers] :
-         {std::tuple{32, 4, 2, true, false, 0}, {64, 3, 1, false, true, 0}, {128, 2, 1, true, true, 0}, {128, 4, 0, true, true, 1}}) {
+    // Keys and values behind two heads of queries, which stay as they are.
+    for (auto [dim, kv_heads, biased, normed] : {std::tuple{32, 2, true, false}, {64, 1, false, true}, {128, 3, true, true}, {128, 1, false, false}}) {
         Batch batch;
         batch.past = 5;
         batch.add(-1, 11);
-        batch.answers = {3, 10}, batch.answer_segments = {0, 0};
         for (int i = 2; i < 7; ++i) batch.slots[i] = 30 - i;
         batch.plan(1);
-        int rows = answers ? 2 : 11, total = heads + 2 * kv_heads, stride = total * dim;
-        std::vector<bf16> before = halves(rows * stride), buffer = before, cache(2 * 2 * 2 * 2 * 16 * dim, 0);
-        std::vector<float> bias = floats(stride), q_norm = floats(dim, 1.0f), k_norm = floats(dim, 1.0f);
-        std::vector<float> cosines(20 * dim / 2), sines(20 * dim / 2);
-        for (size_t i = 0; i < cosines.size(); ++i) {
-            float angle = draw(3.0f);
-            cosines[i] = std::cos(angle), sines[i] = std::sin(angle);
-        }
-        Rotation shape{answers ? ANSWERS : ROWS, answers, stride, heads, kv_heads, 1, 2, 1e-6f};
+        constexpr int ROWS_THERE = 11, QUERIES = 2;
+        int total = QUERIES + 2 * kv_heads, stride = total * dim;
+        std::vector<bf16> before = halves(ROWS_THERE * stride), buffer = before, cache(2 * 2 * 2 * kv_heads * 16 * dim, 0);
+        Turning turning(dim, 2 * kv_heads, 20, biased, normed);
+        auto [bias, norm, cosines, sines, epsilon] = turning.turn();
+        Rotation shape{stride, kv_heads, 1, 2, epsilon};
         RotateKernel kernel = dim == 32 ? rotate_32 : dim == 64 ? rotate_64 : rotate_128;
-        shim::launch({static_cast<unsigned>(rows + 1), static_cast<unsigned>((total * dim + 2047) / 2048)}, {256}, 0, [&] {
-            kernel(batch.words.data(), shape, buffer.data(), biased ? bias.data() : nullptr, normed ? q_norm.data() : nullptr,
-                   normed ? k_norm.data() : nullptr, cosines.data(), sines.data(), cache.data());
-        });
+        auto run = [&, bias = bias, norm = norm, cosines = cosines, sines = sines] {
+            kernel(batch.words.data(), shape, buffer.data() + QUERIES * dim, bias, norm, cosines, sines, cache.data());
+        };
+        shim::launch({ROWS_THERE + 1, static_cast<unsigned>((2 * kv_heads * dim + 2047) / 2048)}, {256}, 0, run, 1, true);
         std::vector<double> ours, expected;
         bool kept = true;
-        for (int row = 0; row < rows; ++row) {
-            int from = answers ? batch.answers[row] : row;
-            for (int head = 0; head < total; ++head) {
-                std::vector<double> x(dim);
-                double squares = 0;
-                for (int i = 0; i < dim; ++i) {
-                    x[i] = wide(before[row * stride + head * dim + i]) + (biased ? bias[head * dim + i] : 0.0);
-                    squares += x[i] * x[i];
-                }
-                double scale = 1.0 / std::sqrt(squares / dim + 1e-6);
-                bool value = head >= heads + kv_heads;
-                for (int i = 0; i < dim && normed && !value; ++i) x[i] *= scale * (head < heads ? q_norm : k_norm)[i];
-                for (int i = 0; i < dim; ++i) {
-                    size_t at = batch.positions[from] * (dim / 2) + i % (dim / 2);
-                    double turned = i < dim / 2 ? x[i] * cosines[at] - x[i + dim / 2] * sines[at]
-                                                : x[i] * cosines[at] + x[i - dim / 2] * sines[at];
-                    expected.push_back(value ? x[i] : turned);
-                    ours.push_back(wide(buffer[row * stride + head * dim + i]));
-                }
-                if (head >= heads && batch.slots[from] >= 0) {
-                    int slot = batch.slots[from];
-                    size_t place = (static_cast<size_t>(slot / 16) * 2 + 1) * 2 * kv_heads + head - heads;
-                    kept &= memcmp(&cache[(place * 16 + slot % 16) * dim], &buffer[row * stride + head * dim], dim * 2) == 0;
-                }
+        for (int row = 0; row < ROWS_THERE; ++row) {
+            const bf16 *was = &before[row * stride], *is = &buffer[row * stride];
+            kept &= memcmp(was, is, QUERIES * dim * 2) == 0;
+            for (int head = 0; head < 2 * kv_heads; ++head) {
+                int at = (QUERIES + head) * dim;
+                for (double x : turning.of(was + at, head, batch.positions[row], head >= kv_heads)) expected.push_back(x);
+                for (int i = 0; i < dim; ++i) ours.push_back(wide(is[at + i]));
+                int slot = batch.slots[row];
+                if (slot < 0) continue;
+                size_t place = (static_cast<size_t>(slot / 16) * 2 + 1) * 2 * kv_heads + head;
+                kept &= memcmp(&cache[(place * 16 + slot % 16) * dim], is + at, dim * 2) == 0;
             }
         }
         compare("rotate " + std::to_string(dim), ours, expected, 0.02);
-        equal("kept keys and values", kept);
+        equal("queries, and kept keys and values", kept);
     }
 }
 

@@ -40,10 +40,7 @@ pub(super) const HEAD_DIMS: [usize; 3] = [32, 64, 128];
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Rotation {
-    pub(super) count_at: i32,
-    pub(super) answers: i32,
     pub(super) stride: i32,
-    pub(super) q_heads: i32,
     pub(super) kv_heads: i32,
     pub(super) layer: i32,
     pub(super) layers: i32,
@@ -66,6 +63,17 @@ pub(super) struct Attention {
     pub(super) scale: f32,
     /// Tiles of keys in shared memory: [`Kernels::attention_stages`].
     pub(super) stages: i32,
+}
+
+/// What attention does to queries as it reads them; a bias or norm that the model lacks is 0.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Turn {
+    pub(super) bias: Address,
+    pub(super) norm: Address,
+    pub(super) cosines: Address,
+    pub(super) sines: Address,
+    pub(super) epsilon: f32,
 }
 
 /// The kernels of one model's head width.
@@ -198,30 +206,30 @@ impl Queue<'_> {
         )
     }
 
-    /// `bias` and the norms may be 0.
+    /// Keys and values, which begin at `buffer`; `bias` and `norm` may be 0.
     pub(super) fn rotate(
         &self,
         rows: usize,
         shape: Rotation,
         buffer: Address,
-        (bias, q_norm, k_norm): (Address, Address, Address),
+        (bias, norm): (Address, Address),
         (cosines, sines): (Address, Address),
         cache: Address,
     ) -> Result<()> {
-        let heads = (shape.q_heads + 2 * shape.kv_heads) as usize;
+        let heads = 2 * shape.kv_heads.unsigned_abs() as usize;
         self.launch(
             self.kernels.rotate,
             (rows, heads.div_ceil(self.kernels.rotated_heads)),
             ROW_THREADS,
             0,
-            parameters![self.plan, shape, buffer, bias, q_norm, k_norm, cosines, sines, cache],
+            parameters![self.plan, shape, buffer, bias, norm, cosines, sines, cache],
         )
     }
 
     pub(super) fn attention(
         &self,
         tiles: usize,
-        shape: Attention,
+        (shape, turn): (Attention, Turn),
         (q, k): (Address, Address),
         cache: Address,
         out: Address,
@@ -232,7 +240,7 @@ impl Queue<'_> {
             grid,
             TILE_THREADS,
             self.kernels.attention_shared,
-            parameters![self.plan, shape, q, k, cache, out],
+            parameters![self.plan, shape, turn, q, k, cache, out],
         )
     }
 
@@ -240,7 +248,7 @@ impl Queue<'_> {
     pub(super) fn attention_row(
         &self,
         answers: usize,
-        shape: Attention,
+        (shape, turn): (Attention, Turn),
         (q, k): (Address, Address),
         cache: Address,
         (out, rest): (Address, Address),
@@ -251,7 +259,7 @@ impl Queue<'_> {
             (answers, shape.kv_heads as usize * parts as usize),
             TILE_THREADS,
             self.kernels.attention_shared,
-            parameters![self.plan, shape, q, k, cache, out, rest],
+            parameters![self.plan, shape, turn, q, k, cache, out, rest],
         )
     }
 

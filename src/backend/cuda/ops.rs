@@ -3,7 +3,7 @@
 use super::{
     buffers::Buffers,
     gemm::{Gemm, Matrix, Output},
-    launch::{Attention, Queue, Rotation},
+    launch::{Attention, Queue, Rotation, Turn},
     load::{Layer, Placed},
     memory::Address,
     plan::{Extent, Word},
@@ -79,33 +79,34 @@ impl Pass<'_> {
         if self.selected { self.buffers.answer_rest } else { 0 }
     }
 
-    /// Bias, norm and rotation of heads that lie in `buffer`; `first` is the first head's place
-    /// among the layer's queries, keys and values.
-    fn rotate(
-        &self,
-        layer: usize,
-        buffer: Address,
-        first: usize,
-        q_heads: usize,
-        kv_heads: usize,
-    ) -> Result<()> {
-        let (rows, count_at) = self.rows();
-        let weights = self.layer(layer);
-        let dim = self.config.head_dim;
+    /// Bias, norm and rotation of keys, bias of values; both go to the cache. They begin at `buffer`, in rows of
+    /// `stride` numbers.
+    fn rotate(&self, layer: usize, buffer: Address, stride: usize) -> Result<()> {
+        let (config, weights) = (self.config, self.layer(layer));
         let shape = Rotation {
-            count_at: count_at as i32,
-            answers: i32::from(self.selected),
-            stride: ((q_heads + 2 * kv_heads) * dim) as i32,
-            q_heads: q_heads as i32,
-            kv_heads: kv_heads as i32,
+            stride: stride as i32,
+            kv_heads: config.kv_heads as i32,
             layer: layer as i32,
-            layers: self.config.layers as i32,
-            epsilon: self.config.rms_norm_eps,
+            layers: config.layers as i32,
+            epsilon: config.rms_norm_eps,
         };
-        let bias = if weights.qkv_bias == 0 { 0 } else { weights.qkv_bias + (first * dim * 4) as Address };
-        let vectors = (bias, weights.query_norm, weights.key_norm);
+        // The queries' bias comes first.
+        let behind = (config.query_width() * 4) as Address;
+        let bias = if weights.qkv_bias == 0 { 0 } else { weights.qkv_bias + behind };
         let tables = (self.weights.cosines, self.weights.sines);
-        self.queue.rotate(rows, shape, buffer, vectors, tables, self.cache)
+        self.queue.rotate(self.extent.rows, shape, buffer, (bias, weights.key_norm), tables, self.cache)
+    }
+
+    /// What queries become as attention reads them.
+    fn turn(&self, layer: usize) -> Turn {
+        let weights = self.layer(layer);
+        Turn {
+            bias: weights.qkv_bias,
+            norm: weights.query_norm,
+            cosines: self.weights.cosines,
+            sines: self.weights.sines,
+            epsilon: self.config.rms_norm_eps,
+        }
     }
 }
 
@@ -141,15 +142,14 @@ impl Ops for Pass<'_> {
 
     /// In all layers but the last, the queries too: one product gives all three.
     fn keys_values(&mut self, layer: usize) -> Result<()> {
-        let config = self.config;
-        let w = self.layer(layer).qkv;
+        let (q, kv) = (self.config.query_width(), self.config.kv_width());
+        let (w, to) = (self.layer(layer).qkv, self.buffers.qkv);
         if self.is_last(layer) {
-            let w = part(&w, config.query_width(), 2 * config.kv_width());
-            self.multiply(&w, self.normed(), (self.buffers.qkv, Output::Rows))?;
-            self.rotate(layer, self.buffers.qkv, config.heads, 0, config.kv_heads)
+            self.multiply(&part(&w, q, 2 * kv), self.normed(), (to, Output::Rows))?;
+            self.rotate(layer, to, 2 * kv)
         } else {
-            self.multiply(&w, self.normed(), (self.buffers.qkv, Output::Rows))?;
-            self.rotate(layer, self.buffers.qkv, 0, config.heads, config.kv_heads)
+            self.multiply(&w, self.normed(), (to, Output::Rows))?;
+            self.rotate(layer, to + (q * 2) as Address, q + 2 * kv)
         }
     }
 
@@ -165,8 +165,7 @@ impl Ops for Pass<'_> {
             return Ok(());
         }
         let w = part(&self.layer(layer).qkv, 0, self.config.query_width());
-        self.multiply(&w, self.normed(), (self.buffers.answer_q, Output::Rows))?;
-        self.rotate(layer, self.buffers.answer_q, 0, self.config.heads, 0)
+        self.multiply(&w, self.normed(), (self.buffers.answer_q, Output::Rows))
     }
 
     fn attention(&mut self, layer: usize) -> Result<()> {
@@ -189,15 +188,15 @@ impl Ops for Pass<'_> {
             scale: std::f32::consts::LOG2_E / (config.head_dim as f32).sqrt(),
             stages: self.queue.kernels.attention_stages,
         };
-        let buffers = self.buffers;
+        let (buffers, how) = (self.buffers, (shape, self.turn(layer)));
         let from = match last {
             true => (buffers.answer_q, buffers.qkv),
             false => (buffers.qkv, buffers.qkv + (q * 2) as Address),
         };
         let attended = (buffers.attended, self.rest());
         match alone {
-            true => self.queue.attention_row(self.extent.answers, shape, from, self.cache, attended),
-            false => self.queue.attention(self.extent.tiles, shape, from, self.cache, buffers.attended),
+            true => self.queue.attention_row(self.extent.answers, how, from, self.cache, attended),
+            false => self.queue.attention(self.extent.tiles, how, from, self.cache, buffers.attended),
         }?;
         let (w, bias) = (self.layer(layer).output, self.layer(layer).output_bias);
         self.add(&w, attended, bias)

@@ -7,6 +7,8 @@
 // fixes, whichever segments hold its keys and whoever shares its tile: what lies behind it
 // has weight exactly zero. Softmax is rescaled as it goes (Milakov and Gimelshein, 2018).
 //
+// Queries are as the product left them: bias, head norm and rotary embedding are theirs on the way to registers.
+//
 // A row that is alone, an answer or a decoded token, has its query heads for rows and the warps share its
 // keys: of every tile each takes 16. Their sums are joined in one order, by absolute position too.
 #pragma once
@@ -28,6 +30,15 @@ struct Attention {
     int layers;
     float scale;   // of a product, for powers of two: log2(e) / sqrt(dim)
     int stages;    // tiles of keys and values in shared memory: two, or MOST_STAGES
+};
+
+// What queries become on the way to registers.
+struct Turn {
+    const float* bias;   // of all heads, or null
+    const float* norm;   // or null
+    const float* cosines;
+    const float* sines;  // both [position][dim / 2]
+    float epsilon;
 };
 
 // Where the key at `position` lies: a batch row, or ~slot of the cache. The last run with a
@@ -85,10 +96,10 @@ DEVICE void bring(const int* sources, const Attention& shape, int count, const b
 
 // Every tile of the first `keys` keys in turn, in shared memory: `work(keys, values, position of the first)`.
 // While it works on one the next are on their way, as many as there are stages, and where the one after them lies
-// is found.
-template <int DIM, class Work>
+// is found. `prepare` is called before the first, when copies are on their way.
+template <int DIM, class Prepare, class Work>
 DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile, int keys, const bf16* k,
-                      const bf16* cache, int head, bf16* buffers, Work work) {
+                      const bf16* cache, int head, bf16* buffers, Prepare prepare, Work work) {
     constexpr int BUFFER = TILE_KEYS * (DIM + 8);  // a stage: keys, values; behind all, where their tiles' keys lie
     int stages = shape.stages;
     int* sources = reinterpret_cast<int*>(buffers + 2 * stages * BUFFER);
@@ -96,10 +107,13 @@ DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile,
     for (int stage = threadIdx.x / TILE_KEYS; stage < stages; stage += 2)
         find(plan, tile, stage * TILE_KEYS, keys, sources + stage * TILE_KEYS);
     __syncthreads();
+    // So far the plan was read alone.
+    after_the_kernel_before();
     for (int stage = 0; stage < stages; ++stage) {
         bf16* to = buffers + 2 * stage * BUFFER;
         bring<DIM>(sources + stage * TILE_KEYS, shape, keys - stage * TILE_KEYS, k, cache, head, to, to + BUFFER);
     }
+    prepare();
     for (int first = 0, stage = 0; first < keys; first += TILE_KEYS) {
         if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 1>();
         else copies_wait<MOST_STAGES - 2>();
@@ -198,30 +212,68 @@ DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int fi
     }
 }
 
-// Nothing is summed yet; the queries of one half of the rows, zeros where there are none.
+// Nothing is summed yet.
 template <int DIM>
-DEVICE void begin(Rows<DIM>& rows, int half, const bf16* from, bool valid) {
-    int lane = threadIdx.x % 32;
-    rows.most[half] = -INFINITY;
-    rows.total[half] = 0.0f;
+DEVICE void begin(Rows<DIM>& rows) {
 #pragma unroll
-    for (int d = 0; d < DIM / 16; ++d) {
+    for (int half = 0; half < 2; ++half) {
+        rows.most[half] = -INFINITY;
+        rows.total[half] = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const u32* pairs = reinterpret_cast<const u32*>(from + d * 16 + lane % 4 * 2 + i * 8);
-            rows.queries[d][half + 2 * i] = valid ? *pairs : 0;
+        for (int d = 0; d < DIM / 8; ++d) rows.sums[d][2 * half] = rows.sums[d][2 * half + 1] = 0.0f;
+    }
+}
+
+// Two floats that lie together.
+DEVICE float2 two(const float* from) { return *reinterpret_cast<const float2*>(from); }
+
+// The queries of one half of the rows, of which the query at `position` and head `head` lies at `from`; zeros where
+// there is none. A lane holds every fourth pair of a row, so both elements that turn together.
+template <int DIM>
+DEVICE void take_queries(Rows<DIM>& rows, int half, const bf16* from, bool valid, const Turn& turn, int position, int head) {
+    constexpr int PAIRS = DIM / 8;
+    int first = threadIdx.x % 4 * 2;
+    float x[PAIRS][2];
+    float squares = 0.0f;
+#pragma unroll
+    for (int p = 0; p < PAIRS; ++p) {
+        u32 pair = valid ? *reinterpret_cast<const u32*>(from + p * 8 + first) : 0;
+        x[p][0] = low(pair), x[p][1] = high(pair);
+        if (turn.bias != nullptr && valid) {
+            float2 bias = two(turn.bias + head * DIM + p * 8 + first);
+            x[p][0] += bias.x, x[p][1] += bias.y;
+        }
+        squares += x[p][0] * x[p][0] + x[p][1] * x[p][1];
+    }
+    // Four lanes hold a row.
+    squares += __shfl_xor_sync(FULL, squares, 1);
+    squares += __shfl_xor_sync(FULL, squares, 2);
+    if (turn.norm != nullptr) {
+        float scale = 1.0f / sqrtf(squares / static_cast<float>(DIM) + turn.epsilon);
+#pragma unroll
+        for (int p = 0; p < PAIRS; ++p) {
+            float2 gain = two(turn.norm + p * 8 + first);
+            x[p][0] *= scale * gain.x, x[p][1] *= scale * gain.y;
         }
     }
+    size_t at = valid ? static_cast<size_t>(position) * (DIM / 2) + first : first;
 #pragma unroll
-    for (int d = 0; d < DIM / 8; ++d) rows.sums[d][2 * half] = rows.sums[d][2 * half + 1] = 0.0f;
+    for (int p = 0; p < PAIRS / 2; ++p) {
+        float2 cosine = two(turn.cosines + at + p * 8), sine = two(turn.sines + at + p * 8);
+        float *a = x[p], *b = x[p + PAIRS / 2];
+        float a0 = a[0], a1 = a[1];
+        a[0] = a0 * cosine.x - b[0] * sine.x, a[1] = a1 * cosine.y - b[1] * sine.y;
+        b[0] = b[0] * cosine.x + a0 * sine.x, b[1] = b[1] * cosine.y + a1 * sine.y;
+    }
+#pragma unroll
+    for (int p = 0; p < PAIRS; ++p) rows.queries[p / 2][half + p % 2 * 2] = pack_bf16(x[p][0], x[p][1]);
 }
 
 template <int DIM>
-DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
-                           bf16* out) {
-    after_the_kernel_before();
+DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& turn, const bf16* q, const bf16* k,
+                           const bf16* cache, bf16* out) {
     SHARED(bf16, buffers);
-    if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return;
+    if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return after_the_kernel_before();
     const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
     int head = blockIdx.y, group = shape.heads / shape.kv_heads;
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
@@ -239,11 +291,16 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
         valid[half] = pair < tile.count * group;
         // A row without query sees one key, so that its numbers stay finite; it is not written.
         rows.seen[half] = valid[half] ? tile.position + query[half] + 1 : 1;
-        const bf16* from = q + static_cast<size_t>(tile.query + query[half]) * shape.q_stride + query_head[half] * DIM;
-        begin<DIM>(rows, half, from, valid[half]);
     }
-
-    each_tile<DIM>(plan, shape, tile, keys, k, cache, head, buffers, [&](const bf16* tile_keys, const bf16* values, int first) {
+    begin<DIM>(rows);
+    auto prepare = [&] {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const bf16* from = q + static_cast<size_t>(tile.query + query[half]) * shape.q_stride + query_head[half] * DIM;
+            take_queries<DIM>(rows, half, from, valid[half], turn, tile.position + query[half], query_head[half]);
+        }
+    };
+    each_tile<DIM>(plan, shape, tile, keys, k, cache, head, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
         if (busy) attend<DIM, TILE_KEYS>(rows, tile_keys, values, first, shape.scale);
     });
 
@@ -266,12 +323,11 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const bf16* 
 // One query, 16 of a key head's query heads to a block. `rest`, if asked for, is what the result lost in
 // rounding.
 template <int DIM>
-DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q, const bf16* k, const bf16* cache,
-                          bf16* out, bf16* rest) {
+DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& turn, const bf16* q, const bf16* k,
+                          const bf16* cache, bf16* out, bf16* rest) {
     constexpr int STRIDE = DIM + 8, WARPS = 4, KEYS = TILE_KEYS / WARPS;
-    after_the_kernel_before();
     SHARED(bf16, buffers);  // at the end of the warps' sums
-    if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return;
+    if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return after_the_kernel_before();
     const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
     int group = shape.heads / shape.kv_heads, parts = (group + 15) / 16;
     int head = blockIdx.y / parts, first_row = blockIdx.y % parts * 16;
@@ -280,14 +336,16 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q
     const bf16* queries = q + static_cast<size_t>(tile.query) * shape.q_stride + head * group * DIM;
 
     Rows<DIM> rows;
+    begin<DIM>(rows);
+    rows.seen[0] = rows.seen[1] = keys;
+    auto prepare = [&] {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        int row = first_row + lane / 4 + 8 * half;
-        rows.seen[half] = keys;
-        begin<DIM>(rows, half, queries + row * DIM, row < group);
-    }
-
-    each_tile<DIM>(plan, shape, tile, keys, k, cache, head, buffers, [&](const bf16* tile_keys, const bf16* values, int first) {
+        for (int half = 0; half < 2; ++half) {
+            int row = first_row + lane / 4 + 8 * half;
+            take_queries<DIM>(rows, half, queries + row * DIM, row < group, turn, tile.position, head * group + row);
+        }
+    };
+    each_tile<DIM>(plan, shape, tile, keys, k, cache, head, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
         int mine = warp * KEYS;
         if (first + mine >= keys) return;
         attend<DIM, KEYS>(rows, tile_keys + mine * STRIDE, values + mine * STRIDE, first + mine, shape.scale);
@@ -334,13 +392,13 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const bf16* q
 }
 
 #define ATTENTION(DIM) \
-    KERNEL void __launch_bounds__(128, 2) attention_##DIM(const int* plan, Attention shape, const bf16* q, const bf16* k, \
-                                                       const bf16* cache, bf16* out) { \
-        tree_attention<DIM>(plan, shape, q, k, cache, out); \
+    KERNEL void __launch_bounds__(128, 2) attention_##DIM(const int* plan, Attention shape, Turn turn, const bf16* q, \
+                                                       const bf16* k, const bf16* cache, bf16* out) { \
+        tree_attention<DIM>(plan, shape, turn, q, k, cache, out); \
     } \
-    KERNEL void __launch_bounds__(128, 2) attention_row_##DIM(const int* plan, Attention shape, const bf16* q, \
+    KERNEL void __launch_bounds__(128, 2) attention_row_##DIM(const int* plan, Attention shape, Turn turn, const bf16* q, \
                                                               const bf16* k, const bf16* cache, bf16* out, bf16* rest) { \
-        row_attention<DIM>(plan, shape, q, k, cache, out, rest); \
+        row_attention<DIM>(plan, shape, turn, q, k, cache, out, rest); \
     }
 ATTENTION(32)
 ATTENTION(64)

@@ -58,28 +58,26 @@ KERNEL void select_answers(const int* plan, const float* residual, const bf16* n
 
 // What `rotate` needs beside its buffers.
 struct Rotation {
-    int count_at;  // of the plan: rows of the buffer
-    int answers;   // not 0: the rows are the answers'
     int stride;    // of a row
-    int q_heads;   // first columns of a row; 0: no queries here
-    int kv_heads;  // then keys, then values; 0: none here
+    int kv_heads;  // first columns of a row: keys, then values
     int layer;
     int layers;
     float epsilon;
 };
 
-// Bias, head norm and rotary embedding of queries and keys, bias of values, in place; keys
-// and values are put into the cache where the plan keeps them. DIM / 8 lanes a head.
+// Bias, head norm and rotary embedding of keys, bias of values, in place; both are put into the cache where the
+// plan keeps them. Queries are turned where they are read, in attention. DIM / 8 lanes a head.
 template <int DIM>
-DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const float* bias, const float* q_norm,
-                   const float* k_norm, const float* cosines, const float* sines, bf16* cache) {
-    after_the_kernel_before();
+DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const float* bias, const float* norm,
+                   const float* cosines, const float* sines, bf16* cache) {
     constexpr int LANES = DIM / 8, HEADS = 256 / LANES;
     int row = blockIdx.x, head = blockIdx.y * HEADS + threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    if (row >= plan[shape.count_at]) return;
-    bool active = head < shape.q_heads + 2 * shape.kv_heads;
-    bool value = head >= shape.q_heads + shape.kv_heads;
-    const float* norm = head < shape.q_heads ? q_norm : k_norm;
+    if (row >= plan[ROWS]) return after_the_kernel_before();
+    bool value = head >= shape.kv_heads;
+    int slot = list<int>(plan, SLOTS)[row], position = list<int>(plan, POSITIONS)[row];
+    after_the_kernel_before();
+    // Values without bias are as they should be.
+    bool active = head < 2 * shape.kv_heads && (!value || bias != nullptr || slot >= 0);
     bf16* vector = buffer + static_cast<size_t>(row) * shape.stride + head * DIM;
     // A lane holds four elements of the first half and those they turn with.
     int first = 4 * lane, second = DIM / 2 + 4 * lane;
@@ -107,9 +105,8 @@ DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const f
             b[i] *= scale * norm[second + i];
         }
     }
-    int batch_row = shape.answers ? list<int>(plan, ANSWER_ROWS)[row] : row;
     if (!value) {
-        size_t at = (static_cast<size_t>(list<int>(plan, POSITIONS)[batch_row]) * (DIM / 2) + first) / 4;
+        size_t at = (static_cast<size_t>(position) * (DIM / 2) + first) / 4;
         Floats cosine = reinterpret_cast<const Floats*>(cosines)[at], sine = reinterpret_cast<const Floats*>(sines)[at];
         for (int i = 0; i < 4; ++i) {
             float x = a[i], y = b[i];
@@ -120,18 +117,17 @@ DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const f
     Pairs x = {{pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3])}}, y = {{pack_bf16(b[0], b[1]), pack_bf16(b[2], b[3])}};
     *reinterpret_cast<Pairs*>(vector + first) = x;
     *reinterpret_cast<Pairs*>(vector + second) = y;
-    int slot = list<int>(plan, SLOTS)[batch_row];
-    if (head >= shape.q_heads && slot >= 0) {
-        bf16* kept = cache + cache_at(slot, shape.layer, shape.layers, shape.kv_heads, head - shape.q_heads, DIM);
+    if (slot >= 0) {
+        bf16* kept = cache + cache_at(slot, shape.layer, shape.layers, shape.kv_heads, head, DIM);
         *reinterpret_cast<Pairs*>(kept + first) = x;
         *reinterpret_cast<Pairs*>(kept + second) = y;
     }
 }
 
 #define ROTATE(DIM) \
-    KERNEL void rotate_##DIM(const int* plan, Rotation shape, bf16* buffer, const float* bias, const float* q_norm, \
-                             const float* k_norm, const float* cosines, const float* sines, bf16* cache) { \
-        rotate<DIM>(plan, shape, buffer, bias, q_norm, k_norm, cosines, sines, cache); \
+    KERNEL void rotate_##DIM(const int* plan, Rotation shape, bf16* buffer, const float* bias, const float* norm, \
+                             const float* cosines, const float* sines, bf16* cache) { \
+        rotate<DIM>(plan, shape, buffer, bias, norm, cosines, sines, cache); \
     }
 ROTATE(32)
 ROTATE(64)
