@@ -40,6 +40,9 @@ REGISTERS = {
     "few_rows_96": 128,
     "few_rows_128": 168,
     "few_rows_192": 224,
+    # 288 threads.
+    "many_rows_plain": 224,
+    "many_rows_gated": 224,
 }
 ROW_REGISTERS = 64
 KERNELS = 16
@@ -55,8 +58,9 @@ PRODUCTS = {
 }
 # Kernels that only Hopper has, with their fewest.
 HOPPER = "90a"
-HOPPER_PRODUCTS = {f"few_rows_{outputs}": 4 * parts for outputs, parts in
-                   {8: 1, 16: 1, 32: 1, 48: 2, 64: 1, 96: 2, 128: 2, 192: 3}.items()}
+FEW_ROWS = {8: 1, 16: 1, 32: 1, 48: 2, 64: 1, 96: 2, 128: 2, 192: 3}
+HOPPER_PRODUCTS = {f"few_rows_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items()}
+HOPPER_PRODUCTS |= {"many_rows_plain": 8, "many_rows_gated": 8}
 
 
 def tool(name):

@@ -66,9 +66,10 @@ std::vector<Work>* recording = nullptr;
 std::map<Address, size_t> allocated;
 size_t used = 0;
 // What is told at the end: graphs launched, kernels by the priority of their stream, events that were
-// asked for before they had happened, streams that had to wait for another's, kernels that may begin early, products
-// of few rows.
-size_t graphs_launched = 0, too_early = 0, waits = 0, early = 0, of_few_rows = 0;
+// asked for before they had happened, streams that had to wait for another's, kernels that may begin early, products of
+// our own.
+size_t graphs_launched = 0, too_early = 0, waits = 0, early = 0;
+std::map<std::string, size_t> kernels_by_name;
 std::map<int, size_t> kernels_by_priority;
 std::mt19937 order;
 
@@ -133,8 +134,9 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 
 void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
-           "%zu products of few rows\n",
-           graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, of_few_rows);
+           "%zu products of few rows, %zu products of many rows, %zu gated products\n",
+           graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
+           kernels_by_name["many_rows_plain"], kernels_by_name["many_rows_gated"]);
 }
 
 // One sequence's numbers are none from the start.
@@ -151,7 +153,7 @@ std::vector<Kernel> kernels = {
     ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
     ENTRY(attention_row_128), ENTRY(silu_mul), ENTRY(grade_logits),
     ENTRY(vocabulary), ENTRY(combine), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),
-    ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192)};
+    ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(many_rows_plain), ENTRY(many_rows_gated)};
 
 }  // namespace
 
@@ -326,10 +328,10 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     if (!whole || static_cast<int>(shared) > kernel->shared) return INVALID_VALUE;
     Work body = kernel->bind(parameters);
     int priority = static_cast<Stream*>(config->stream)->priority;
-    bool few = kernel->name.rfind("few_rows", 0) == 0;
+    std::string name = kernel->name.rfind("few_rows", 0) == 0 ? "few_rows" : kernel->name;
     submit(config->stream, [=] {
         ++kernels_by_priority[priority];
-        early += programmatic, of_few_rows += few;
+        ++kernels_by_name[name], early += programmatic;
         shim::launch(grid, block, shared, body, cluster, programmatic);
     });
     return SUCCESS;

@@ -521,7 +521,8 @@ void heads() {
 #include "products.h"
 
 int main() {
-    products();
+    products_of_few_rows();
+    products_of_many_rows();
     embeddings_and_norms();
     rotations();
     gates();

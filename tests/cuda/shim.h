@@ -245,6 +245,10 @@ static inline float __shfl_xor_sync(u32, float x, int mask) {
     return shim::bits(shim::lanes[shim::current].out[0]);
 }
 
+static inline u32 __shfl_xor_sync(u32 who, u32 x, int mask) {
+    return shim::bits_of(__shfl_xor_sync(who, shim::bits(x), mask));
+}
+
 static inline void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     shim::Lane& lane = shim::lanes[shim::current];
     memcpy(lane.in, a, 16), lane.in[4] = b0, lane.in[5] = b1, memcpy(lane.c, c, 16);

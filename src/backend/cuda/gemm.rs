@@ -1,4 +1,4 @@
-//! Matrix products, the way that `choose` found at start: by an algorithm of cublasLt, or by `few_rows`.
+//! Matrix products, the way that `choose` found at start: by an algorithm of cublasLt, or by `hopper`.
 
 use std::{collections::HashMap, ffi::c_void, sync::Arc};
 
@@ -11,7 +11,7 @@ use cudarc::{
 };
 
 use super::{
-    few_rows::FewRows,
+    hopper::{Hopper, Own},
     memory::{Address, Region},
 };
 use crate::error::{Error, Result};
@@ -25,7 +25,12 @@ pub(super) const CLASSES: [usize; 7] = [16, 64, 128, 256, 512, 1024, 2048];
 #[derive(Clone, Copy)]
 pub(super) enum Way {
     Library(sys::cublasLtMatmulAlgo_t),
-    FewRows,
+    Own(Own),
+}
+
+/// Which of [`CLASSES`] so many rows are of.
+fn class(rows: usize) -> usize {
+    CLASSES.iter().position(|&most| rows <= most).unwrap_or(CLASSES.len() - 1)
 }
 
 /// Ways with the same bits.
@@ -94,13 +99,13 @@ pub(super) struct Gemm {
     pub(super) handle: sys::cublasLtHandle_t,
     /// y = x · wᵀ, in cublasLt's order by column.
     pub(super) product: sys::cublasLtMatmulDesc_t,
-    pub(super) few_rows: Option<FewRows>,
+    pub(super) hopper: Option<Hopper>,
     ways: HashMap<(usize, usize, Output), Ways>,
 }
 
 impl Gemm {
     #[expect(unsafe_code, reason = "calls of cublasLt")]
-    pub(super) fn open(few_rows: Option<FewRows>) -> Result<Self> {
+    pub(super) fn open(hopper: Option<Hopper>) -> Result<Self> {
         let handle = result::create_handle().map_err(refused("it does not start"))?;
         let (compute, scale) =
             (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F);
@@ -114,7 +119,7 @@ impl Gemm {
             result::set_matmul_desc_attribute(product, attribute, value, size_of_val(&transposed))
         };
         set.map_err(refused("a product"))?;
-        Ok(Self { handle, product, few_rows, ways: HashMap::new() })
+        Ok(Self { handle, product, hopper, ways: HashMap::new() })
     }
 
     /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ. `w` and `into` are what was chosen for.
@@ -128,10 +133,28 @@ impl Gemm {
     ) -> Result<()> {
         let ways = self.ways.get(&(w.outputs, w.depth, y.1));
         let ways = ways.ok_or_else(|| Error::internal("a product of an unknown shape"))?;
-        let class = CLASSES.iter().position(|&most| rows <= most).unwrap_or(CLASSES.len() - 1);
         // Not every number of rows of a class was tried; what an algorithm does not take it refuses unlaunched.
         let run = |way| self.run(w, x, y, rows, way, on);
-        run(&ways.fastest[class]).or_else(|_| run(&ways.reference))
+        run(&ways.fastest[class(rows)]).or_else(|_| run(&ways.reference))
+    }
+
+    /// y\[rows, inner\] = silu(gates) · ups, of the product with w\[gates, then ups; depth\], in one; false if that is
+    /// not the way for so many rows, and nothing was done.
+    pub(super) fn multiply_gated(
+        &self,
+        w: &Matrix,
+        x: Address,
+        y: Address,
+        rows: usize,
+        on: On<'_>,
+    ) -> Result<bool> {
+        let way = self.ways.get(&(w.outputs, w.depth, Output::Rows)).map(|ways| &ways.fastest[class(rows)]);
+        match (way, &self.hopper) {
+            (Some(Way::Own(Own::ManyRows)), Some(hopper)) => {
+                hopper.multiply_gated(w, x, y, rows, on.stream).map(|()| true)
+            }
+            _ => Ok(false),
+        }
     }
 
     pub(super) fn keep(&mut self, w: &Matrix, into: Output, ways: Ways) {
@@ -148,13 +171,13 @@ impl Gemm {
         way: &Way,
         on: On<'_>,
     ) -> Result<()> {
-        match (way, &self.few_rows) {
+        match (way, &self.hopper) {
             (Way::Library(algorithm), _) => {
                 let layouts = Layouts::of(w, rows, y.1)?;
                 self.by_library(w, &layouts, algorithm, (x, y.0), on).map_err(refused("a product"))
             }
-            (Way::FewRows, Some(few)) => few.multiply(w, x, y, rows, on.stream),
-            (Way::FewRows, None) => Err(Error::internal("a product by a kernel that is not there")),
+            (Way::Own(own), Some(hopper)) => hopper.multiply(*own, w, x, y, rows, on.stream),
+            (Way::Own(_), None) => Err(Error::internal("a product by a kernel that is not there")),
         }
     }
 

@@ -2,16 +2,16 @@
 //!
 //! The program needs no CUDA to start: the driver and cublasLt are opened when a GPU is asked for
 //! (`start`). A batch becomes a plan of 32-bit words (`plan`), copied in once; the pass over it is
-//! put on a stream (`ops`, `launch`, `gemm` with the algorithms of `choose`, `few_rows`) or replayed as a graph
+//! put on a stream (`ops`, `launch`, `gemm` with the algorithms of `choose`, `hopper`) or replayed as a graph
 //! (`graph`); the readings are copied out once. Nothing waits until they are collected. Scores have a lane (`lane`) of the highest
 //! priority, steps of reasons one of the lowest; where a pass of one touches KV blocks that a pass of the
 //! other writes, its stream waits for that.
 
 mod buffers;
 mod choose;
-mod few_rows;
 mod gemm;
 mod graph;
+mod hopper;
 mod lane;
 mod launch;
 mod load;
@@ -31,8 +31,8 @@ use crate::{
 };
 use buffers::Capacity;
 use choose::choose;
-use few_rows::FewRows;
 use gemm::{Gemm, Matrix, On, Output};
+use hopper::Hopper;
 use lane::{Lane, Shared};
 use launch::Kernels;
 use load::{Layer, Placed};
@@ -137,19 +137,21 @@ fn check_shape(config: &ModelConfig) -> Result<()> {
 
 /// Algorithms for every product of a pass.
 fn choose_products(gpu: &Gpu, placed: &Placed, config: &ModelConfig, on: On<'_>) -> Result<Gemm> {
-    let mut gemm = Gemm::open(FewRows::load(gpu)?)?;
+    let mut gemm = Gemm::open(Hopper::load(gpu)?)?;
     let (q, kv) = (config.query_width(), config.kv_width());
     let each = |of: &dyn Fn(&Layer) -> Matrix| placed.layers.iter().map(of).collect::<Vec<_>>();
+    // Gates and ups may be put together as they are computed, if nothing is added to them.
+    let gated = !config.mlp_bias;
     let products = [
-        (each(&|layer| layer.qkv), Output::Rows),
+        (each(&|layer| layer.qkv), (Output::Rows, false)),
         // The last layer's queries are the answers' alone.
-        (each(&|layer| part(&layer.qkv, 0, q)), Output::Rows),
-        (each(&|layer| part(&layer.qkv, q, 2 * kv)), Output::Rows),
-        (each(&|layer| layer.output), Output::Sum),
-        (each(&|layer| layer.gate_up), Output::Rows),
-        (each(&|layer| layer.gate_up), Output::Wide),
-        (each(&|layer| layer.gate_up), Output::Sum),
-        (each(&|layer| layer.down), Output::Sum),
+        (each(&|layer| part(&layer.qkv, 0, q)), (Output::Rows, false)),
+        (each(&|layer| part(&layer.qkv, q, 2 * kv)), (Output::Rows, false)),
+        (each(&|layer| layer.output), (Output::Sum, false)),
+        (each(&|layer| layer.gate_up), (Output::Rows, gated)),
+        (each(&|layer| layer.gate_up), (Output::Wide, false)),
+        (each(&|layer| layer.gate_up), (Output::Sum, false)),
+        (each(&|layer| layer.down), (Output::Sum, false)),
     ];
     for (weights, into) in &products {
         choose(&mut gemm, &gpu.context, weights, *into, on)?;

@@ -73,6 +73,16 @@ impl Pass<'_> {
         if rest == 0 { Ok(()) } else { self.multiply(w, rest, (y, Output::Sum)) }
     }
 
+    /// The gates' product and the gates in one kernel, if that is the way; false if nothing was done.
+    fn gated_at_once(&self, layer: usize) -> Result<bool> {
+        let (weights, buffers) = (self.layer(layer), self.buffers);
+        if self.selected || weights.gate_up_bias != 0 {
+            return Ok(false);
+        }
+        let (rows, on) = (self.rows().0, self.queue.on);
+        self.gemm.multiply_gated(&weights.gate_up, self.normed(), buffers.activated, rows, on)
+    }
+
     /// Where what a product's input lost in rounding goes: the answers' rows alone, in the last layer,
     /// are multiplied twice, so that they are as good as f32.
     fn rest(&self) -> Address {
@@ -203,13 +213,15 @@ impl Ops for Pass<'_> {
     }
 
     fn mlp(&mut self, layer: usize) -> Result<()> {
-        let (buffers, weights) = (self.buffers, self.layer(layer));
-        let into = if self.selected { Output::Wide } else { Output::Rows };
-        self.multiply_whole(&weights.gate_up, (self.normed(), self.rest()), (buffers.gate_up, into))?;
-        let (inner, gates) = (self.config.intermediate_size, (buffers.gate_up, self.selected));
-        let activated = (buffers.activated, self.rest());
-        self.queue.silu_mul(self.rows(), gates, weights.gate_up_bias, activated, inner)?;
-        let (w, bias) = (weights.down, weights.down_bias);
+        let (buffers, activated) = (self.buffers, (self.buffers.activated, self.rest()));
+        if !self.gated_at_once(layer)? {
+            let weights = self.layer(layer);
+            let into = if self.selected { Output::Wide } else { Output::Rows };
+            self.multiply_whole(&weights.gate_up, (self.normed(), self.rest()), (buffers.gate_up, into))?;
+            let (inner, gates) = (self.config.intermediate_size, (buffers.gate_up, self.selected));
+            self.queue.silu_mul(self.rows(), gates, weights.gate_up_bias, activated, inner)?;
+        }
+        let (w, bias) = (self.layer(layer).down, self.layer(layer).down_bias);
         self.add(&w, activated, bias)
     }
 

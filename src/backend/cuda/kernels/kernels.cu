@@ -2,4 +2,4 @@
 #include "rows.cuh"
 #include "attention.cuh"
 #include "head.cuh"
-#include "products.cuh"
+#include "many_rows.cuh"

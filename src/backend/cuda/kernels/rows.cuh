@@ -159,7 +159,7 @@ KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int wid
             gate.of[i] += bias[4 * four + i];
             up.of[i] += bias[inner + 4 * four + i];
         }
-        up.of[i] *= gate.of[i] / (1.0f + power_of_two(-1.4426950408889634f * gate.of[i]));
+        up.of[i] = gated(gate.of[i], up.of[i]);
     }
     size_t at = (static_cast<size_t>(row) * inner + 4 * four) / 2;
     u32 *to = reinterpret_cast<u32*>(activated), *rest_to = reinterpret_cast<u32*>(rest);

@@ -1,0 +1,232 @@
+//! Matrix products by kernels of our own, on Hopper: `kernels/few_rows.cuh` and `many_rows.cuh` say how.
+
+use cudarc::driver::sys;
+
+use super::{
+    fault,
+    gemm::{Matrix, Output},
+    launch::{int, parameters},
+    memory::Address,
+    start::{Gpu, Unmeasured},
+    stream::Launch,
+};
+use crate::error::{Error, Result};
+
+/// Products of more rows have more than one wave of blocks, or blocks that compute more than they bring.
+const MOST_FEW_ROWS: usize = 256;
+/// Outputs to a block for few rows: for each there is a kernel.
+const WIDTHS: [usize; 8] = [8, 16, 32, 48, 64, 96, 128, 192];
+/// Rows of x to a block for few rows.
+const FEW_TILE: usize = 64;
+/// Most that all stages of such a block take, and most stages.
+const RING_BYTES: usize = 200 << 10;
+const MOST_STAGES: usize = 16;
+/// A warpgroup that multiplies and a warp that copies.
+const FEW_THREADS: u32 = 128 + 32;
+/// Rows of x, and of w, to a tile for many rows; stages; two warpgroups and a warp.
+const MANY_TILE: usize = 128;
+const MANY_STAGES: usize = 6;
+const MANY_THREADS: u32 = 2 * 128 + 32;
+/// Blocks of a cluster; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
+const CLUSTER: usize = 2;
+const STAGE_DEPTH: usize = 64;
+const ALIGNMENT: usize = 1024;
+const BARRIER_BYTES: usize = 8;
+
+/// Which of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own {
+    FewRows,
+    ManyRows,
+}
+
+/// The kernels.
+pub(super) struct Hopper {
+    /// One of each of [`WIDTHS`].
+    few: Vec<Few>,
+    many: sys::CUfunction,
+    gated: sys::CUfunction,
+    multiprocessors: usize,
+    /// Whether they are chosen wherever they have the right bits, faster or not.
+    pub(super) always: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Few {
+    width: usize,
+    function: sys::CUfunction,
+    shared: usize,
+}
+
+/// What the kernels for many rows compute.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Product {
+    into: i32,
+    rows: i32,
+    outputs: i32,
+    depth: i32,
+}
+
+impl Hopper {
+    /// `None` if this GPU has no such kernels, or they are not asked for.
+    pub(super) fn load(gpu: &Gpu) -> Result<Option<Self>> {
+        if gpu.unmeasured == Unmeasured::Off {
+            return Ok(None);
+        }
+        let few = |width: usize| -> Result<Few> {
+            let stage = (FEW_TILE + width) * STAGE_DEPTH * 2;
+            let stages = (RING_BYTES / stage).min(MOST_STAGES);
+            let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES);
+            Ok(Few { width, function: gpu.function(&format!("few_rows_{width}"), shared)?, shared })
+        };
+        Ok(Some(Self {
+            few: WIDTHS.into_iter().map(few).collect::<Result<_>>()?,
+            many: gpu.function("many_rows_plain", many_shared())?,
+            gated: gpu.function("many_rows_gated", many_shared())?,
+            multiprocessors: gpu.multiprocessors,
+            always: gpu.unmeasured == Unmeasured::Always,
+        }))
+    }
+
+    /// The narrowest blocks of which each multiprocessor gets one at most; else the widest.
+    fn few(&self, outputs: usize, rows: usize) -> Option<&Few> {
+        let whole = |kernel: &&Few| outputs.is_multiple_of(CLUSTER * kernel.width);
+        let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(FEW_TILE);
+        let mut usable = self.few.iter().filter(whole);
+        usable
+            .clone()
+            .find(|kernel| blocks(kernel) <= self.multiprocessors)
+            .or_else(|| usable.next_back())
+            .filter(|_| rows <= MOST_FEW_ROWS)
+    }
+
+    /// Whether there is a kernel for products with `w` of so many rows.
+    pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize) -> bool {
+        match own {
+            Own::FewRows => self.few(w.outputs, rows).is_some(),
+            Own::ManyRows => w.outputs.is_multiple_of(MANY_TILE),
+        }
+    }
+
+    /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ, or added to it.
+    pub(super) fn multiply(
+        &self,
+        own: Own,
+        w: &Matrix,
+        x: Address,
+        y: (Address, Output),
+        rows: usize,
+        stream: sys::CUstream,
+    ) -> Result<()> {
+        match own {
+            Own::FewRows => self.multiply_few(w, x, y, rows, stream),
+            Own::ManyRows => self.multiply_many((self.many, w.outputs, MANY_TILE), w, x, y, rows, stream),
+        }
+    }
+
+    /// y\[rows, inner\] = silu(gates) · ups, of x\[rows, depth\] with w\[gates, then ups; depth\].
+    pub(super) fn multiply_gated(
+        &self,
+        w: &Matrix,
+        x: Address,
+        y: Address,
+        rows: usize,
+        stream: sys::CUstream,
+    ) -> Result<()> {
+        let kernel = (self.gated, w.outputs / 2, MANY_TILE / 2);
+        self.multiply_many(kernel, w, x, (y, Output::Rows), rows, stream)
+    }
+
+    fn multiply_few(
+        &self,
+        w: &Matrix,
+        x: Address,
+        (y, into): (Address, Output),
+        rows: usize,
+        stream: sys::CUstream,
+    ) -> Result<()> {
+        let kernel = self.few(w.outputs, rows);
+        let kernel = kernel.ok_or_else(|| Error::internal("a product that is not of few rows"))?;
+        let of_x = tiles(x, rows, w.depth, FEW_TILE / CLUSTER)?;
+        let of_w = tiles(w.at, w.outputs, w.depth, kernel.width)?;
+        let launch = Launch {
+            kernel: kernel.function,
+            grid: (w.outputs / kernel.width, rows.div_ceil(FEW_TILE)),
+            threads: FEW_THREADS,
+            shared: kernel.shared,
+            cluster: CLUSTER as u32,
+            early: true,
+        };
+        launch.put(stream, parameters![of_x, of_w, y, code(into), int(rows), int(w.outputs), int(w.depth)])
+    }
+
+    /// By `kernel`, whose tiles have so many of its outputs.
+    fn multiply_many(
+        &self,
+        (kernel, outputs, width): (sys::CUfunction, usize, usize),
+        w: &Matrix,
+        x: Address,
+        (y, into): (Address, Output),
+        rows: usize,
+        stream: sys::CUstream,
+    ) -> Result<()> {
+        let of_x = tiles(x, rows, w.depth, MANY_TILE)?;
+        let of_w = tiles(w.at, w.outputs, w.depth, MANY_TILE / CLUSTER)?;
+        let product =
+            Product { into: code(into), rows: int(rows), outputs: int(outputs), depth: int(w.depth) };
+        let work = rows.div_ceil(CLUSTER * MANY_TILE) * (outputs / width);
+        let launch = Launch {
+            kernel,
+            grid: (CLUSTER * work.min(self.multiprocessors / CLUSTER).max(1), 1),
+            threads: MANY_THREADS,
+            shared: many_shared(),
+            cluster: CLUSTER as u32,
+            early: true,
+        };
+        launch.put(stream, parameters![of_x, of_w, y, product])
+    }
+}
+
+/// Stages with two barriers each, and one for the turns of each warpgroup.
+fn many_shared() -> usize {
+    let stage = 2 * MANY_TILE * STAGE_DEPTH * 2;
+    ALIGNMENT + MANY_STAGES * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES
+}
+
+/// As the kernels know it.
+fn code(into: Output) -> i32 {
+    match into {
+        Output::Rows => 0,
+        Output::Wide => 1,
+        Output::Sum => 2,
+    }
+}
+
+/// How the device finds tiles of [`STAGE_DEPTH`] columns and so many rows in a matrix of bf16; behind its edges
+/// are zeros.
+#[expect(unsafe_code, reason = "calls of the driver")]
+fn tiles(at: Address, rows: usize, depth: usize, tile_rows: usize) -> Result<sys::CUtensorMap> {
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let (sizes, strides) = ([depth as u64, rows as u64], [(depth * 2) as u64]);
+    let (tile, steps) = ([STAGE_DEPTH as u32, tile_rows as u32], [1u32; 2]);
+    // SAFETY: `map` is written, the lists have the lengths that two dimensions ask for; the address is not read.
+    let encoded = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            at as *mut std::ffi::c_void,
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            tile.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    encoded.result().map_err(fault("the tiles of a matrix"))?;
+    Ok(map)
+}

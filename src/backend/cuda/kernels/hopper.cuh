@@ -1,0 +1,156 @@
+// What Hopper has beside (sm_90a): barriers in shared memory, copies of tiles that they count, blocks of a cluster
+// that reach each other's shared memory, and products of tiles by warpgroups. HOPPER is defined where it is there.
+#pragma once
+#include "device.cuh"
+
+// How a matrix lies in global memory, and which tiles are brought of it: the driver encodes it.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+typedef unsigned long long Barrier;
+
+constexpr int DEPTH = 64;    // columns of a tile: 128 bytes, as the swizzle has it
+constexpr int CLUSTER = 2;   // blocks
+
+// The upper word of what tensor cores are told of a tile: eight rows 1,024 bytes further, 128-byte swizzle
+// (PTX ISA, matrix descriptor of wgmma).
+constexpr unsigned long long SWIZZLED = 1ull << 62 | 64ull << 32;
+
+#if defined(VERDICT_SHIM)
+#define HOPPER
+#include "hopper.h"
+#elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER
+
+DEVICE u32 shared_at(const void* place) { return static_cast<u32>(__cvta_generic_to_shared(place)); }
+
+DEVICE u32 cluster_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Every thread of both blocks has come here. Of what they wrote the barriers alone matter, which have a fence of their
+// own.
+DEVICE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+DEVICE void barrier_init(Barrier* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(barrier)), "r"(arrivals) : "memory");
+}
+
+// The other block and copies see the barriers that were set up.
+DEVICE void barriers_set_up() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// Arrives; the phase ends when `bytes` more have been copied.
+DEVICE void barrier_expect(Barrier* barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(barrier)), "r"(bytes) : "memory");
+}
+
+// Arrives at the barrier in the same place of a block of the cluster. Only copies write what the barriers
+// guard, and only tensor cores read it: neither this nor the wait needs a fence of the whole cluster.
+DEVICE void barrier_arrive(Barrier* barrier, u32 rank) {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_at(barrier)), "r"(rank)
+        : "memory");
+}
+
+// Waits for the end of the phase with this parity.
+DEVICE void barrier_wait(Barrier* barrier, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nAGAIN:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(shared_at(barrier)), "r"(parity)
+        : "memory");
+}
+
+// A tile from `column` and `row` on, to this block; `barrier` counts its bytes.
+DEVICE void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+            shared_at(to)),
+        "l"(&map), "r"(shared_at(barrier)), "r"(column), "r"(row)
+        : "memory");
+}
+
+// To the same place of both blocks; each one's barrier counts.
+DEVICE void bring_tile_to_both(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_at(to)),
+        "l"(&map), "r"(shared_at(barrier)), "r"(column), "r"(row), "h"(static_cast<unsigned short>(3))
+        : "memory");
+}
+
+DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+#define SUMS_4(c) "+f"((c)[0]), "+f"((c)[1]), "+f"((c)[2]), "+f"((c)[3])
+#define SUMS_8(c) SUMS_4((c)[0]), SUMS_4((c)[1])
+#define SUMS_16(c) SUMS_8(c), SUMS_8((c) + 2)
+#define SUMS_32(c) SUMS_16(c), SUMS_16((c) + 4)
+#define SUMS_64(c) SUMS_32(c), SUMS_32((c) + 8)
+
+// sums (+)= x · wᵀ over 16 columns, by a warpgroup: 64 rows, N outputs. `more`: to what is there.
+template <int N>
+DEVICE void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
+    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128, "an instruction that is written here");
+    unsigned long long x = SWIZZLED | x_tile, w = SWIZZLED | w_tile;
+    if constexpr (N == 8) {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 0, 0;\n}"
+            : SUMS_4(sums[0]) : "l"(x), "l"(w), "r"(more));
+    } else if constexpr (N == 16) {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, p, 1, 1, 0, 0;\n}"
+            : SUMS_8(sums) : "l"(x), "l"(w), "r"(more));
+    } else if constexpr (N == 32) {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+            "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, p, 1, 1, 0, 0;\n}"
+            : SUMS_16(sums) : "l"(x), "l"(w), "r"(more));
+    } else if constexpr (N == 64) {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+            "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;\n}"
+            : SUMS_32(sums) : "l"(x), "l"(w), "r"(more));
+    } else {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+            "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+            "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+            "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, 0, 0;\n}"
+            : SUMS_64(sums) : "l"(x), "l"(w), "r"(more));
+    }
+}
+#endif
+
+#ifdef HOPPER
+// Of every stage: full when the copying thread has said how much is to come, and it has; empty when four warps of each
+// block have read it. Both blocks of a cluster know of them behind this, and of what the first thread set up before.
+DEVICE void set_up_barriers(Barrier* full, Barrier* empty, int stages) {
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < stages; ++stage) {
+            barrier_init(full + stage, 1);
+            barrier_init(empty + stage, 4 * CLUSTER);
+        }
+        barriers_set_up();
+    }
+    cluster_sync();
+}
+
+// The lower word: where it begins, in units of 16 bytes, and 1 in the bits that this swizzle has no use for.
+DEVICE u32 tile_descriptor(const bf16* tile) { return (shared_at(tile) & 0x3ffff) >> 4 | 1u << 16; }
+#endif
