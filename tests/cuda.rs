@@ -49,6 +49,12 @@ fn the_same_pair_has_the_same_bits() {
 }
 
 #[test]
+fn among_many_rows_as_alone() {
+    let Some(mock) = Mock::build() else { return };
+    passed(&run("device::among_many_rows_as_alone", &mock.found()));
+}
+
+#[test]
 fn caches_and_reasons_change_nothing() {
     let Some(mock) = Mock::build() else { return };
     println!("{}", passed(&run("device::caches_and_reasons_change_nothing", &mock.found())));
@@ -67,9 +73,7 @@ fn what_was_not_measured_yet_changes_nothing() {
     let Some(mock) = Mock::build() else { return };
     let mut environment = mock.found();
     environment.push(("VERDICT_CUDA_UNMEASURED", "always".to_owned()));
-    environment.push(("VERDICT_TEST_BATCHES", "1".to_owned()));
-    // Both compare what few rows give with what they give among many.
-    let bits = passed(&run("device::the_same_pair_has_the_same_bits", &environment));
+    let bits = passed(&run("device::among_many_rows_as_alone", &environment));
     for of in ["early kernels", "products of few rows", "products of many rows", "gated products"] {
         assert!(told(&bits, of) > 0, "{bits}");
     }

@@ -179,6 +179,35 @@ fn the_same_pair_has_the_same_bits() {
     }
 }
 
+/// Twelve sequences that share a stem, 544 tokens at once, and each by itself.
+#[test]
+#[ignore = "needs a GPU, or the mock that tests/cuda.rs builds"]
+fn among_many_rows_as_alone() {
+    for name in ["qwen3", "yarn"] {
+        let model = model(name);
+        let mut backend = gpu(&model);
+        let prompts: Vec<Vec<u32>> = (0..12u32)
+            .map(|i| {
+                (0..64)
+                    .map(|t| 20 + t * 7 % 200)
+                    .chain((0..40).map(|t| 20 + (t * 11 + i * 17) % 200))
+                    .collect()
+            })
+            .collect();
+        let expected: Vec<_> = prompts.iter().map(|tokens| alone(&mut *backend, tokens)).collect();
+        let sequences: Vec<_> = prompts.iter().map(|tokens| sequence(tokens, 64)).collect();
+        let tree = TokenTree::build(&sequences);
+        assert_eq!(tree.tokens.len(), 64 + 12 * 40);
+        // Launched, recorded, replayed.
+        for _ in 0..3 {
+            let readings = backend.run(&tree).expect("runs");
+            for (answer, expected) in tree.answer_of.iter().zip(&expected) {
+                assert_eq!(&bits(&readings[*answer]), expected, "{name}");
+            }
+        }
+    }
+}
+
 pub(super) fn job(
     tokens: &[u32],
     prefix: usize,
