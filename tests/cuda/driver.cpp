@@ -26,7 +26,7 @@ using Address = unsigned long long;
 
 enum Status { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
               NOT_READY = 600, CAPTURING = 900 };
-enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MULTIPROCESSORS = 16, SHARED_OF_MULTIPROCESSOR = 81 };
+enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, SHARED_OF_MULTIPROCESSOR = 81 };
 enum LaunchAttribute { CLUSTER_DIMENSION = 4, PROGRAMMATIC = 6 };
 
 // As cuLaunchKernelEx has them.
@@ -184,7 +184,6 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
         case CAPABILITY_MAJOR: *value = capability / 10; break;
         case CAPABILITY_MINOR: *value = capability % 10; break;
-        case MULTIPROCESSORS: *value = 12; break;
         case SHARED_OF_MULTIPROCESSOR: *value = (capability >= 90 ? 228 : 100) << 10; break;
         default: *value = 0;
     }
@@ -336,6 +335,7 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     });
     return SUCCESS;
 }
+int cuOccupancyMaxActiveClusters(int* count, void*, const Config*) { *count = 6; return SUCCESS; }
 int cuTensorMapEncodeTiled(TensorMap* map, int type, unsigned dimensions, void* base, const uint64_t* sizes, const uint64_t* strides,
                            const uint32_t* tile, const uint32_t* steps, int interleave, int swizzle, int, int fill) {
     constexpr int BF16 = 9, OF_128_BYTES = 3;

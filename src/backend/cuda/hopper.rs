@@ -44,9 +44,10 @@ pub(super) enum Own {
 pub(super) struct Hopper {
     /// One of each of [`WIDTHS`].
     few: Vec<Few>,
-    many: sys::CUfunction,
-    gated: sys::CUfunction,
-    multiprocessors: usize,
+    many: Launch,
+    gated: Launch,
+    /// Clusters of each of these two that the device holds at once.
+    clusters: usize,
     /// Whether they are chosen wherever they have the right bits, faster or not.
     pub(super) always: bool,
 }
@@ -54,8 +55,9 @@ pub(super) struct Hopper {
 #[derive(Clone, Copy)]
 struct Few {
     width: usize,
-    function: sys::CUfunction,
-    shared: usize,
+    launch: Launch,
+    /// Blocks that the device holds at once.
+    blocks: usize,
 }
 
 /// What the kernels for many rows compute.
@@ -78,25 +80,30 @@ impl Hopper {
             let stage = (FEW_TILE + width) * STAGE_DEPTH * 2;
             let stages = (RING_BYTES / stage).min(MOST_STAGES);
             let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES);
-            Ok(Few { width, function: gpu.function(&format!("few_rows_{width}"), shared)?, shared })
+            let launch = launch(gpu, &format!("few_rows_{width}"), FEW_THREADS, shared)?;
+            Ok(Few { width, launch, blocks: CLUSTER * launch.clusters_at_once()? })
         };
+        let stage = 2 * MANY_TILE * STAGE_DEPTH * 2;
+        // One more barrier for the turns of each warpgroup.
+        let shared = ALIGNMENT + MANY_STAGES * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
+        let many = launch(gpu, "many_rows_plain", MANY_THREADS, shared)?;
         Ok(Some(Self {
             few: WIDTHS.into_iter().map(few).collect::<Result<_>>()?,
-            many: gpu.function("many_rows_plain", many_shared())?,
-            gated: gpu.function("many_rows_gated", many_shared())?,
-            multiprocessors: gpu.multiprocessors,
+            many,
+            gated: launch(gpu, "many_rows_gated", MANY_THREADS, shared)?,
+            clusters: many.clusters_at_once()?,
             always: gpu.unmeasured == Unmeasured::Always,
         }))
     }
 
-    /// The narrowest blocks of which each multiprocessor gets one at most; else the widest.
+    /// The narrowest blocks that all run at once; else the widest.
     fn few(&self, outputs: usize, rows: usize) -> Option<&Few> {
         let whole = |kernel: &&Few| outputs.is_multiple_of(CLUSTER * kernel.width);
         let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(FEW_TILE);
         let mut usable = self.few.iter().filter(whole);
         usable
             .clone()
-            .find(|kernel| blocks(kernel) <= self.multiprocessors)
+            .find(|kernel| blocks(kernel) <= kernel.blocks)
             .or_else(|| usable.next_back())
             .filter(|_| rows <= MOST_FEW_ROWS)
     }
@@ -150,21 +157,15 @@ impl Hopper {
         let kernel = kernel.ok_or_else(|| Error::internal("a product that is not of few rows"))?;
         let of_x = tiles(x, rows, w.depth, FEW_TILE / CLUSTER)?;
         let of_w = tiles(w.at, w.outputs, w.depth, kernel.width)?;
-        let launch = Launch {
-            kernel: kernel.function,
-            grid: (w.outputs / kernel.width, rows.div_ceil(FEW_TILE)),
-            threads: FEW_THREADS,
-            shared: kernel.shared,
-            cluster: CLUSTER as u32,
-            early: true,
-        };
-        launch.put(stream, parameters![of_x, of_w, y, code(into), int(rows), int(w.outputs), int(w.depth)])
+        let grid = (w.outputs / kernel.width, rows.div_ceil(FEW_TILE));
+        Launch { grid, ..kernel.launch }
+            .put(stream, parameters![of_x, of_w, y, code(into), int(rows), int(w.outputs), int(w.depth)])
     }
 
     /// By `kernel`, whose tiles have so many of its outputs.
     fn multiply_many(
         &self,
-        (kernel, outputs, width): (sys::CUfunction, usize, usize),
+        (launch, outputs, width): (Launch, usize, usize),
         w: &Matrix,
         x: Address,
         (y, into): (Address, Output),
@@ -176,22 +177,15 @@ impl Hopper {
         let product =
             Product { into: code(into), rows: int(rows), outputs: int(outputs), depth: int(w.depth) };
         let work = rows.div_ceil(CLUSTER * MANY_TILE) * (outputs / width);
-        let launch = Launch {
-            kernel,
-            grid: (CLUSTER * work.min(self.multiprocessors / CLUSTER).max(1), 1),
-            threads: MANY_THREADS,
-            shared: many_shared(),
-            cluster: CLUSTER as u32,
-            early: true,
-        };
-        launch.put(stream, parameters![of_x, of_w, y, product])
+        let grid = (CLUSTER * work.min(self.clusters).max(1), 1);
+        Launch { grid, ..launch }.put(stream, parameters![of_x, of_w, y, product])
     }
 }
 
-/// Stages with two barriers each, and one for the turns of each warpgroup.
-fn many_shared() -> usize {
-    let stage = 2 * MANY_TILE * STAGE_DEPTH * 2;
-    ALIGNMENT + MANY_STAGES * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES
+/// All but the grid of a kernel's launch.
+fn launch(gpu: &Gpu, name: &str, threads: u32, shared: usize) -> Result<Launch> {
+    let kernel = gpu.function(name, shared)?;
+    Ok(Launch { kernel, grid: (CLUSTER, 1), threads, shared, cluster: CLUSTER as u32, early: true })
 }
 
 /// As the kernels know it.

@@ -73,25 +73,46 @@ impl Launch {
         if self.grid.0 == 0 || self.grid.1 == 0 {
             return Ok(());
         }
+        let mut attributes = self.attributes();
+        let config = self.config(stream, &mut attributes);
+        let (parameters, none) = (parameters.as_mut_ptr(), std::ptr::null_mut());
+        // SAFETY: the callers pass what the kernel declares, addresses of buffers with room for every row of the
+        // plan; attributes and parameters are read before the call returns.
+        let launched = unsafe { sys::cuLaunchKernelEx(&raw const config, self.kernel, parameters, none) };
+        launched.result().map_err(fault("a launch"))
+    }
+
+    /// How many of its clusters the device has room for at once.
+    #[expect(unsafe_code, reason = "calls of the driver")]
+    pub(super) fn clusters_at_once(&self) -> Result<usize> {
+        let mut attributes = self.attributes();
+        let config = self.config(std::ptr::null_mut(), &mut attributes);
+        let mut count = 0;
+        // SAFETY: a kernel that was found; the configuration is read before the call returns.
+        let asked =
+            unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut count, self.kernel, &raw const config) };
+        asked.result().map_err(fault("how many clusters it holds"))?;
+        Ok(count.max(0) as usize)
+    }
+
+    fn attributes(&self) -> Vec<sys::CUlaunchAttribute> {
         use sys::{CUlaunchAttributeID as Id, CUlaunchAttributeValue as Value};
-        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+        let early = Value { programmaticStreamSerializationAllowed: 1 };
         let both = [
-            (
-                self.cluster > 1,
-                attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, Value { clusterDim: cluster }),
-            ),
-            (
-                self.early,
-                attribute(
-                    Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                    Value { programmaticStreamSerializationAllowed: 1 },
-                ),
-            ),
+            (self.cluster > 1, Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, Value { clusterDim: cluster }),
+            (self.early, Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early),
         ];
-        let mut attributes: Vec<_> =
-            both.into_iter().filter_map(|(asked, attribute)| asked.then_some(attribute)).collect();
-        let config = sys::CUlaunchConfig {
+        let asked = both.into_iter().filter(|(asked, ..)| *asked);
+        asked.map(|(_, id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value }).collect()
+    }
+
+    fn config(
+        &self,
+        stream: sys::CUstream,
+        attributes: &mut [sys::CUlaunchAttribute],
+    ) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
             gridDimX: self.grid.0 as u32,
             gridDimY: self.grid.1 as u32,
             gridDimZ: 1,
@@ -102,18 +123,7 @@ impl Launch {
             hStream: stream,
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
-        };
-        // SAFETY: the callers pass what the kernel declares, addresses of buffers with room for every row of the
-        // plan; attributes and parameters are read before the call returns.
-        let launched = unsafe {
-            sys::cuLaunchKernelEx(
-                &raw const config,
-                self.kernel,
-                parameters.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        launched.result().map_err(fault("a launch"))
+        }
     }
 }
 
