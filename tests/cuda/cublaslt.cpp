@@ -33,7 +33,7 @@ struct Candidate {
 };
 enum Kind { SPLITS = 1, DEPENDS = 2, FIXED = 3, OTHER = 4, FEW = 5 };
 constexpr uint64_t FEW_ROWS = 64;
-constexpr size_t SIDE = 32;
+constexpr size_t ROWS = 8, SIDE = 8;
 enum { R_32F = 0, R_16BF = 14, SPLITK = 2, REDUCTION = 3, TRANSA = 3, OP_T = 1, NOT_SUPPORTED = 15 };
 
 struct Job {
@@ -58,34 +58,48 @@ uint16_t narrow(float value) {
     return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Sums of a row with SIDE outputs' weights.
-__attribute__((optimize("O3"))) void sum_side_by_side(float (&sums)[SIDE], const float* weights, const std::vector<float>& row, bool backwards) {
-    for (float& sum : sums) sum = 0.0f;
-    for (size_t i = 0; i < row.size(); ++i) {
-        const float* w = weights + (backwards ? row.size() - 1 - i : i) * SIDE;
-        for (size_t o = 0; o < SIDE; ++o) sums[o] += w[o] * row[i];
+typedef float Side __attribute__((vector_size(SIDE * sizeof(float))));
+
+// Sums of some rows, which lie depth by depth, with SIDE outputs' weights, each in order.
+__attribute__((target_clones("avx2", "default"))) void sum_side_by_side(float (&sums)[ROWS][SIDE], const float* weights,
+                                                                        const std::vector<float>& rows, bool backwards) {
+    Side found[ROWS] = {};
+    size_t depth = rows.size() / ROWS;
+    for (size_t i = 0; i < depth; ++i) {
+        size_t d = backwards ? depth - 1 - i : i;
+        Side w;
+        memcpy(&w, weights + d * SIDE, sizeof w);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < ROWS; ++r) found[r] += w * rows[d * ROWS + r];
     }
+    memcpy(sums, found, sizeof found);
+}
+
+void put(const Job& job, size_t at, float sum) {
+    if (job.y.type == R_16BF) static_cast<uint16_t*>(job.out)[at] = narrow(sum);
+    else static_cast<float*>(job.out)[at] = sum + (job.kept == 0.0f ? 0.0f : job.kept * static_cast<float*>(job.out)[at]);
 }
 
 void run(void* with) {
     const Job& job = *static_cast<Job*>(with);
     size_t depth = job.w.rows, outputs = job.w.columns, count = job.x.columns;
-    // By depth, so that some outputs are summed side by side, each in order.
+    // By depth, so that some outputs are summed side by side.
     size_t blocks = (outputs + SIDE - 1) / SIDE;
-    std::vector<float> weights(blocks * SIDE * depth), row(depth);
+    std::vector<float> weights(blocks * SIDE * depth), rows(ROWS * depth);
     for (size_t o = 0; o < outputs; ++o)
         for (size_t d = 0; d < depth; ++d) weights[(o / SIDE * depth + d) * SIDE + o % SIDE] = wide(job.weights[o * depth + d]);
     bool backwards = (job.kind == DEPENDS && count < 100) || job.kind == OTHER;
-    float sums[SIDE];
+    float sums[ROWS][SIDE];
     if (job.kind == FIXED) usleep(20);  // so that the others are chosen, where they may be
-    for (size_t r = 0; r < count; ++r) {
-        for (size_t d = 0; d < depth; ++d) row[backwards ? depth - 1 - d : d] = wide(job.rows[r * depth + d]);
-        for (size_t o = 0; o < outputs; ++o) {
-            if (o % SIDE == 0) sum_side_by_side(sums, &weights[o * depth], row, backwards);
-            float sum = sums[o % SIDE];
-            size_t at = r * outputs + o;
-            if (job.y.type == R_16BF) static_cast<uint16_t*>(job.out)[at] = narrow(sum);
-            else static_cast<float*>(job.out)[at] = sum + (job.kept == 0.0f ? 0.0f : job.kept * static_cast<float*>(job.out)[at]);
+    for (size_t first = 0; first < count; first += ROWS) {
+        size_t here = count - first < ROWS ? count - first : ROWS;
+        for (size_t r = 0; r < here; ++r)
+            for (size_t d = 0; d < depth; ++d) rows[d * ROWS + r] = wide(job.rows[(first + r) * depth + d]);
+        for (size_t block = 0; block < blocks; ++block) {
+            sum_side_by_side(sums, &weights[block * SIDE * depth], rows, backwards);
+            for (size_t r = 0; r < here; ++r)
+                for (size_t o = block * SIDE; o < outputs && o < (block + 1) * SIDE; ++o)
+                    put(job, (first + r) * outputs + o, sums[r][o % SIDE]);
         }
     }
 }

@@ -50,7 +50,7 @@ struct Fibre {
     std::vector<char> stack;
     jmp_buf at;
     ucontext_t start;
-    bool started;
+    bool made;
     bool waited;  // for the kernel before
     State state;
     const Barrier* barrier;
@@ -93,10 +93,12 @@ static void leave(State state) {
     if (_setjmp(fibres[current].at) == 0) _longjmp(loop, 1);
 }
 
+// A fibre is made once, and runs one block's thread after another's.
 static void begin() {
-    body();
-    fibres[current].state = DONE;
-    _longjmp(loop, 1);
+    for (;;) {
+        body();
+        leave(DONE);
+    }
 }
 
 // Runs `current` until it waits or is done.
@@ -105,8 +107,8 @@ static void resume() {
     threadIdx.x = current % blockDim.x;
     blockIdx.x = first_block + rank();
     if (_setjmp(loop) != 0) return;
-    if (fibre.started) _longjmp(fibre.at, 1);
-    fibre.started = true;
+    if (fibre.made) _longjmp(fibre.at, 1);
+    fibre.made = true;
     getcontext(&fibre.start);
     fibre.start.uc_stack.ss_sp = fibre.stack.data();
     fibre.start.uc_stack.ss_size = fibre.stack.size();
@@ -145,7 +147,7 @@ static bool release(unsigned threads, unsigned blocks) {
 // The blocks of a cluster, from `blockIdx.x` on.
 static void run_blocks(int threads, unsigned blocks) {
     int all = threads * blocks;
-    for (int i = 0; i < all; ++i) fibres[i].started = fibres[i].waited = false, fibres[i].state = RUNS;
+    for (int i = 0; i < all; ++i) fibres[i].waited = false, fibres[i].state = RUNS;
     arrived.assign(all / 32, 0);
     for (;;) {
         bool moved = false;
