@@ -74,7 +74,9 @@ fn what_was_not_measured_yet_changes_nothing() {
     let mut environment = mock.found();
     environment.push(("VERDICT_CUDA_UNMEASURED", "always".to_owned()));
     let bits = passed(&run("device::among_many_rows_as_alone", &environment));
-    for of in ["early kernels", "products of few rows", "products of many rows", "gated products"] {
+    for of in
+        ["early kernels", "products of few rows", "products of many rows", "gated of few", "gated of many"]
+    {
         assert!(told(&bits, of) > 0, "{bits}");
     }
     let steps = passed(&run("lanes::a_sequence_is_decoded_alone_as_among_others", &environment));

@@ -134,9 +134,9 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 
 void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
-           "%zu products of few rows, %zu products of many rows, %zu gated products\n",
+           "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many\n",
            graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
-           kernels_by_name["many_rows_plain"], kernels_by_name["many_rows_gated"]);
+           kernels_by_name["many_rows_plain"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"]);
 }
 
 // One sequence's numbers are none from the start.
@@ -153,7 +153,9 @@ std::vector<Kernel> kernels = {
     ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
     ENTRY(attention_row_128), ENTRY(silu_mul), ENTRY(grade_logits),
     ENTRY(vocabulary), ENTRY(combine), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),
-    ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(many_rows_plain), ENTRY(many_rows_gated)};
+    ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(few_rows_gated_16),
+    ENTRY(few_rows_gated_32), ENTRY(few_rows_gated_48), ENTRY(few_rows_gated_64), ENTRY(few_rows_gated_96),
+    ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_plain), ENTRY(many_rows_gated)};
 
 }  // namespace
 
@@ -327,7 +329,8 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     if (!whole || static_cast<int>(shared) > kernel->shared) return INVALID_VALUE;
     Work body = kernel->bind(parameters);
     int priority = static_cast<Stream*>(config->stream)->priority;
-    std::string name = kernel->name.rfind("few_rows", 0) == 0 ? "few_rows" : kernel->name;
+    // Without their widths.
+    std::string name = kernel->name.substr(0, kernel->name.find_last_not_of("_0123456789") + 1);
     submit(config->stream, [=] {
         ++kernels_by_priority[priority];
         ++kernels_by_name[name], early += programmatic;

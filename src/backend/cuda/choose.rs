@@ -141,7 +141,8 @@ impl Bench<'_> {
     /// there is none, or it has other bits.
     fn own(&self, own: Own, most: usize, rows: &[usize]) -> Result<Option<Duration>> {
         let w = &self.weights[0];
-        let Some(hopper) = self.gemm.hopper.as_ref().filter(|hopper| hopper.takes(own, w, most)) else {
+        let Some(hopper) = self.gemm.hopper.as_ref().filter(|hopper| hopper.takes(own, w, most, self.gated))
+        else {
             return Ok(None);
         };
         let way = Way::Own(own);
@@ -155,7 +156,7 @@ impl Bench<'_> {
         let took = self.time(&way, most)?;
         tracing::debug!(?own, w.outputs, w.depth, most, ?took, "a kernel of our own");
         // With the gates in it, it saves what a kernel for them takes.
-        let share = if own == Own::ManyRows && self.gated { GATES_SHARE } else { 0.0 };
+        let share = if self.gated { GATES_SHARE } else { 0.0 };
         Ok(took.map(|took| took.mul_f64(1.0 - share)))
     }
 

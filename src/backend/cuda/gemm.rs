@@ -150,8 +150,8 @@ impl Gemm {
     ) -> Result<bool> {
         let way = self.ways.get(&(w.outputs, w.depth, Output::Rows)).map(|ways| &ways.fastest[class(rows)]);
         match (way, &self.hopper) {
-            (Some(Way::Own(Own::ManyRows)), Some(hopper)) => {
-                hopper.multiply_gated(w, x, y, rows, on.stream).map(|()| true)
+            (Some(Way::Own(own)), Some(hopper)) if hopper.takes(*own, w, rows, true) => {
+                hopper.multiply((*own, true), w, x, (y, Output::Rows), rows, on.stream).map(|()| true)
             }
             _ => Ok(false),
         }
@@ -176,7 +176,7 @@ impl Gemm {
                 let layouts = Layouts::of(w, rows, y.1)?;
                 self.by_library(w, &layouts, algorithm, (x, y.0), on).map_err(refused("a product"))
             }
-            (Way::Own(own), Some(hopper)) => hopper.multiply(*own, w, x, y, rows, on.stream),
+            (Way::Own(own), Some(hopper)) => hopper.multiply((*own, false), w, x, y, rows, on.stream),
             (Way::Own(_), None) => Err(Error::internal("a product by a kernel that is not there")),
         }
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// Products of more rows have more than one wave of blocks, or blocks that compute more than they bring.
 const MOST_FEW_ROWS: usize = 256;
-/// Outputs to a block for few rows: for each there is a kernel.
+/// Outputs to a block for few rows: for each there is a kernel, and for all but the first one for gates and ups.
 const WIDTHS: [usize; 8] = [8, 16, 32, 48, 64, 96, 128, 192];
 /// Rows of x to a block for few rows.
 const FEW_TILE: usize = 64;
@@ -55,12 +55,13 @@ pub(super) struct Hopper {
 #[derive(Clone, Copy)]
 struct Few {
     width: usize,
-    launch: Launch,
+    plain: Launch,
+    gated: Option<Launch>,
     /// Blocks that the device holds at once.
     blocks: usize,
 }
 
-/// What the kernels for many rows compute.
+/// What the kernels compute.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Product {
@@ -80,8 +81,10 @@ impl Hopper {
             let stage = (FEW_TILE + width) * STAGE_DEPTH * 2;
             let stages = (RING_BYTES / stage).min(MOST_STAGES);
             let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES);
-            let launch = launch(gpu, &format!("few_rows_{width}"), FEW_THREADS, shared)?;
-            Ok(Few { width, launch, blocks: CLUSTER * launch.clusters_at_once()? })
+            let named = |name: String| launch(gpu, &name, FEW_THREADS, shared);
+            let plain = named(format!("few_rows_{width}"))?;
+            let gated = (width != WIDTHS[0]).then(|| named(format!("few_rows_gated_{width}"))).transpose()?;
+            Ok(Few { width, plain, gated, blocks: CLUSTER * plain.clusters_at_once()? })
         };
         let stage = 2 * MANY_TILE * STAGE_DEPTH * 2;
         // One more barrier for the turns of each warpgroup.
@@ -96,9 +99,11 @@ impl Hopper {
         }))
     }
 
-    /// The narrowest blocks that all run at once; else the widest.
-    fn few(&self, outputs: usize, rows: usize) -> Option<&Few> {
-        let whole = |kernel: &&Few| outputs.is_multiple_of(CLUSTER * kernel.width);
+    /// The narrowest blocks that all run at once; else the widest. `gated` if the outputs are gates and ups.
+    fn few(&self, outputs: usize, rows: usize, gated: bool) -> Option<&Few> {
+        let whole = |kernel: &&Few| {
+            outputs.is_multiple_of(CLUSTER * kernel.width) && (kernel.gated.is_some() || !gated)
+        };
         let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(FEW_TILE);
         let mut usable = self.few.iter().filter(whole);
         usable
@@ -108,77 +113,59 @@ impl Hopper {
             .filter(|_| rows <= MOST_FEW_ROWS)
     }
 
-    /// Whether there is a kernel for products with `w` of so many rows.
-    pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize) -> bool {
+    /// Whether there is a kernel for products with `w` of so many rows; `gated` if its outputs are gates and ups.
+    pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize, gated: bool) -> bool {
         match own {
-            Own::FewRows => self.few(w.outputs, rows).is_some(),
+            Own::FewRows => self.few(w.outputs, rows, gated).is_some(),
             Own::ManyRows => w.outputs.is_multiple_of(MANY_TILE),
         }
     }
 
-    /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ, or added to it.
+    /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ, or added to it; or, `gated`, y\[rows, outputs / 2\] =
+    /// silu(gates) · ups, of gates and then ups.
     pub(super) fn multiply(
         &self,
-        own: Own,
-        w: &Matrix,
-        x: Address,
-        y: (Address, Output),
-        rows: usize,
-        stream: sys::CUstream,
-    ) -> Result<()> {
-        match own {
-            Own::FewRows => self.multiply_few(w, x, y, rows, stream),
-            Own::ManyRows => self.multiply_many((self.many, w.outputs, MANY_TILE), w, x, y, rows, stream),
-        }
-    }
-
-    /// y\[rows, inner\] = silu(gates) · ups, of x\[rows, depth\] with w\[gates, then ups; depth\].
-    pub(super) fn multiply_gated(
-        &self,
-        w: &Matrix,
-        x: Address,
-        y: Address,
-        rows: usize,
-        stream: sys::CUstream,
-    ) -> Result<()> {
-        let kernel = (self.gated, w.outputs / 2, MANY_TILE / 2);
-        self.multiply_many(kernel, w, x, (y, Output::Rows), rows, stream)
-    }
-
-    fn multiply_few(
-        &self,
+        (own, gated): (Own, bool),
         w: &Matrix,
         x: Address,
         (y, into): (Address, Output),
         rows: usize,
         stream: sys::CUstream,
     ) -> Result<()> {
-        let kernel = self.few(w.outputs, rows);
-        let kernel = kernel.ok_or_else(|| Error::internal("a product that is not of few rows"))?;
-        let of_x = tiles(x, rows, w.depth, FEW_TILE / CLUSTER)?;
-        let of_w = tiles(w.at, w.outputs, w.depth, kernel.width)?;
+        let outputs = if gated { w.outputs / 2 } else { w.outputs };
+        let (launch, x_tile, w_tile) = match own {
+            Own::FewRows => self.few_rows(w, rows, gated)?,
+            Own::ManyRows => self.many_rows(w, rows, gated),
+        };
+        let of_x = tiles(x, rows, w.depth, x_tile)?;
+        let of_w = tiles(w.at, w.outputs, w.depth, w_tile)?;
+        let into = match into {
+            Output::Rows => 0,
+            Output::Wide => 1,
+            Output::Sum => 2,
+        };
+        let product = Product { into, rows: int(rows), outputs: int(outputs), depth: int(w.depth) };
+        launch.put(stream, parameters![of_x, of_w, y, product])
+    }
+
+    /// The launch, and how many rows of x and of w are brought at once.
+    fn few_rows(&self, w: &Matrix, rows: usize, gated: bool) -> Result<(Launch, usize, usize)> {
+        let none = || Error::internal("a product that is not of few rows");
+        let kernel = self.few(w.outputs, rows, gated).ok_or_else(none)?;
+        let (launch, w_tile) = match gated {
+            true => (kernel.gated.ok_or_else(none)?, kernel.width / 2),
+            false => (kernel.plain, kernel.width),
+        };
         let grid = (w.outputs / kernel.width, rows.div_ceil(FEW_TILE));
-        Launch { grid, ..kernel.launch }
-            .put(stream, parameters![of_x, of_w, y, code(into), int(rows), int(w.outputs), int(w.depth)])
+        Ok((Launch { grid, ..launch }, FEW_TILE / CLUSTER, w_tile))
     }
 
-    /// By `kernel`, whose tiles have so many of its outputs.
-    fn multiply_many(
-        &self,
-        (launch, outputs, width): (Launch, usize, usize),
-        w: &Matrix,
-        x: Address,
-        (y, into): (Address, Output),
-        rows: usize,
-        stream: sys::CUstream,
-    ) -> Result<()> {
-        let of_x = tiles(x, rows, w.depth, MANY_TILE)?;
-        let of_w = tiles(w.at, w.outputs, w.depth, MANY_TILE / CLUSTER)?;
-        let product =
-            Product { into: code(into), rows: int(rows), outputs: int(outputs), depth: int(w.depth) };
-        let work = rows.div_ceil(CLUSTER * MANY_TILE) * (outputs / width);
+    /// The same for many.
+    fn many_rows(&self, w: &Matrix, rows: usize, gated: bool) -> (Launch, usize, usize) {
+        let launch = if gated { self.gated } else { self.many };
+        let work = rows.div_ceil(CLUSTER * MANY_TILE) * (w.outputs / MANY_TILE);
         let grid = (CLUSTER * work.min(self.clusters).max(1), 1);
-        Launch { grid, ..launch }.put(stream, parameters![of_x, of_w, y, product])
+        (Launch { grid, ..launch }, MANY_TILE, MANY_TILE / CLUSTER)
     }
 }
 
@@ -186,15 +173,6 @@ impl Hopper {
 fn launch(gpu: &Gpu, name: &str, threads: u32, shared: usize) -> Result<Launch> {
     let kernel = gpu.function(name, shared)?;
     Ok(Launch { kernel, grid: (CLUSTER, 1), threads, shared, cluster: CLUSTER as u32, early: true })
-}
-
-/// As the kernels know it.
-fn code(into: Output) -> i32 {
-    match into {
-        Output::Rows => 0,
-        Output::Wide => 1,
-        Output::Sum => 2,
-    }
 }
 
 /// How the device finds tiles of [`STAGE_DEPTH`] columns and so many rows in a matrix of bf16; behind its edges

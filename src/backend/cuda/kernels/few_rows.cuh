@@ -1,4 +1,5 @@
-// Products of few rows, for Hopper (sm_90a): y = x · wᵀ, x [rows, depth], w [outputs, depth].
+// Products of few rows, for Hopper (sm_90a): y = x · wᵀ, x [rows, depth], w [outputs, depth]; or
+// silu(x · gateᵀ) · (x · upᵀ) at once.
 //
 // What such a product takes is bringing w from memory. So every multiprocessor gets its share of the
 // outputs, w is asked for before the kernel before this one has ended (x is not: that one writes it), and
@@ -19,6 +20,17 @@ struct Ring {
     static constexpr int STAGES = RING_BYTES / BYTES < MOST_RING ? RING_BYTES / BYTES : MOST_RING;
 };
 
+// As the host's `Output`.
+enum Into { INTO_ROWS, INTO_WIDE, INTO_SUM };
+
+// What is computed: `outputs` columns of y from as many rows of w, or, gated, from as many gates and then ups.
+struct Product {
+    int into;  // for gates: INTO_ROWS
+    int rows;
+    int outputs;
+    int depth;
+};
+
 #ifdef HOPPER
 // One step of 16 columns for OUTPUTS outputs, in as few instructions as there are.
 template <int OUTPUTS>
@@ -27,9 +39,6 @@ DEVICE void multiply_outputs(float (*sums)[4], u32 x, u32 w, int more) {
     multiply<N>(sums, x, w, more);
     if constexpr (OUTPUTS > N) multiply_outputs<OUTPUTS - N>(sums + N / 8, x, w + N * DEPTH * 2 / 16, more);
 }
-
-// As the host's `Output`.
-enum Into { INTO_ROWS, INTO_WIDE, INTO_SUM };
 
 // This warp's sums of 16 rows, to rows `first` and behind, outputs `output` and behind.
 template <int OUTPUTS>
@@ -54,14 +63,39 @@ DEVICE void put_sums(const float (&sums)[OUTPUTS / 8][4], void* y, int into, int
     }
 }
 
-// The copying thread: w's and x's tiles of every stage.
+// Two outputs, a gate and an up each, put together: both are rounded first, as they are where a kernel of its own
+// does it.
+DEVICE u32 gated_pair(const float* gates, const float* ups) {
+    u32 gate = pack_bf16(gates[0], gates[1]), up = pack_bf16(ups[0], ups[1]);
+    return pack_bf16(gated(low(gate), low(up)), gated(high(gate), high(up)));
+}
+
+// The same of gates, which lie in the first half, and ups.
 template <int OUTPUTS>
-DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, int output, int pieces, u32 rank, bf16* stages,
-                         Barrier* full, Barrier* empty) {
+DEVICE void put_gated(const float (&sums)[OUTPUTS / 8][4], bf16* y, int first, int rows, int output, int outputs) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        int row = first + lane / 4 + 8 * half;
+        if (row >= rows) continue;
+        bf16* to = y + static_cast<size_t>(row) * outputs + output + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < OUTPUTS / 16; ++n)
+            *reinterpret_cast<u32*>(to + n * 8) = gated_pair(sums[n] + 2 * half, sums[n + OUTPUTS / 16] + 2 * half);
+    }
+}
+
+// The copying thread: w's and x's tiles of every stage.
+template <int OUTPUTS, bool GATED>
+DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, int output, int outputs, int pieces, u32 rank,
+                         bf16* stages, Barrier* full, Barrier* empty) {
     constexpr int RING = Ring<OUTPUTS>::STAGES, STAGE = Ring<OUTPUTS>::BYTES / 2, HALF = X_ROWS / CLUSTER;
     auto bring_w = [&](int piece, int stage) {
         barrier_expect(full + stage, Ring<OUTPUTS>::BYTES);
-        bring_tile(w, piece * DEPTH, output, stages + stage * STAGE + X_BYTES / 2, full + stage);
+        bf16* to = stages + stage * STAGE + X_BYTES / 2;
+        bring_tile(w, piece * DEPTH, output, to, full + stage);
+        // The tiles of w are half as high then.
+        if (GATED) bring_tile(w, piece * DEPTH, outputs + output, to + OUTPUTS / 2 * DEPTH, full + stage);
     };
     auto bring_x = [&](int piece, int stage) {
         bf16* to = stages + stage * STAGE + rank * HALF * DEPTH;
@@ -106,40 +140,44 @@ DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], int pieces, const bf1
     products_wait<0>();
 }
 
-template <int OUTPUTS>
-DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, int into, int rows, int outputs, int depth) {
+template <int OUTPUTS, bool GATED>
+DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Product& product) {
     constexpr int RING = Ring<OUTPUTS>::STAGES;
     SHARED(unsigned char, unaligned);
     bf16* stages = reinterpret_cast<bf16*>(unaligned + (1024 - shared_at(unaligned) % 1024) % 1024);
     Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(stages) + RING * Ring<OUTPUTS>::BYTES);
     Barrier* empty = full + RING;
-    int row = blockIdx.y * X_ROWS, output = blockIdx.x * OUTPUTS, pieces = (depth + DEPTH - 1) / DEPTH;
-    u32 rank = cluster_rank();
+    int row = blockIdx.y * X_ROWS, output = blockIdx.x * (GATED ? OUTPUTS / 2 : OUTPUTS);
+    int pieces = (product.depth + DEPTH - 1) / DEPTH;
     set_up_barriers(full, empty, RING);
     if (threadIdx.x < 128) {
         float sums[OUTPUTS / 8][4];
         after_the_kernel_before();
         multiply_stages<OUTPUTS>(sums, pieces, stages, full, empty);
-        put_sums<OUTPUTS>(sums, y, into, row + static_cast<int>(threadIdx.x) / 32 * 16, rows, output, outputs);
+        int first = row + static_cast<int>(threadIdx.x) / 32 * 16;
+        if constexpr (GATED) put_gated<OUTPUTS>(sums, static_cast<bf16*>(y), first, product.rows, output, product.outputs);
+        else put_sums<OUTPUTS>(sums, y, product.into, first, product.rows, output, product.outputs);
     } else if (threadIdx.x == 128) {
-        bring_stages<OUTPUTS>(x, w, row, output, pieces, rank, stages, full, empty);
+        bring_stages<OUTPUTS, GATED>(x, w, row, output, product.outputs, pieces, cluster_rank(), stages, full, empty);
     }
     // The other block's last copies and arrivals find this one's memory.
     cluster_sync();
 }
 
-#define FEW_ROWS(OUTPUTS) \
-    KERNEL void __launch_bounds__(160, 1) few_rows_##OUTPUTS(const __grid_constant__ TensorMap x, \
-                                                             const __grid_constant__ TensorMap w, void* y, int into, \
-                                                             int rows, int outputs, int depth) { \
-        few_rows<OUTPUTS>(x, w, y, into, rows, outputs, depth); \
+#define FEW_ROWS(NAME, OUTPUTS, GATED) \
+    KERNEL void __launch_bounds__(160, 1) NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, \
+                                               void* y, Product product) { \
+        few_rows<OUTPUTS, GATED>(x, w, y, product); \
     }
-FEW_ROWS(8)
-FEW_ROWS(16)
-FEW_ROWS(32)
-FEW_ROWS(48)
-FEW_ROWS(64)
-FEW_ROWS(96)
-FEW_ROWS(128)
-FEW_ROWS(192)
+#define FEW_ROWS_PLAIN_AND_GATED(OUTPUTS) \
+    FEW_ROWS(few_rows_##OUTPUTS, OUTPUTS, false) \
+    FEW_ROWS(few_rows_gated_##OUTPUTS, OUTPUTS, true)
+FEW_ROWS(few_rows_8, 8, false)
+FEW_ROWS_PLAIN_AND_GATED(16)
+FEW_ROWS_PLAIN_AND_GATED(32)
+FEW_ROWS_PLAIN_AND_GATED(48)
+FEW_ROWS_PLAIN_AND_GATED(64)
+FEW_ROWS_PLAIN_AND_GATED(96)
+FEW_ROWS_PLAIN_AND_GATED(128)
+FEW_ROWS_PLAIN_AND_GATED(192)
 #endif

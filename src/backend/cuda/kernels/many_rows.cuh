@@ -13,14 +13,6 @@ constexpr int MANY_BYTES = 2 * TILE * DEPTH * 2;   // of a stage: x's rows, then
 constexpr int MANY_STAGES = 6;
 constexpr int GROUPS = 2;                          // of four warps, that multiply
 
-// What is computed: `outputs` columns of y from as many rows of w, or, gated, from as many gates and then ups.
-struct Product {
-    int into;  // for gates: INTO_ROWS
-    int rows;
-    int outputs;
-    int depth;
-};
-
 #ifdef HOPPER
 // Four lanes that hold pairs of the same row: of blocks 0 to 3 before, of one block each after.
 DEVICE void transpose(u32 (&pairs)[4]) {
@@ -58,13 +50,8 @@ DEVICE void put_narrow(const float (&sums)[TILE / 8][4], bf16* y, int row, int r
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float* of = sums[n + i] + 2 * half;
-                pairs[i] = pack_bf16(of[0], of[1]);
-                if (GATED) {
-                    // Both are rounded, as they are where a kernel of its own puts them together.
-                    const float* ups = sums[n + i + TILE / 16] + 2 * half;
-                    u32 up = pack_bf16(ups[0], ups[1]);
-                    pairs[i] = pack_bf16(gated(low(pairs[i]), low(up)), gated(high(pairs[i]), high(up)));
-                }
+                if constexpr (GATED) pairs[i] = gated_pair(of, sums[n + i + TILE / 16] + 2 * half);
+                else pairs[i] = pack_bf16(of[0], of[1]);
             }
             put_blocks(pairs, to + n * 8, at < rows);
         }
