@@ -73,11 +73,26 @@ fn what_was_not_measured_yet_changes_nothing() {
     let Some(mock) = Mock::build() else { return };
     let mut environment = mock.found();
     environment.push(("VERDICT_CUDA_UNMEASURED", "always".to_owned()));
+    // Both open two backends, which try each kernel; passes come on top.
+    let opened = passed(&run("device::says_what_it_opens", &environment));
     let bits = passed(&run("device::among_many_rows_as_alone", &environment));
     for of in
         ["early kernels", "products of few rows", "products of many rows", "gated of few", "gated of many"]
     {
-        assert!(told(&bits, of) > 0, "{bits}");
+        assert!(told(&bits, of) > told(&opened, of), "{of}: {opened}\n{bits}");
+    }
+    // Those that are wrong are found out when they are tried, and not used.
+    for (name, of) in [
+        ("rows", ["products of few rows", "products of many rows"]),
+        ("gated", ["gated of few", "gated of many"]),
+    ] {
+        let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", name.to_owned())]].concat();
+        let opened = passed(&run("device::says_what_it_opens", &wrong));
+        let bits = passed(&run("device::among_many_rows_as_alone", &wrong));
+        for of in of {
+            let tried = told(&opened, of);
+            assert!(tried > 0 && told(&bits, of) <= tried, "{of}: {opened}\n{bits}");
+        }
     }
     let steps = passed(&run("lanes::a_sequence_is_decoded_alone_as_among_others", &environment));
     assert!(told(&steps, "products of few rows") > 0, "{steps}");

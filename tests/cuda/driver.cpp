@@ -6,7 +6,8 @@
 // MOCK_CUDA_INIT: what cuInit answers; MOCK_CUDA_DEVICES: how many there are;
 // MOCK_CUDA_CAPABILITY: 90 for 9.0; MOCK_CUDA_REFUSES_KERNELS: the fatbin does not load;
 // MOCK_CUDA_MEMORY_MIB: how much there is; MOCK_CUDA_NAN_TOKEN: its embedding is no number;
-// MOCK_CUDA_SEED: another order.
+// MOCK_CUDA_SEED: another order; MOCK_CUDA_WRONG_PRODUCTS: what is in the names of those of
+// our own products whose first number is wrong.
 #define VERDICT_SHIM
 #include "kernels.cu"
 
@@ -331,10 +332,14 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     int priority = static_cast<Stream*>(config->stream)->priority;
     // Without their widths.
     std::string name = kernel->name.substr(0, kernel->name.find_last_not_of("_0123456789") + 1);
+    uint16_t* wrong = nullptr;
+    const char* wrong_name = getenv("MOCK_CUDA_WRONG_PRODUCTS");
+    if (wrong_name && cluster > 1 && name.find(wrong_name) != name.npos) memcpy(&wrong, parameters[2], sizeof wrong);
     submit(config->stream, [=] {
         ++kernels_by_priority[priority];
         ++kernels_by_name[name], early += programmatic;
         shim::launch(grid, block, shared, body, cluster, programmatic);
+        if (wrong) *wrong ^= 1 << 8;
     });
     return SUCCESS;
 }

@@ -16,6 +16,7 @@ use cudarc::{
     cublaslt::{result, sys},
     driver::{CudaContext, result as driver, sys as cuda},
 };
+use half::bf16;
 
 use super::{
     fault,
@@ -146,8 +147,8 @@ impl Bench<'_> {
             return Ok(None);
         };
         let way = Way::Own(own);
-        if !self.repeats(&way, rows)? {
-            tracing::debug!(?own, w.outputs, w.depth, most, "a kernel of our own has other bits");
+        if !self.repeats(&way, rows)? || (self.gated && !self.gates(own, most.min(TRIAL_ROWS))?) {
+            tracing::debug!(?own, w.outputs, w.depth, most, "a kernel of our own has other results");
             return Ok(None);
         }
         if hopper.always {
@@ -158,6 +159,30 @@ impl Bench<'_> {
         // With the gates in it, it saves what a kernel for them takes.
         let share = if self.gated { GATES_SHARE } else { 0.0 };
         Ok(took.map(|took| took.mul_f64(1.0 - share)))
+    }
+
+    /// Whether our own kernel's gates, put together with their ups, are what those of the product give.
+    fn gates(&self, own: Own, rows: usize) -> Result<bool> {
+        let Some(hopper) = &self.gemm.hopper else { return Ok(false) };
+        let w = Matrix { at: self.trial.w.base(), ..self.weights[0] };
+        let inner = w.outputs / 2;
+        let (x, y) = (self.trial.x.base(), self.trial.y.base());
+        upload(y, &vec![0u16; rows * inner])?;
+        if hopper.multiply((own, true), &w, x, (y, Output::Rows), rows, self.on.stream).is_err() {
+            return Ok(false);
+        }
+        let found = download(y, rows * inner, self.on.stream)?;
+        let wide = |half: u16| bf16::from_bits(half).to_f32();
+        let rows = self.expected.chunks_exact(w.outputs).zip(found.chunks_exact(inner));
+        Ok(rows.into_iter().all(|(both, found)| {
+            let (gates, ups) = both.split_at(inner);
+            gates.iter().zip(ups).zip(found).all(|((&gate, &up), &found)| {
+                let (gate, up) = (wide(gate), wide(up));
+                let right = up * (gate / (1.0 + (-gate).exp()));
+                // The device's own power of two, and rounding.
+                (wide(found) - right).abs() <= right.abs() / 128.0 + up.abs() * 1e-6
+            })
+        }))
     }
 
     /// What the heuristic proposes for so many rows, without split-K, best first.
@@ -297,11 +322,14 @@ impl Trial {
         let most = CLASSES[CLASSES.len() - 1].max(TRIAL_ROWS);
         let x = Region::allocate(context, most * w.depth * 2, "a trial of cublasLt")?;
         let y = Region::allocate(context, most * w.outputs * into.bytes(), "a trial of cublasLt")?;
-        let w =
-            Region::allocate(context, w.depth * w.outputs * 2, "a trial of cublasLt").and_then(|region| {
-                upload(region.base(), &vec![0x3f80u16; w.depth * w.outputs])?;
-                Ok(region)
-            })?;
+        // Powers of two, others for each output: which weight meets which number shows, and nothing is rounded. The
+        // halves of a row are alike.
+        let weights: Vec<u16> = (0..w.outputs * depth)
+            .map(|at| (at / depth * 5 + at % depth % (depth / 2).max(1) * 3) % 7 + 124)
+            .map(|exponent| (exponent << 7) as u16)
+            .collect();
+        let w = Region::allocate(context, weights.len() * 2, "a trial of cublasLt")?;
+        upload(w.base(), &weights)?;
         // Sums of numbers from 1 to 2^25 in size, each with its negative half a row away: what is
         // left of them is what the order of summation made of it.
         let mut state = 1u32;
