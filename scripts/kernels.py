@@ -45,8 +45,10 @@ REGISTERS = {
     "few_rows_gated_128": 168,
     "few_rows_gated_192": 224,
     # 288 threads.
-    "many_rows_plain": 224,
-    "many_rows_gated": 224,
+    "many_rows_64": 224,
+    "many_rows_128": 224,
+    "many_rows_gated_64": 224,
+    "many_rows_gated_128": 224,
 }
 ROW_REGISTERS = 64
 KERNELS = 16
@@ -65,7 +67,7 @@ HOPPER = "90a"
 FEW_ROWS = {8: 1, 16: 1, 32: 1, 48: 2, 64: 1, 96: 2, 128: 2, 192: 3}
 HOPPER_PRODUCTS = {f"few_rows_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items()}
 HOPPER_PRODUCTS |= {f"few_rows_gated_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items() if outputs > 8}
-HOPPER_PRODUCTS |= {"many_rows_plain": 8, "many_rows_gated": 8}
+HOPPER_PRODUCTS |= {f"many_rows_{kind}": 8 for kind in ("64", "128", "gated_64", "gated_128")}
 
 
 def tool(name):

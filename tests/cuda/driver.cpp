@@ -137,7 +137,7 @@ void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
            "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many\n",
            graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
-           kernels_by_name["many_rows_plain"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"]);
+           kernels_by_name["many_rows"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"]);
 }
 
 // One sequence's numbers are none from the start.
@@ -156,7 +156,8 @@ std::vector<Kernel> kernels = {
     ENTRY(vocabulary), ENTRY(combine), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),
     ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(few_rows_gated_16),
     ENTRY(few_rows_gated_32), ENTRY(few_rows_gated_48), ENTRY(few_rows_gated_64), ENTRY(few_rows_gated_96),
-    ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_plain), ENTRY(many_rows_gated)};
+    ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_64), ENTRY(many_rows_128),
+    ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128)};
 
 }  // namespace
 

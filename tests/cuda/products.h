@@ -42,10 +42,13 @@ struct Trial {
         return by(gated ? width.gated : width.plain, grid, 160, shared, X_ROWS / CLUSTER, width.outputs / (gated ? 2 : 1), of_w);
     }
 
-    std::vector<float> of_many(unsigned clusters, bool gated = false) const {
-        size_t shared = MANY_STAGES * (MANY_BYTES + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
-        Multiply kernel = gated ? many_rows_gated : many_rows_plain;
-        return by(kernel, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, TILE, HALF_TILE, outputs * (gated ? 2 : 1));
+    std::vector<float> of_many(int width, unsigned clusters, bool gated = false) const {
+        bool wide = width == 128;
+        int stage = wide ? Wheel<128>::BYTES : Wheel<64>::BYTES, stages = wide ? Wheel<128>::STAGES : Wheel<64>::STAGES;
+        size_t shared = stages * (stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
+        Multiply plain = wide ? many_rows_128 : many_rows_64, with_gates = wide ? many_rows_gated_128 : many_rows_gated_64;
+        int of_w = outputs * (gated ? 2 : 1);
+        return by(gated ? with_gates : plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, TILE, width / CLUSTER, of_w);
     }
 };
 
@@ -105,17 +108,18 @@ void products_of_few_rows() {
 
 // Fewer tiles than warpgroups, many for each; depths of less than a ring, of more, and not of whole stages.
 void products_of_many_rows() {
-    for (auto [rows, outputs, depth, clusters] :
-         {std::tuple{257, 256, 200, 1u}, {130, 128, 64, 2u}, {300, 384, 64 * 7, 2u}, {64, 128, 64 * 13, 3u}}) {
+    for (auto [width, rows, outputs, depth, clusters] :
+         {std::tuple{128, 257, 256, 200, 1u}, {128, 130, 128, 64, 2u}, {128, 300, 384, 64 * 7, 2u}, {128, 64, 128, 64 * 13, 3u},
+          {64, 257, 192, 64 * 11, 1u}, {64, 300, 128, 72, 3u}}) {
         std::vector<bf16> x = halves(rows * depth, 0.3f), w = halves(outputs * depth, 0.3f);
-        std::string name = "product of " + std::to_string(rows) + " x " + std::to_string(depth);
+        std::string name = "product " + std::to_string(width) + " of " + std::to_string(rows) + " x " + std::to_string(depth);
         for (int into : {INTO_ROWS, INTO_WIDE, INTO_SUM}) {
             Trial trial{x, w, into, rows, outputs, depth};
-            std::vector<float> found = trial.of_many(clusters);
+            std::vector<float> found = trial.of_many(width, clusters);
             compare_product(name, trial, found);
             equal(name + " as of few rows", trial.of_few(WIDTHS[2]) == found);
             if (into != INTO_ROWS) continue;
-            std::vector<float> once = Trial{x, w, into, rows, outputs / 2, depth}.of_many(clusters, true);
+            std::vector<float> once = Trial{x, w, into, rows, outputs / 2, depth}.of_many(width, clusters, true);
             equal(name + ", gated at once", once == gated_apart(found, rows, outputs / 2));
         }
     }

@@ -23,9 +23,12 @@ const RING_BYTES: usize = 200 << 10;
 const MOST_STAGES: usize = 16;
 /// A warpgroup that multiplies and a warp that copies.
 const FEW_THREADS: u32 = 128 + 32;
-/// Rows of x, and of w, to a tile for many rows; stages; two warpgroups and a warp.
+/// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
 const MANY_TILE: usize = 128;
-const MANY_STAGES: usize = 6;
+const MANY_WIDTHS: [usize; 2] = [64, 128];
+/// What a tile of 64 costs beside one of 128, of which it is half: x is brought as often.
+const NARROW_COST: f64 = 0.6;
+/// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
 /// Blocks of a cluster; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
 const CLUSTER: usize = 2;
@@ -44,10 +47,8 @@ pub(super) enum Own {
 pub(super) struct Hopper {
     /// One of each of [`WIDTHS`].
     few: Vec<Few>,
-    many: Launch,
-    gated: Launch,
-    /// Clusters of each of these two that the device holds at once.
-    clusters: usize,
+    /// One of each of [`MANY_WIDTHS`].
+    many: Vec<Many>,
     /// Whether they are chosen wherever they have the right bits, faster or not.
     pub(super) always: bool,
 }
@@ -59,6 +60,15 @@ struct Few {
     gated: Option<Launch>,
     /// Blocks that the device holds at once.
     blocks: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Many {
+    width: usize,
+    plain: Launch,
+    gated: Launch,
+    /// Clusters that the device holds at once.
+    clusters: usize,
 }
 
 /// What the kernels compute.
@@ -86,15 +96,18 @@ impl Hopper {
             let gated = (width != WIDTHS[0]).then(|| named(format!("few_rows_gated_{width}"))).transpose()?;
             Ok(Few { width, plain, gated, blocks: CLUSTER * plain.clusters_at_once()? })
         };
-        let stage = 2 * MANY_TILE * STAGE_DEPTH * 2;
-        // One more barrier for the turns of each warpgroup.
-        let shared = ALIGNMENT + MANY_STAGES * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
-        let many = launch(gpu, "many_rows_plain", MANY_THREADS, shared)?;
+        let many = |width: usize| -> Result<Many> {
+            let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
+            // One more barrier for the turns of each warpgroup.
+            let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
+            let named = |name: String| launch(gpu, &name, MANY_THREADS, shared);
+            let (plain, gated) =
+                (named(format!("many_rows_{width}"))?, named(format!("many_rows_gated_{width}"))?);
+            Ok(Many { width, plain, gated, clusters: plain.clusters_at_once()? })
+        };
         Ok(Some(Self {
             few: WIDTHS.into_iter().map(few).collect::<Result<_>>()?,
-            many,
-            gated: launch(gpu, "many_rows_gated", MANY_THREADS, shared)?,
-            clusters: many.clusters_at_once()?,
+            many: MANY_WIDTHS.into_iter().map(many).collect::<Result<_>>()?,
             always: gpu.unmeasured == Unmeasured::Always,
         }))
     }
@@ -113,11 +126,23 @@ impl Hopper {
             .filter(|_| rows <= MOST_FEW_ROWS)
     }
 
+    /// The tiles of which the device has done all soonest.
+    fn many(&self, outputs: usize, rows: usize) -> Option<(&Many, usize)> {
+        let usable = self.many.iter().filter(|kernel| outputs.is_multiple_of(kernel.width));
+        let cost = |&(kernel, work): &(&Many, usize)| {
+            let tile = if kernel.width == MANY_TILE { 1.0 } else { NARROW_COST };
+            work.div_ceil(kernel.clusters.max(1)) as f64 * tile
+        };
+        usable
+            .map(|kernel| (kernel, rows.div_ceil(CLUSTER * MANY_TILE) * (outputs / kernel.width)))
+            .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+    }
+
     /// Whether there is a kernel for products with `w` of so many rows; `gated` if its outputs are gates and ups.
     pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize, gated: bool) -> bool {
         match own {
             Own::FewRows => self.few(w.outputs, rows, gated).is_some(),
-            Own::ManyRows => w.outputs.is_multiple_of(MANY_TILE),
+            Own::ManyRows => self.many(w.outputs, rows).is_some(),
         }
     }
 
@@ -135,7 +160,7 @@ impl Hopper {
         let outputs = if gated { w.outputs / 2 } else { w.outputs };
         let (launch, x_tile, w_tile) = match own {
             Own::FewRows => self.few_rows(w, rows, gated)?,
-            Own::ManyRows => self.many_rows(w, rows, gated),
+            Own::ManyRows => self.many_rows(w, rows, gated)?,
         };
         let of_x = tiles(x, rows, w.depth, x_tile)?;
         let of_w = tiles(w.at, w.outputs, w.depth, w_tile)?;
@@ -161,11 +186,13 @@ impl Hopper {
     }
 
     /// The same for many.
-    fn many_rows(&self, w: &Matrix, rows: usize, gated: bool) -> (Launch, usize, usize) {
-        let launch = if gated { self.gated } else { self.many };
-        let work = rows.div_ceil(CLUSTER * MANY_TILE) * (w.outputs / MANY_TILE);
-        let grid = (CLUSTER * work.min(self.clusters).max(1), 1);
-        (Launch { grid, ..launch }, MANY_TILE, MANY_TILE / CLUSTER)
+    fn many_rows(&self, w: &Matrix, rows: usize, gated: bool) -> Result<(Launch, usize, usize)> {
+        let found = self.many(w.outputs, rows);
+        let (kernel, work) =
+            found.ok_or_else(|| Error::internal("a product whose outputs are not whole tiles"))?;
+        let launch = if gated { kernel.gated } else { kernel.plain };
+        let grid = (CLUSTER * work.min(kernel.clusters).max(1), 1);
+        Ok((Launch { grid, ..launch }, MANY_TILE, kernel.width / CLUSTER))
     }
 }
 

@@ -1,17 +1,22 @@
 // Products of many rows, for Hopper (sm_90a): y = x · wᵀ, or silu(x · gateᵀ) · (x · upᵀ) at once.
 //
 // There the tensor cores are to be kept busy. A block stays on its multiprocessor and works on tiles of 128
-// rows by 128 rows of w, one after another: two warpgroups take every other tile, so that one multiplies while
+// rows by 128 rows of w, or by 64 where that keeps more blocks busy, one after another: two warpgroups take every other tile, so that one multiplies while
 // the other writes what it has; a warp keeps the ring of stages full for both. The blocks of a cluster work on the
 // same rows of w, and bring half of them each, to both. A sum is of its products in order, as it is for few rows.
 #pragma once
 #include "few_rows.cuh"
 
-constexpr int TILE = 128;                          // rows of x, and of w, to a tile
-constexpr int HALF_TILE = TILE / CLUSTER;          // rows of w that a block brings
-constexpr int MANY_BYTES = 2 * TILE * DEPTH * 2;   // of a stage: x's rows, then w's
-constexpr int MANY_STAGES = 6;
-constexpr int GROUPS = 2;                          // of four warps, that multiply
+constexpr int TILE = 128;   // rows of x to a tile
+constexpr int GROUPS = 2;   // of four warps, that multiply
+
+// By rows of w to a tile.
+template <int OUTPUTS>
+struct Wheel {
+    static constexpr int HALF = OUTPUTS / CLUSTER;                // rows of w that a block brings
+    static constexpr int BYTES = (TILE + OUTPUTS) * DEPTH * 2;    // of a stage: x's rows, then w's
+    static constexpr int STAGES = RING_BYTES / BYTES;
+};
 
 #ifdef HOPPER
 // Four lanes that hold pairs of the same row: of blocks 0 to 3 before, of one block each after.
@@ -37,20 +42,20 @@ DEVICE void put_blocks(u32 (&pairs)[4], bf16* to, bool valid) {
     if (valid) *reinterpret_cast<Quads*>(to + threadIdx.x % 4 * 8) = {{pairs[0], pairs[1], pairs[2], pairs[3]}};
 }
 
-// Rows of bf16, of this thread's 16 blocks of columns; or of the eight that gates and ups make.
-template <bool GATED>
-DEVICE void put_narrow(const float (&sums)[TILE / 8][4], bf16* y, int row, int rows, int output, int outputs) {
+// Rows of bf16, of this thread's blocks of eight columns; or of half as many that gates and ups make.
+template <int OUTPUTS, bool GATED>
+DEVICE void put_narrow(const float (&sums)[OUTPUTS / 8][4], bf16* y, int row, int rows, int output, int outputs) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         int at = row + 8 * half;
         bf16* to = y + static_cast<size_t>(at) * outputs + output;
 #pragma unroll
-        for (int n = 0; n < TILE / 8 / (GATED ? 2 : 1); n += 4) {
+        for (int n = 0; n < OUTPUTS / 8 / (GATED ? 2 : 1); n += 4) {
             u32 pairs[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float* of = sums[n + i] + 2 * half;
-                if constexpr (GATED) pairs[i] = gated_pair(of, sums[n + i + TILE / 16] + 2 * half);
+                if constexpr (GATED) pairs[i] = gated_pair(of, sums[n + i + OUTPUTS / 16] + 2 * half);
                 else pairs[i] = pack_bf16(of[0], of[1]);
             }
             put_blocks(pairs, to + n * 8, at < rows);
@@ -63,44 +68,45 @@ struct Place {
     int row;     // first of x, of the cluster's first block
     int output;  // first of y
 };
-template <bool GATED>
+template <int OUTPUTS, bool GATED>
 DEVICE Place place_of(int tile, int rows) {
     int pairs = (rows + CLUSTER * TILE - 1) / (CLUSTER * TILE);
-    return {tile % pairs * CLUSTER * TILE, tile / pairs * (GATED ? TILE / 2 : TILE)};
+    return {tile % pairs * CLUSTER * TILE, tile / pairs * (GATED ? OUTPUTS / 2 : OUTPUTS)};
 }
 
 // A place in the ring, and how often it was passed.
 struct Stop {
     int stage, round;
 };
+template <int STAGES>
 DEVICE void advance(Stop& at) {
-    if (++at.stage == MANY_STAGES) at.stage = 0, ++at.round;
+    if (++at.stage == STAGES) at.stage = 0, ++at.round;
 }
 
 // The copying thread: of every tile, of every stage.
-template <bool GATED>
+template <int OUTPUTS, bool GATED>
 DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& product, int tiles, int pieces,
                         u32 rank, bf16* stages, Barrier* full, Barrier* empty) {
-    constexpr int STAGE = MANY_BYTES / 2;
+    constexpr int STAGES = Wheel<OUTPUTS>::STAGES, STAGE = Wheel<OUTPUTS>::BYTES / 2, HALF = Wheel<OUTPUTS>::HALF;
     int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
     // The second half of w's rows: the next of them, or the ups of the first.
-    int second = GATED ? product.outputs : HALF_TILE;
+    int second = GATED ? product.outputs : HALF;
     auto bring_w = [&](int output, int piece, int stage) {
-        barrier_expect(full + stage, MANY_BYTES);
-        bf16* to = stages + stage * STAGE + (TILE + rank * HALF_TILE) * DEPTH;
+        barrier_expect(full + stage, Wheel<OUTPUTS>::BYTES);
+        bf16* to = stages + stage * STAGE + (TILE + rank * HALF) * DEPTH;
         bring_tile_to_both(w, piece * DEPTH, output + static_cast<int>(rank) * second, to, full + stage);
     };
     auto bring_x = [&](int row, int piece, int stage) {
         bring_tile(x, piece * DEPTH, row + static_cast<int>(rank) * TILE, stages + stage * STAGE, full + stage);
     };
     // Of the first tile w's rows are asked for before the kernel before this one is done.
-    int early = cluster < tiles ? (pieces < MANY_STAGES ? pieces : MANY_STAGES) : 0;
-    for (int piece = 0; piece < early; ++piece) bring_w(place_of<GATED>(cluster, product.rows).output, piece, piece);
+    int early = cluster < tiles ? (pieces < STAGES ? pieces : STAGES) : 0;
+    for (int piece = 0; piece < early; ++piece) bring_w(place_of<OUTPUTS, GATED>(cluster, product.rows).output, piece, piece);
     after_the_kernel_before();
     Stop at = {0, 0};
     for (int tile = cluster; tile < tiles; tile += clusters) {
-        Place place = place_of<GATED>(tile, product.rows);
-        for (int piece = 0; piece < pieces; ++piece, advance(at)) {
+        Place place = place_of<OUTPUTS, GATED>(tile, product.rows);
+        for (int piece = 0; piece < pieces; ++piece, advance<STAGES>(at)) {
             bool asked = tile == cluster && piece < early;
             if (at.round > 0) barrier_wait(empty + at.stage, (at.round - 1) & 1);
             if (!asked) bring_w(place.output, piece, at.stage);
@@ -111,20 +117,20 @@ DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& p
 
 // A warpgroup: every other tile of the block. `turns[g]` ends a phase when the stages of the tile before one of group
 // g's are all full: who waited for a stage sooner could take an earlier round's for its own.
-template <bool GATED>
+template <int OUTPUTS, bool GATED>
 DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int pieces, u32 rank, const bf16* stages,
                            Barrier* full, Barrier* empty, Barrier* turns) {
-    constexpr int STAGE = MANY_BYTES / 2, ROWS_OF_GROUP = 64;
+    constexpr int STAGES = Wheel<OUTPUTS>::STAGES, STAGE = Wheel<OUTPUTS>::BYTES / 2, PART = 64;
     int group = threadIdx.x / 128, clusters = gridDim.x / CLUSTER;
     auto release = [&](int stage) {
         if (threadIdx.x % 32 < CLUSTER) barrier_arrive(empty + stage, threadIdx.x % 32);
     };
     for (int turn = group, tile = blockIdx.x / CLUSTER + group * clusters; tile < tiles; turn += GROUPS, tile += GROUPS * clusters) {
-        float sums[TILE / ROWS_OF_GROUP][TILE / 8][4];
-        Stop at = {turn * pieces % MANY_STAGES, turn * pieces / MANY_STAGES};
+        float sums[TILE / PART][OUTPUTS / 8][4];
+        Stop at = {turn * pieces % STAGES, turn * pieces / STAGES};
         int last = 0;
         if (turn > 0) barrier_wait(turns + group, (turn - 1) / GROUPS & 1);
-        for (int piece = 0; piece < pieces; ++piece, advance(at)) {
+        for (int piece = 0; piece < pieces; ++piece, advance<STAGES>(at)) {
             barrier_wait(full + at.stage, at.round & 1);
             if (piece == pieces - 1 && threadIdx.x % 32 == 0) barrier_arrive(turns + (group ^ 1), rank);
             u32 from_x = tile_descriptor(stages + at.stage * STAGE), from_w = tile_descriptor(stages + at.stage * STAGE + TILE * DEPTH);
@@ -132,8 +138,8 @@ DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int piece
 #pragma unroll
             for (int step = 0; step < DEPTH / 16; ++step) {
 #pragma unroll
-                for (int part = 0; part < TILE / ROWS_OF_GROUP; ++part)
-                    multiply<TILE>(sums[part], from_x + part * (ROWS_OF_GROUP * DEPTH * 2 / 16) + step * 2, from_w + step * 2, piece + step);
+                for (int part = 0; part < TILE / PART; ++part)
+                    multiply<OUTPUTS>(sums[part], from_x + part * (PART * DEPTH * 2 / 16) + step * 2, from_w + step * 2, piece + step);
             }
             products_commit();
             products_wait<1>();
@@ -142,47 +148,47 @@ DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int piece
         }
         products_wait<0>();
         release(last);
-        Place place = place_of<GATED>(tile, product.rows);
+        Place place = place_of<OUTPUTS, GATED>(tile, product.rows);
         int first = place.row + static_cast<int>(rank) * TILE + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
 #pragma unroll
-        for (int part = 0; part < TILE / ROWS_OF_GROUP; ++part) {
-            int row = first + part * ROWS_OF_GROUP;
+        for (int part = 0; part < TILE / PART; ++part) {
+            int row = first + part * PART;
             if (GATED || product.into == INTO_ROWS)
-                put_narrow<GATED>(sums[part], static_cast<bf16*>(y), row + static_cast<int>(threadIdx.x) % 32 / 4, product.rows, place.output, product.outputs);
+                put_narrow<OUTPUTS, GATED>(sums[part], static_cast<bf16*>(y), row + static_cast<int>(threadIdx.x) % 32 / 4, product.rows, place.output, product.outputs);
             else
-                put_sums<TILE>(sums[part], y, product.into, row, product.rows, place.output, product.outputs);
+                put_sums<OUTPUTS>(sums[part], y, product.into, row, product.rows, place.output, product.outputs);
         }
     }
 }
 
-template <bool GATED>
+template <int OUTPUTS, bool GATED>
 DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Product& product) {
+    constexpr int STAGES = Wheel<OUTPUTS>::STAGES;
     SHARED(unsigned char, unaligned);
     bf16* stages = reinterpret_cast<bf16*>(unaligned + (1024 - shared_at(unaligned) % 1024) % 1024);
-    Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(stages) + MANY_STAGES * MANY_BYTES);
-    Barrier *empty = full + MANY_STAGES, *turns = empty + MANY_STAGES;
+    Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(stages) + STAGES * Wheel<OUTPUTS>::BYTES);
+    Barrier *empty = full + STAGES, *turns = empty + STAGES;
     int pairs = (product.rows + CLUSTER * TILE - 1) / (CLUSTER * TILE);
-    int tiles = pairs * (product.outputs / (GATED ? TILE / 2 : TILE)), pieces = (product.depth + DEPTH - 1) / DEPTH;
+    int tiles = pairs * (product.outputs / (GATED ? OUTPUTS / 2 : OUTPUTS)), pieces = (product.depth + DEPTH - 1) / DEPTH;
     u32 rank = cluster_rank();
     for (int group = 0; group < GROUPS && threadIdx.x == 0; ++group) barrier_init(turns + group, 4);
-    set_up_barriers(full, empty, MANY_STAGES);
+    set_up_barriers(full, empty, STAGES);
     if (threadIdx.x < 128 * GROUPS) {
         after_the_kernel_before();
-        multiply_tiles<GATED>(y, product, tiles, pieces, rank, stages, full, empty, turns);
+        multiply_tiles<OUTPUTS, GATED>(y, product, tiles, pieces, rank, stages, full, empty, turns);
     } else if (threadIdx.x == 128 * GROUPS) {
-        bring_tiles<GATED>(x, w, product, tiles, pieces, rank, stages, full, empty);
+        bring_tiles<OUTPUTS, GATED>(x, w, product, tiles, pieces, rank, stages, full, empty);
     }
     cluster_sync();
 }
 
-KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) many_rows_plain(const __grid_constant__ TensorMap x,
-                                                                    const __grid_constant__ TensorMap w, void* y,
-                                                                    Product product) {
-    many_rows<false>(x, w, y, product);
-}
-KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) many_rows_gated(const __grid_constant__ TensorMap x,
-                                                                    const __grid_constant__ TensorMap w, void* y,
-                                                                    Product product) {
-    many_rows<true>(x, w, y, product);
-}
+#define MANY_ROWS(NAME, OUTPUTS, GATED) \
+    KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) NAME(const __grid_constant__ TensorMap x, \
+                                                             const __grid_constant__ TensorMap w, void* y, Product product) { \
+        many_rows<OUTPUTS, GATED>(x, w, y, product); \
+    }
+MANY_ROWS(many_rows_64, 64, false)
+MANY_ROWS(many_rows_128, 128, false)
+MANY_ROWS(many_rows_gated_64, 64, true)
+MANY_ROWS(many_rows_gated_128, 128, true)
 #endif
