@@ -256,8 +256,7 @@ impl Bench<'_> {
     }
 
     /// The mean time of a product, the least of some rounds; `None` if the algorithm does not take so many rows, or
-    /// cannot be recorded.
-    /// As in a pass of few rows, where it counts most, the device finds the next by itself: they are a graph.
+    /// cannot be recorded: as in a pass of few rows, where it counts most, the device finds the next by itself.
     fn time(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Trial { x, y, into, .. } = &self.trial;
         let turns = self.weights.iter().take(TIMED_WEIGHTS);
@@ -322,12 +321,12 @@ impl Trial {
         let most = CLASSES[CLASSES.len() - 1].max(TRIAL_ROWS);
         let x = Region::allocate(context, most * w.depth * 2, "a trial of cublasLt")?;
         let y = Region::allocate(context, most * w.outputs * into.bytes(), "a trial of cublasLt")?;
-        // Powers of two, others for each output: which weight meets which number shows, and nothing is rounded. The
-        // halves of a row are alike.
-        let weights: Vec<u16> = (0..w.outputs * depth)
-            .map(|at| (at / depth * 5 + at % depth % (depth / 2).max(1) * 3) % 7 + 124)
-            .map(|exponent| (exponent << 7) as u16)
-            .collect();
+        // Powers of two, others for each of seven outputs: which weight meets which number shows, and nothing is
+        // rounded. The halves of a row are alike.
+        let power = |output: usize, at: usize| (((output * 5 + at % (depth / 2) * 3) % 7 + 124) << 7) as u16;
+        let row = |output| (0..depth).map(|at| power(output, at)).collect::<Vec<_>>();
+        let seven: Vec<_> = (0..7).map(row).collect();
+        let weights = (0..w.outputs).map(|output| &*seven[output % 7]).collect::<Vec<_>>().concat();
         let w = Region::allocate(context, weights.len() * 2, "a trial of cublasLt")?;
         upload(w.base(), &weights)?;
         // Sums of numbers from 1 to 2^25 in size, each with its negative half a row away: what is
