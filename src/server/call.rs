@@ -50,7 +50,8 @@ pub(crate) struct RequestIds {
 
 impl RequestIds {
     pub(crate) fn new() -> Self {
-        Self { process: uuid::Uuid::new_v4().as_u64_pair().0, next: AtomicU64::new(1) }
+        let process = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
+        Self { process, next: AtomicU64::new(1) }
     }
 
     /// The request's own id, if it has a sensible one, else a new one.

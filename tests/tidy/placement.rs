@@ -46,6 +46,7 @@ const TABLE: [(&str, Place); 46] = [
     ("cudarc", Only(CUDA)),
     ("flate2", Only(&["src/server/http/body/"])),
     ("futures", Only(&["src/server/", "src/service/", "src/cli/"])),
+    ("getrandom", Only(SERVER)),
     ("half", Only(&["src/backend/cpu/", "src/backend/cuda/", "src/model/weights.rs", "src/model/weights/"])),
     ("http-body-util", Only(SERVER)),
     ("hyper", Only(SERVER)),
@@ -80,7 +81,6 @@ const TABLE: [(&str, Place); 46] = [
     ("tower-http", Only(&["src/server/guard.rs"])),
     ("tracing", But(PURE)),
     ("tracing-subscriber", Only(&["src/cli/"])),
-    ("uuid", Only(SERVER)),
     ("zstd", Only(&["src/server/http/body/"])),
 ];
 
