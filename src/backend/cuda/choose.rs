@@ -36,7 +36,8 @@ const CANDIDATES: usize = 32;
 const CANDIDATES_OF_CLASS: usize = 16;
 /// The weights that a timed product reads in turn: more than a cache holds, as in a pass.
 const TIMED_WEIGHTS: usize = 16;
-/// What the kernel for gates takes beside their product: 147 of 655 microseconds, in a pass of 987 rows on an H100.
+/// About what the kernel for gates takes of it and their product: 147 microseconds, where all products take 1,640 and
+/// theirs is two fifths of their arithmetic (a pass of 987 rows on an H100, docs/gpu.md).
 const GATES_SHARE: f64 = 0.18;
 /// How often the clock is asked; the least time counts.
 const ROUNDS: usize = 2;
