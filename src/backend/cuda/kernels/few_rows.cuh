@@ -118,10 +118,6 @@ DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, int ou
 template <int OUTPUTS>
 DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], int pieces, const bf16* stages, Barrier* full, Barrier* empty) {
     constexpr int RING = Ring<OUTPUTS>::STAGES, STAGE = Ring<OUTPUTS>::BYTES / 2;
-    // A warp's first two lanes tell one block each.
-    auto release = [&](int stage) {
-        if (threadIdx.x % 32 < CLUSTER) barrier_arrive(empty + stage, threadIdx.x % 32);
-    };
     for (int piece = 0, stage = 0, last = 0; piece < pieces; ++piece) {
         barrier_wait(full + stage, piece / RING & 1);
         u32 from_x = tile_descriptor(stages + stage * STAGE);
@@ -133,7 +129,7 @@ DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], int pieces, const bf1
         products_commit();
         // The stage before is read.
         products_wait<1>();
-        if (piece > 0) release(last);
+        if (piece > 0) release(empty + last);
         last = stage;
         stage = stage + 1 == RING ? 0 : stage + 1;
     }
@@ -144,7 +140,7 @@ template <int OUTPUTS, bool GATED>
 DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Product& product) {
     constexpr int RING = Ring<OUTPUTS>::STAGES;
     SHARED(unsigned char, unaligned);
-    bf16* stages = reinterpret_cast<bf16*>(unaligned + (1024 - shared_at(unaligned) % 1024) % 1024);
+    bf16* stages = first_stage(unaligned);
     Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(stages) + RING * Ring<OUTPUTS>::BYTES);
     Barrier* empty = full + RING;
     int row = blockIdx.y * X_ROWS, output = blockIdx.x * (GATED ? OUTPUTS / 2 : OUTPUTS);

@@ -151,6 +151,16 @@ DEVICE void set_up_barriers(Barrier* full, Barrier* empty, int stages) {
     cluster_sync();
 }
 
+// Where stages begin in a block's shared memory: the swizzle repeats after 1,024 bytes.
+DEVICE bf16* first_stage(unsigned char* shared) {
+    return reinterpret_cast<bf16*>(shared + (1024 - shared_at(shared) % 1024) % 1024);
+}
+
+// This warp has read a stage: its first lanes tell one block of the cluster each.
+DEVICE void release(Barrier* empty) {
+    if (threadIdx.x % 32 < CLUSTER) barrier_arrive(empty, threadIdx.x % 32);
+}
+
 // The lower word: where it begins, in units of 16 bytes, and 1 in the bits that this swizzle has no use for.
 DEVICE u32 tile_descriptor(const bf16* tile) { return (shared_at(tile) & 0x3ffff) >> 4 | 1u << 16; }
 #endif

@@ -122,9 +122,6 @@ DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int piece
                            Barrier* full, Barrier* empty, Barrier* turns) {
     constexpr int STAGES = Wheel<OUTPUTS>::STAGES, STAGE = Wheel<OUTPUTS>::BYTES / 2, PART = 64;
     int group = threadIdx.x / 128, clusters = gridDim.x / CLUSTER;
-    auto release = [&](int stage) {
-        if (threadIdx.x % 32 < CLUSTER) barrier_arrive(empty + stage, threadIdx.x % 32);
-    };
     for (int turn = group, tile = blockIdx.x / CLUSTER + group * clusters; tile < tiles; turn += GROUPS, tile += GROUPS * clusters) {
         float sums[TILE / PART][OUTPUTS / 8][4];
         Stop at = {turn * pieces % STAGES, turn * pieces / STAGES};
@@ -143,11 +140,11 @@ DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int piece
             }
             products_commit();
             products_wait<1>();
-            if (piece > 0) release(last);
+            if (piece > 0) release(empty + last);
             last = at.stage;
         }
         products_wait<0>();
-        release(last);
+        release(empty + last);
         Place place = place_of<OUTPUTS, GATED>(tile, product.rows);
         int first = place.row + static_cast<int>(rank) * TILE + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
 #pragma unroll
@@ -165,7 +162,7 @@ template <int OUTPUTS, bool GATED>
 DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Product& product) {
     constexpr int STAGES = Wheel<OUTPUTS>::STAGES;
     SHARED(unsigned char, unaligned);
-    bf16* stages = reinterpret_cast<bf16*>(unaligned + (1024 - shared_at(unaligned) % 1024) % 1024);
+    bf16* stages = first_stage(unaligned);
     Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(stages) + STAGES * Wheel<OUTPUTS>::BYTES);
     Barrier *empty = full + STAGES, *turns = empty + STAGES;
     int pairs = (product.rows + CLUSTER * TILE - 1) / (CLUSTER * TILE);
