@@ -35,6 +35,9 @@ REGISTERS = {
     "attention_row_128": 224,
     "attention_row_64": 168,
     "attention_row_32": 128,
+    # Three blocks, and four.
+    "attention_hopper_128": 168,
+    "attention_hopper_64": 128,
     "vocabulary": 96,
     # A block of 160 threads has a multiprocessor for itself.
     "few_rows_96": 128,
@@ -68,6 +71,7 @@ FEW_ROWS = {8: 1, 16: 1, 32: 1, 48: 2, 64: 1, 96: 2, 128: 2, 192: 3}
 HOPPER_PRODUCTS = {f"few_rows_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items()}
 HOPPER_PRODUCTS |= {f"few_rows_gated_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items() if outputs > 8}
 HOPPER_PRODUCTS |= {f"many_rows_{kind}": 8 for kind in ("64", "128", "gated_64", "gated_128")}
+HOPPER_PRODUCTS |= {f"attention_hopper_{dim}": dim // 16 + 4 for dim in (64, 128)}
 
 
 def tool(name):

@@ -66,8 +66,8 @@ fn a_refused_batch_leaves_the_next_one_well() {
     passed(&run("device::a_refused_batch_leaves_the_next_one_well", &mock.found()));
 }
 
-/// Kernels that begin before the one before is done, and products by our own kernels where they have the right bits:
-/// all is as it is without.
+/// Kernels that begin before the one before is done, products by our own kernels where they have the right bits, and
+/// attention by warpgroups: all is as it is without.
 #[test]
 fn what_was_not_measured_yet_changes_nothing() {
     let Some(mock) = Mock::build() else { return };
@@ -76,9 +76,15 @@ fn what_was_not_measured_yet_changes_nothing() {
     // Both open two backends, which try each kernel; passes come on top.
     let opened = passed(&run("device::says_what_it_opens", &environment));
     let bits = passed(&run("device::among_many_rows_as_alone", &environment));
-    for of in
-        ["early kernels", "products of few rows", "products of many rows", "gated of few", "gated of many"]
-    {
+    let all = [
+        "early kernels",
+        "products of few rows",
+        "products of many rows",
+        "gated of few",
+        "gated of many",
+        "attentions of warpgroups",
+    ];
+    for of in all {
         assert!(told(&bits, of) > told(&opened, of), "{of}: {opened}\n{bits}");
     }
     // Those that are wrong are found out when they are tried, and not used.
@@ -96,6 +102,8 @@ fn what_was_not_measured_yet_changes_nothing() {
     }
     let steps = passed(&run("lanes::a_sequence_is_decoded_alone_as_among_others", &environment));
     assert!(told(&steps, "products of few rows") > 0, "{steps}");
+    let close = passed(&run("device::probabilities_are_those_of_transformers", &environment));
+    assert!(told(&close, "attentions of warpgroups") > 0, "{close}");
     // Only Hopper has them.
     environment.push(("MOCK_CUDA_CAPABILITY", "100".to_owned()));
     let text = passed(&run("device::a_refused_batch_leaves_the_next_one_well", &environment));

@@ -27,7 +27,7 @@ using Address = unsigned long long;
 
 enum Status { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
               NOT_READY = 600, CAPTURING = 900 };
-enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, SHARED_OF_MULTIPROCESSOR = 81 };
+enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MULTIPROCESSORS = 16, SHARED_OF_MULTIPROCESSOR = 81 };
 enum LaunchAttribute { CLUSTER_DIMENSION = 4, PROGRAMMATIC = 6 };
 
 // As cuLaunchKernelEx has them.
@@ -135,9 +135,10 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 
 void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
-           "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many\n",
+           "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many, %zu attentions of warpgroups\n",
            graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
-           kernels_by_name["many_rows"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"]);
+           kernels_by_name["many_rows"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"],
+           kernels_by_name["attention_hopper"]);
 }
 
 // One sequence's numbers are none from the start.
@@ -151,7 +152,7 @@ void embed_with_nan(const int* plan, const bf16* table, float* residual, int hid
 #define ENTRY(name) entry(#name, name)
 std::vector<Kernel> kernels = {
     entry("embed", embed_with_nan), ENTRY(add_norm), ENTRY(select_answers), ENTRY(rotate_32), ENTRY(rotate_64), ENTRY(rotate_128),
-    ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
+    ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_hopper_64), ENTRY(attention_hopper_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
     ENTRY(attention_row_128), ENTRY(silu_mul), ENTRY(grade_logits),
     ENTRY(vocabulary), ENTRY(combine), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),
     ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(few_rows_gated_16),
@@ -189,6 +190,8 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
         case CAPABILITY_MAJOR: *value = capability / 10; break;
         case CAPABILITY_MINOR: *value = capability % 10; break;
         case SHARED_OF_MULTIPROCESSOR: *value = (capability >= 90 ? 228 : 100) << 10; break;
+        // Few, so that passes have more blocks than they hold at once, and fewer.
+        case MULTIPROCESSORS: *value = 4; break;
         default: *value = 0;
     }
     return SUCCESS;

@@ -73,6 +73,20 @@ static inline void columns(float (&to)[16], unsigned long long descriptor, int r
     }
 }
 
+// Sixteen rows of one column of a tile that is read by column: groups of eight rows, columns 64 by 64.
+static inline void rows(float (&to)[16], unsigned long long descriptor, int column) {
+    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) fail("a tile without its swizzle");
+    size_t start = (descriptor & 0x3fff) << 4, panel = (descriptor >> 16 & 0x3fff) << 4, group = (descriptor >> 32 & 0x3fff) << 4;
+    for (int row = 0; row < 16; ++row) {
+        size_t at = start + column / 64 * panel + row / 8 * group + row % 8 * 128 + column % 64 * 2;
+        at ^= (at >> 7 & 7) << 4;
+        if (at + 2 > shared_stride) fail("a tile outside shared memory");
+        uint16_t value;
+        memcpy(&value, shared_of(rank()) + at, 2);
+        to[row] = bits(static_cast<uint32_t>(value) << 16);
+    }
+}
+
 }  // namespace shim
 
 static inline u32 shared_at(const void* place) {
@@ -122,6 +136,33 @@ static inline void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) 
     for (int half = 0; half < 2; ++half) shim::columns(rows[half], x, first + half * 8);
     for (int n = 0; n < N / 8; ++n) {
         for (int i = 0; i < 2; ++i) shim::columns(outputs[i], w, n * 8 + lane % 4 * 2 + i);
+        for (int i = 0; i < 4; ++i) {
+            float sum = more ? sums[n][i] : 0.0f;
+            for (int k = 0; k < 16; ++k) sum += rows[i / 2][k] * outputs[i % 2][k];
+            sums[n][i] = sum;
+        }
+    }
+}
+
+template <int N, bool TRANSPOSED>
+static inline void multiply_held(float (*sums)[4], const u32 (&x)[4], unsigned long long w, int more) {
+    // What the four lanes of a row hold of it.
+    float rows[2][16];
+    memcpy(shim::lanes[shim::current].in, x, 16);
+    shim::together([](shim::Lane*) {});
+    const shim::Lane* quad = &shim::lanes[shim::current / 4 * 4];
+    for (int i = 0; i < 4; ++i)
+        for (int r = 0; r < 4; ++r)
+            for (int h = 0; h < 2; ++h) rows[r % 2][i * 2 + r / 2 * 8 + h] = shim::bits(shim::half(quad[i].in[r], h) << 16);
+    // Nobody brings the next before all have read this.
+    shim::together([](shim::Lane*) {});
+    for (int n = 0; n < N / 8; ++n) {
+        float outputs[2][16];
+        for (int i = 0; i < 2; ++i) {
+            int output = n * 8 + threadIdx.x % 4 * 2 + i;
+            if (TRANSPOSED) shim::rows(outputs[i], w, output);
+            else shim::columns(outputs[i], w, output);
+        }
         for (int i = 0; i < 4; ++i) {
             float sum = more ? sums[n][i] : 0.0f;
             for (int k = 0; k < 16; ++k) sum += rows[i / 2][k] * outputs[i % 2][k];

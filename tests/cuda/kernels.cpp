@@ -177,10 +177,17 @@ struct Turning {
     }
 };
 
-static int stages;  // of attention: how many depends on the GPU
+static int stages;        // of attention: how many depends on the GPU
+static bool hopper;       // whether by the kernels that only Hopper has
 
 size_t attention_shared(int dim) {
-    return stages * (2 * TILE_KEYS * (dim + 8) * sizeof(bf16) + TILE_KEYS * sizeof(int));
+    int row = hopper ? dim : dim + 8;
+    return (hopper ? 1024 : 0) + stages * (2 * TILE_KEYS * row * sizeof(bf16) + TILE_KEYS * sizeof(Source));
+}
+
+AttentionKernel attention_of(int dim) {
+    if (hopper) return dim == 64 ? attention_hopper_64 : attention_hopper_128;
+    return dim == 32 ? attention_32 : dim == 64 ? attention_64 : attention_128;
 }
 
 struct Case {
@@ -205,7 +212,7 @@ void attention(Case& test) {
     std::vector<bf16> out(static_cast<size_t>(rows) * heads * dim, 0x7fc0);
     Attention shape{TILES, ALL_TILES, stride, stride, kv_heads * dim, heads, kv_heads, layer, layers,
                     1.4426950408889634f / std::sqrt(static_cast<float>(dim)), stages};
-    AttentionKernel kernel = dim == 32 ? attention_32 : dim == 64 ? attention_64 : attention_128;
+    AttentionKernel kernel = attention_of(dim);
     int positions = 1 + *std::max_element(batch.positions.begin(), batch.positions.end());
     Turning turning(dim, heads, positions, heads % 2 == 0, dim != 64);
     size_t shared = attention_shared(dim);
@@ -280,6 +287,7 @@ void attention(Case& test) {
 void attentions() {
     const int shapes[][3] = {{64, 4, 4}, {128, 4, 2}, {32, 4, 2}, {128, 7, 1}, {64, 2, 1}, {64, 3, 1}, {32, 64, 1}};
     for (auto [dim, heads, kv_heads] : shapes) {
+        if (hopper && dim == 32) continue;
         std::string shape = std::to_string(dim) + "/" + std::to_string(heads) + "/" + std::to_string(kv_heads);
         Case one{shape + " one token", dim, heads, kv_heads, {}};
         one.batch.answer(one.batch.add(-1, 1));
@@ -326,7 +334,7 @@ void cuts() {
         batch.plan(HEADS / KV);
         std::vector<bf16> out((COUNT + 1) * HEADS * DIM, 0);
         shim::launch({static_cast<unsigned>(batch.tiles.size()), KV}, {128}, attention_shared(DIM), [&] {
-            attention_64(batch.words.data(), shape, turning.turn(), qkv.data(), qkv.data() + HEADS * DIM, nullptr, out.data());
+            attention_of(DIM)(batch.words.data(), shape, turning.turn(), qkv.data(), qkv.data() + HEADS * DIM, nullptr, out.data());
         });
         const bf16* last = &qkv[(COUNT - 1) * STRIDE];
         std::vector<bf16> queries(last, last + STRIDE), rows(batch.answers.size() * HEADS * DIM);
@@ -527,9 +535,12 @@ int main() {
     rotations();
     gates();
     heads();
-    for (stages = 2; stages <= MOST_STAGES; ++stages) {
-        cuts();
-        attentions();
+    for (bool by_warpgroup : {false, true}) {
+        hopper = by_warpgroup;
+        for (stages = 2; stages <= MOST_STAGES; ++stages) {
+            cuts();
+            attentions();
+        }
     }
     printf("%d checks, %d failed\n", checks, failures);
     return failures != 0 || checks < 100;

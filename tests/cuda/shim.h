@@ -303,5 +303,6 @@ static inline void copy_async(bf16* to, const bf16* from, bool valid) {
 static inline void copies_commit() {}
 template <int N>
 static inline void copies_wait() {}
+static inline void copies_shown() {}
 
 static inline void after_the_kernel_before() { shim::fibres[shim::current].waited = true; }

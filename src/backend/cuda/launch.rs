@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 
 use super::{
+    attention,
     buffers::VOCABULARY_TOKENS,
     gemm::On,
     memory::Address,
@@ -18,15 +19,9 @@ use crate::error::{Error, Result};
 /// Threads of a block that works on a row.
 const ROW_THREADS: u32 = 256;
 /// Threads of a block on tensor cores, or of a part of a row.
-const TILE_THREADS: u32 = 128;
+pub(super) const TILE_THREADS: u32 = 128;
 /// Numbers of heads to a block of `rotate`: eight a thread.
 const ROTATED: usize = 8 * ROW_THREADS as usize;
-/// Query heads to a block of `attention_row`.
-const ROW_HEADS: u32 = 16;
-/// Keys of one tile of attention.
-const TILE_KEYS: usize = 64;
-/// Shared memory of a multiprocessor that the system takes for each block.
-const RESERVED_SHARED: usize = 1 << 10;
 /// Answers to a block of `vocabulary`.
 const VOCABULARY_ANSWERS: usize = 32;
 /// Shared memory of `vocabulary`: two tiles of 72-number rows, and logits.
@@ -47,50 +42,17 @@ pub(super) struct Rotation {
     pub(super) epsilon: f32,
 }
 
-/// What attention needs beside its buffers.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(super) struct Attention {
-    pub(super) count_at: i32,
-    pub(super) tiles_at: i32,
-    pub(super) q_stride: i32,
-    pub(super) kv_stride: i32,
-    pub(super) values: i32,
-    pub(super) heads: i32,
-    pub(super) kv_heads: i32,
-    pub(super) layer: i32,
-    pub(super) layers: i32,
-    pub(super) scale: f32,
-    /// Tiles of keys in shared memory: [`Kernels::attention_stages`].
-    pub(super) stages: i32,
-}
-
-/// What attention does to queries as it reads them; a bias or norm that the model lacks is 0.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(super) struct Turn {
-    pub(super) bias: Address,
-    pub(super) norm: Address,
-    pub(super) cosines: Address,
-    pub(super) sines: Address,
-    pub(super) epsilon: f32,
-}
-
 /// The kernels of one model's head width.
 pub(super) struct Kernels {
     embed: sys::CUfunction,
     add_norm: sys::CUfunction,
     select_answers: sys::CUfunction,
     rotate: sys::CUfunction,
-    attention: sys::CUfunction,
-    attention_row: sys::CUfunction,
+    pub(super) attention: attention::Kernels,
     silu_mul: sys::CUfunction,
     grade_logits: sys::CUfunction,
     vocabulary: sys::CUfunction,
     combine: sys::CUfunction,
-    attention_shared: usize,
-    /// Tiles of keys and values that attention has under way at once.
-    pub(super) attention_stages: i32,
     rotated_heads: usize,
     /// Whether kernels begin before the one before is done.
     early: bool,
@@ -110,25 +72,16 @@ impl Kernels {
             let message = format!("cuda: head_dim {head_dim} has no kernel; there are {HEAD_DIMS:?}");
             return Err(Error::invalid("device", message));
         }
-        // Keys and values, rows padded by 16 bytes against bank conflicts; where the keys lie.
-        let attention_stage = 2 * TILE_KEYS * (head_dim + 8) * 2 + TILE_KEYS * 4;
-        // Three, if two blocks still fit a multiprocessor.
-        let many = 2 * (3 * attention_stage + RESERVED_SHARED) <= gpu.shared_memory;
-        let attention_stages = if many { 3 } else { 2 };
-        let attention_shared = attention_stages * attention_stage;
         Ok(Self {
             embed: gpu.function("embed", 0)?,
             add_norm: gpu.function("add_norm", 0)?,
             select_answers: gpu.function("select_answers", 0)?,
             rotate: gpu.function(&format!("rotate_{head_dim}"), 0)?,
-            attention: gpu.function(&format!("attention_{head_dim}"), attention_shared)?,
-            attention_row: gpu.function(&format!("attention_row_{head_dim}"), attention_shared)?,
+            attention: attention::Kernels::load(gpu, head_dim)?,
             silu_mul: gpu.function("silu_mul", 0)?,
             grade_logits: gpu.function("grade_logits", 0)?,
             vocabulary: gpu.function("vocabulary", VOCABULARY_SHARED)?,
             combine: gpu.function("combine", 0)?,
-            attention_shared,
-            attention_stages: attention_stages as i32,
             rotated_heads: ROTATED / head_dim,
             early: gpu.unmeasured != Unmeasured::Off,
         })
@@ -148,7 +101,7 @@ pub(super) fn int(size: usize) -> i32 {
 }
 
 impl Queue<'_> {
-    fn launch(
+    pub(super) fn launch(
         &self,
         kernel: sys::CUfunction,
         grid: (usize, usize),
@@ -223,43 +176,6 @@ impl Queue<'_> {
             ROW_THREADS,
             0,
             parameters![self.plan, shape, buffer, bias, norm, cosines, sines, cache],
-        )
-    }
-
-    pub(super) fn attention(
-        &self,
-        tiles: usize,
-        (shape, turn): (Attention, Turn),
-        (q, k): (Address, Address),
-        cache: Address,
-        out: Address,
-    ) -> Result<()> {
-        let grid = (tiles, shape.kv_heads as usize);
-        self.launch(
-            self.kernels.attention,
-            grid,
-            TILE_THREADS,
-            self.kernels.attention_shared,
-            parameters![self.plan, shape, turn, q, k, cache, out],
-        )
-    }
-
-    /// One query to a block and 16 of a key head's query heads. `rest` may be 0.
-    pub(super) fn attention_row(
-        &self,
-        answers: usize,
-        (shape, turn): (Attention, Turn),
-        (q, k): (Address, Address),
-        cache: Address,
-        (out, rest): (Address, Address),
-    ) -> Result<()> {
-        let parts = (shape.heads / shape.kv_heads).unsigned_abs().div_ceil(ROW_HEADS);
-        self.launch(
-            self.kernels.attention_row,
-            (answers, shape.kv_heads as usize * parts as usize),
-            TILE_THREADS,
-            self.kernels.attention_shared,
-            parameters![self.plan, shape, turn, q, k, cache, out, rest],
         )
     }
 

@@ -7,6 +7,7 @@
 //! priority, steps of reasons one of the lowest; where a pass of one touches KV blocks that a pass of the
 //! other writes, its stream waits for that.
 
+mod attention;
 mod buffers;
 mod choose;
 mod gemm;

@@ -1,9 +1,10 @@
 //! The operations of one pass, put on the device's stream one after another; nothing waits.
 
 use super::{
+    attention::{Shape, Turn},
     buffers::Buffers,
     gemm::{Gemm, Matrix, Output},
-    launch::{Attention, Queue, Rotation, Turn},
+    launch::{Queue, Rotation},
     load::{Layer, Placed},
     memory::Address,
     plan::{Extent, Word},
@@ -185,7 +186,7 @@ impl Ops for Pass<'_> {
         // A row that is alone: answer i is row i where all are decoded.
         let alone = last || self.extent.decoded;
         let stride = if last { 2 * kv } else { q + 2 * kv };
-        let shape = Attention {
+        let shape = Shape {
             count_at: if alone { Word::Answers } else { Word::Tiles } as i32,
             tiles_at: if alone { Word::AnswerTiles } else { Word::AllTiles } as i32,
             q_stride: if last { q } else { stride } as i32,
@@ -196,7 +197,6 @@ impl Ops for Pass<'_> {
             layer: layer as i32,
             layers: config.layers as i32,
             scale: std::f32::consts::LOG2_E / (config.head_dim as f32).sqrt(),
-            stages: self.queue.kernels.attention_stages,
         };
         let (buffers, how) = (self.buffers, (shape, self.turn(layer)));
         let from = match last {

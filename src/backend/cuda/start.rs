@@ -45,6 +45,7 @@ pub(super) struct Gpu {
     pub(super) capability: (i32, i32),
     /// Bytes of shared memory of a multiprocessor.
     pub(super) shared_memory: usize,
+    pub(super) multiprocessors: usize,
     /// Off on all but Hopper.
     pub(super) unmeasured: Unmeasured,
     module: sys::CUmodule,
@@ -66,10 +67,12 @@ impl Gpu {
         }
         let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
         let shared_memory = context.attribute(shared).map_err(fault("its shared memory"))?.max(0) as usize;
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(fault("its multiprocessors"))?.max(0) as usize;
         let unmeasured = if capability == (9, 0) { unmeasured()? } else { Unmeasured::Off };
         open_cublaslt()?;
         let module = load_kernels()?;
-        Ok(Self { context, name, capability, shared_memory, unmeasured, module })
+        Ok(Self { context, name, capability, shared_memory, multiprocessors, unmeasured, module })
     }
 
     /// The kernel `name`, allowed `shared` bytes of shared memory.

@@ -12,25 +12,9 @@
 // A row that is alone, an answer or a decoded token, has its query heads for rows and the warps share its
 // keys: of every tile each takes 16. Their sums are joined in one order, by absolute position too.
 #pragma once
-#include "device.cuh"
+#include "keys.cuh"
 
 constexpr int TILE_ROWS = 64;
-constexpr int TILE_KEYS = 64;
-constexpr int MOST_STAGES = 3;
-
-struct Attention {
-    int count_at;  // of the plan: tiles, or answers
-    int tiles_at;  // of the plan
-    int q_stride;
-    int kv_stride;
-    int values;    // from a row's keys to its values
-    int heads;
-    int kv_heads;
-    int layer;
-    int layers;
-    float scale;   // of a product, for powers of two: log2(e) / sqrt(dim)
-    int stages;    // tiles of keys and values in shared memory: two, or MOST_STAGES
-};
 
 // What queries become on the way to registers.
 struct Turn {
@@ -41,108 +25,67 @@ struct Turn {
     float epsilon;
 };
 
-// Where the key at `position` lies: a batch row, or ~slot of the cache. The last run with a
-// start at or before it holds it.
-DEVICE int key_source(const int* plan, const Tile& tile, int position) {
-    const Run* runs = list<Run>(plan, RUNS) + tile.first_run;
-    int from = 0, to = tile.runs;
-    while (to - from > 1) {
-        int middle = (from + to) / 2;
-        if (runs[middle].position <= position) from = middle;
-        else to = middle;
-    }
-    Run run = runs[from];
-    int i = position - run.position;
-    if (run.source >= 0) return run.source + i;
-    int token = run.start + i;
-    int block = list<int>(plan, BLOCKS)[~run.source + token / BLOCK_TOKENS];
-    return ~(block * BLOCK_TOKENS + token % BLOCK_TOKENS);
-}
-
-// Where the key at `first` and this thread's place of 64 lies.
-DEVICE void find(const int* plan, const Tile& tile, int first, int keys, int* sources) {
-    int key = first + static_cast<int>(threadIdx.x) % TILE_KEYS;
-    if (key < keys) sources[threadIdx.x % TILE_KEYS] = key_source(plan, tile, key);
-}
-
-// Brings one tile of keys and values, which lie at `sources`, to shared memory; zeros behind the last key.
-// Of a tile that has no keys nothing is brought, but it counts among the copies that are waited for.
-template <int DIM>
-DEVICE void bring(const int* sources, const Attention& shape, int count, const bf16* k, const bf16* cache, int head,
-                  bf16* to_keys, bf16* to_values) {
-    constexpr int PIECES = DIM / 8, STRIDE = DIM + 8;
-    // Consecutive threads take one vector's pieces.
-    int piece = threadIdx.x % PIECES * 8;
-#pragma unroll
-    for (int j = 0; j < TILE_KEYS * PIECES / 128 && count > 0; ++j) {
-        int key = j * (128 / PIECES) + threadIdx.x / PIECES;
-        bool valid = key < count;
-        const bf16 *from_key = k, *from_value = k;
-        if (valid) {
-            int source = sources[key];
-            if (source >= 0) {
-                from_key = k + static_cast<size_t>(source) * shape.kv_stride + head * DIM + piece;
-                from_value = from_key + shape.values;
-            } else {
-                from_key = cache + cache_at(~source, shape.layer, shape.layers, shape.kv_heads, head, DIM) + piece;
-                from_value = from_key + static_cast<size_t>(shape.kv_heads) * BLOCK_TOKENS * DIM;
-            }
-        }
-        copy_async(to_keys + key * STRIDE + piece, from_key, valid);
-        copy_async(to_values + key * STRIDE + piece, from_value, valid);
-    }
-    copies_commit();
-}
-
-// Every tile of the first `keys` keys in turn, in shared memory: `work(keys, values, position of the first)`.
-// While it works on one the next are on their way, as many as there are stages, and where the one after them lies
-// is found. `prepare` is called before the first, when copies are on their way.
-template <int DIM, class Prepare, class Work>
-DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile, int keys, const bf16* k,
-                      const bf16* cache, int head, bf16* buffers, Prepare prepare, Work work) {
-    constexpr int BUFFER = TILE_KEYS * (DIM + 8);  // a stage: keys, values; behind all, where their tiles' keys lie
-    int stages = shape.stages;
-    int* sources = reinterpret_cast<int*>(buffers + 2 * stages * BUFFER);
-    // Half the threads find one tile, half the next.
-    for (int stage = threadIdx.x / TILE_KEYS; stage < stages; stage += 2)
-        find(plan, tile, stage * TILE_KEYS, keys, sources + stage * TILE_KEYS);
-    __syncthreads();
-    // So far the plan was read alone.
-    after_the_kernel_before();
-    for (int stage = 0; stage < stages; ++stage) {
-        bf16* to = buffers + 2 * stage * BUFFER;
-        bring<DIM>(sources + stage * TILE_KEYS, shape, keys - stage * TILE_KEYS, k, cache, head, to, to + BUFFER);
-    }
-    prepare();
-    for (int first = 0, stage = 0; first < keys; first += TILE_KEYS) {
-        if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 1>();
-        else copies_wait<MOST_STAGES - 2>();
-        // Behind this everybody has this tile, and has asked for its copies: its sources are needed no more.
-        __syncthreads();
-        int next = first + stages * TILE_KEYS;
-        if (threadIdx.x < TILE_KEYS) find(plan, tile, next, keys, sources + stage * TILE_KEYS);
-        bf16* at = buffers + 2 * stage * BUFFER;
-        work(at, at + BUFFER, first);
-        // Nobody overwrites what another warp still reads; and where the next tile's keys lie is known.
-        __syncthreads();
-        bring<DIM>(sources + stage * TILE_KEYS, shape, keys - next, k, cache, head, at, at + BUFFER);
-        stage = stage + 1 == stages ? 0 : stage + 1;
-    }
-}
-
 // The 16 rows of a warp.
 template <int DIM>
 struct Rows {
     u32 queries[DIM / 16][4];
     float sums[DIM / 8][4];
-    float most[2];    // largest scaled score so far, of rows lane / 4 and that + 8
+    float most[2];    // largest score so far, of rows lane / 4 and that + 8
     float total[2];
     int seen[2];      // keys that the row attends to
 };
 
+// Scores of keys from `first` on become their weights; what was summed before is scaled to the new maximum.
+template <int DIM, int KEYS>
+DEVICE void weigh(Rows<DIM>& rows, float (&scores)[KEYS / 8][4], int first, float scale) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        if (first + KEYS > rows.seen[half]) {
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+                    if (first + n * 8 + lane % 4 * 2 + i >= rows.seen[half]) scores[n][2 * half + i] = -INFINITY;
+            }
+        }
+        float most = rows.most[half];
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; ++n) most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+        most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
+        // A row sees the first key, so the maximum is a number after the first tile.
+        float kept = power_of_two((rows.most[half] - most) * scale);
+        rows.most[half] = most;
+        rows.total[half] *= kept;
+#pragma unroll
+        for (int d = 0; d < DIM / 8; ++d) {
+            rows.sums[d][2 * half] *= kept;
+            rows.sums[d][2 * half + 1] *= kept;
+        }
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float weight = power_of_two(fmaf(scores[n][2 * half + i], scale, -most * scale));
+                scores[n][2 * half + i] = weight;
+                rows.total[half] += weight;
+            }
+        }
+    }
+}
+
+// The weights of 16 keys, the `k`th of them, as tensor cores take them.
+template <int KEYS>
+DEVICE void pack_weights(u32 (&a)[4], const float (&weights)[KEYS / 8][4], int k) {
+    const float *left = weights[2 * k], *right = weights[2 * k + 1];
+    a[0] = pack_bf16(left[0], left[1]), a[1] = pack_bf16(left[2], left[3]);
+    a[2] = pack_bf16(right[0], right[1]), a[3] = pack_bf16(right[2], right[3]);
+}
+
 // A tile's keys, or some of them: scores, weights, weighted sum of values.
 template <int DIM, int KEYS>
-DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int first, float factor) {
+DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int first, float scale) {
     constexpr int STRIDE = DIM + 8;
     int lane = threadIdx.x % 32;
     float scores[KEYS / 8][4];
@@ -163,45 +106,11 @@ DEVICE void attend(Rows<DIM>& rows, const bf16* keys, const bf16* values, int fi
             mma(scores[n + 1], rows.queries[d], b[2], b[3]);
         }
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        float most = rows.most[half];
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float& score = scores[n][2 * half + i];
-                bool seen = first + n * 8 + lane % 4 * 2 + i < rows.seen[half];
-                score = seen ? score * factor : -INFINITY;
-                most = fmaxf(most, score);
-            }
-        }
-        most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
-        // A row sees the first key, so the maximum is a number after the first tile.
-        float kept = power_of_two(rows.most[half] - most);
-        rows.most[half] = most;
-        rows.total[half] *= kept;
-#pragma unroll
-        for (int d = 0; d < DIM / 8; ++d) {
-            rows.sums[d][2 * half] *= kept;
-            rows.sums[d][2 * half + 1] *= kept;
-        }
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float weight = power_of_two(scores[n][2 * half + i] - most);
-                scores[n][2 * half + i] = weight;
-                rows.total[half] += weight;
-            }
-        }
-    }
+    weigh<DIM, KEYS>(rows, scores, first, scale);
 #pragma unroll
     for (int k = 0; k < KEYS / 16; ++k) {
-        u32 a[4] = {pack_bf16(scores[2 * k][0], scores[2 * k][1]), pack_bf16(scores[2 * k][2], scores[2 * k][3]),
-                    pack_bf16(scores[2 * k + 1][0], scores[2 * k + 1][1]),
-                    pack_bf16(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+        u32 a[4];
+        pack_weights<KEYS>(a, scores, k);
 #pragma unroll
         for (int d = 0; d < DIM / 8; d += 2) {
             u32 b[4];
@@ -269,15 +178,15 @@ DEVICE void take_queries(Rows<DIM>& rows, int half, const bf16* from, bool valid
     for (int p = 0; p < PAIRS; ++p) rows.queries[p / 2][half + p % 2 * 2] = pack_bf16(x[p][0], x[p][1]);
 }
 
-template <int DIM>
+// A block's tile. `attend` takes a tile of keys for every warp; whether the warp has a row is told it.
+template <int DIM, Layout LAYOUT, class Attend>
 DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& turn, const bf16* q, const bf16* k,
-                           const bf16* cache, bf16* out) {
-    SHARED(bf16, buffers);
+                           const bf16* cache, bf16* out, bf16* buffers, Attend attend) {
     if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return after_the_kernel_before();
     const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
     int head = blockIdx.y, group = shape.heads / shape.kv_heads;
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
-    int keys = tile.position + tile.count;
+    Keys keys = {k, cache, head, tile.position + tile.count};
     bool busy = warp_row < tile.count * group;
 
     Rows<DIM> rows;
@@ -300,8 +209,8 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
             take_queries<DIM>(rows, half, from, valid[half], turn, tile.position + query[half], query_head[half]);
         }
     };
-    each_tile<DIM>(plan, shape, tile, keys, k, cache, head, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
-        if (busy) attend<DIM, TILE_KEYS>(rows, tile_keys, values, first, shape.scale);
+    each_tile<DIM, LAYOUT>(plan, shape, tile, keys, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
+        attend(rows, busy, tile_keys, values, first, shape.scale);
     });
 
 #pragma unroll
@@ -332,12 +241,12 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
     int group = shape.heads / shape.kv_heads, parts = (group + 15) / 16;
     int head = blockIdx.y / parts, first_row = blockIdx.y % parts * 16;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int keys = tile.position + 1;
+    Keys keys = {k, cache, head, tile.position + 1};
     const bf16* queries = q + static_cast<size_t>(tile.query) * shape.q_stride + head * group * DIM;
 
     Rows<DIM> rows;
     begin<DIM>(rows);
-    rows.seen[0] = rows.seen[1] = keys;
+    rows.seen[0] = rows.seen[1] = keys.count;
     auto prepare = [&] {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -345,9 +254,9 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
             take_queries<DIM>(rows, half, queries + row * DIM, row < group, turn, tile.position, head * group + row);
         }
     };
-    each_tile<DIM>(plan, shape, tile, keys, k, cache, head, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
+    each_tile<DIM, PADDED>(plan, shape, tile, keys, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
         int mine = warp * KEYS;
-        if (first + mine >= keys) return;
+        if (first + mine >= keys.count) return;
         attend<DIM, KEYS>(rows, tile_keys + mine * STRIDE, values + mine * STRIDE, first + mine, shape.scale);
     });
 
@@ -379,7 +288,7 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
         for (int w = 0; w < WARPS; ++w) {
             // A warp that saw no key weighs nothing.
             int from = w * 16 + row;
-            float weight = power_of_two(most[from] - top);
+            float weight = power_of_two((most[from] - top) * shape.scale);
             total = fmaf(weight, totals[from], total);
             sum[0] = fmaf(weight, sums[from * DIM + column], sum[0]);
             sum[1] = fmaf(weight, sums[from * DIM + column + 1], sum[1]);
@@ -394,7 +303,10 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
 #define ATTENTION(DIM) \
     KERNEL void __launch_bounds__(128, 2) attention_##DIM(const int* plan, Attention shape, Turn turn, const bf16* q, \
                                                        const bf16* k, const bf16* cache, bf16* out) { \
-        tree_attention<DIM>(plan, shape, turn, q, k, cache, out); \
+        SHARED(bf16, buffers); \
+        tree_attention<DIM, PADDED>(plan, shape, turn, q, k, cache, out, buffers, [](Rows<DIM>& rows, bool busy, auto... tile) { \
+            if (busy) attend<DIM, TILE_KEYS>(rows, tile...); \
+        }); \
     } \
     KERNEL void __launch_bounds__(128, 2) attention_row_##DIM(const int* plan, Attention shape, Turn turn, const bf16* q, \
                                                               const bf16* k, const bf16* cache, bf16* out, bf16* rest) { \

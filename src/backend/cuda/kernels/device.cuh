@@ -74,6 +74,13 @@ DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"
 // Waits until at most `N` of this thread's groups are on their way.
 template <int N>
 DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// What this thread's copies brought is what products of warpgroups see, which reach shared memory by a way of their own.
+DEVICE void copies_shown() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 #endif
 
 // A batch's plan: 32-bit words that the host copies in once. First this header: counts, and

@@ -135,6 +135,32 @@ DEVICE void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
             : SUMS_64(sums) : "l"(x), "l"(w), "r"(more));
     }
 }
+
+#define FACTORS(a) "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3])
+
+// The same with rows from registers, as `mma` has them for each warp's 16: sums (+)= x · wᵀ, or · w of 16 rows if it is
+// TRANSPOSED.
+template <int N, bool TRANSPOSED>
+DEVICE void multiply_held(float (*sums)[4], const u32 (&x)[4], unsigned long long w, int more) {
+    static_assert(N == 64 || N == 128, "an instruction that is written here");
+    if constexpr (N == 64) {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+            "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
+            : SUMS_32(sums) : FACTORS(x), "l"(w), "r"(more), "n"(TRANSPOSED));
+    } else {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+            "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+            "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+            "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, p, 1, 1, %70;\n}"
+            : SUMS_64(sums) : FACTORS(x), "l"(w), "r"(more), "n"(TRANSPOSED));
+    }
+}
 #endif
 
 #ifdef HOPPER
@@ -161,6 +187,9 @@ DEVICE void release(Barrier* empty) {
     if (threadIdx.x % 32 < CLUSTER) barrier_arrive(empty, threadIdx.x % 32);
 }
 
-// The lower word: where it begins, in units of 16 bytes, and 1 in the bits that this swizzle has no use for.
-DEVICE u32 tile_descriptor(const bf16* tile) { return (shared_at(tile) & 0x3ffff) >> 4 | 1u << 16; }
+// The lower word: where it begins, and where its next 64 columns do if it is transposed, in units of 16 bytes. Of
+// others all 16 columns lie in the swizzle's 128 bytes, and there is no use for it.
+DEVICE u32 tile_descriptor(const bf16* tile, u32 next_panel = 1) {
+    return (shared_at(tile) & 0x3ffff) >> 4 | next_panel << 16;
+}
 #endif

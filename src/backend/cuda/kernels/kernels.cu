@@ -1,5 +1,5 @@
 // Every kernel of the CUDA backend, compiled together to one fatbin.
 #include "rows.cuh"
-#include "attention.cuh"
+#include "attention_hopper.cuh"
 #include "head.cuh"
 #include "many_rows.cuh"

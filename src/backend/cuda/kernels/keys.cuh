@@ -1,0 +1,146 @@
+// The keys and values that a tile of attention sees, tile by tile in shared memory: where each lies is found through
+// the plan, and copies of the next tiles are under way while one is worked on.
+#pragma once
+#include "device.cuh"
+
+constexpr int TILE_KEYS = 64;
+constexpr int MOST_STAGES = 3;
+
+struct Attention {
+    int count_at;  // of the plan: tiles, or answers
+    int tiles_at;  // of the plan
+    int q_stride;
+    int kv_stride;
+    int values;    // from a row's keys to its values
+    int heads;
+    int kv_heads;
+    int layer;
+    int layers;
+    float scale;   // of a product, for powers of two: log2(e) / sqrt(dim)
+    int stages;    // tiles of keys and values in shared memory: two, or MOST_STAGES
+};
+
+// How a tile's keys, or values, lie in shared memory, a row each: 16 bytes apart, so that a matrix of eight rows meets
+// every bank once; or as products of warpgroups read them: 64 columns (128 bytes) of all rows, then the next 64, pieces
+// of 16 bytes at their place ^ row % 8.
+enum Layout { PADDED, PANELS };
+constexpr int PANEL = TILE_KEYS * 64;
+
+template <int DIM, Layout LAYOUT>
+constexpr int BUFFER = LAYOUT == PADDED ? TILE_KEYS * (DIM + 8) : TILE_KEYS * DIM;
+
+// Where 16 bytes of a key or value lie, from `column` on.
+template <int DIM, Layout LAYOUT>
+DEVICE int place(int key, int column) {
+    if constexpr (LAYOUT == PADDED) return key * (DIM + 8) + column;
+    else return column / 64 * PANEL + key * 64 + (column % 64 ^ key % 8 * 8);
+}
+
+// Where the key at `position` lies: a batch row, or ~slot of the cache. The last run with a
+// start at or before it holds it.
+DEVICE int key_source(const int* plan, const Tile& tile, int position) {
+    const Run* runs = list<Run>(plan, RUNS) + tile.first_run;
+    int from = 0, to = tile.runs;
+    while (to - from > 1) {
+        int middle = (from + to) / 2;
+        if (runs[middle].position <= position) from = middle;
+        else to = middle;
+    }
+    Run run = runs[from];
+    int i = position - run.position;
+    if (run.source >= 0) return run.source + i;
+    int token = run.start + i;
+    int block = list<int>(plan, BLOCKS)[~run.source + token / BLOCK_TOKENS];
+    return ~(block * BLOCK_TOKENS + token % BLOCK_TOKENS);
+}
+
+// Where a key and its value lie.
+struct alignas(16) Source {
+    const bf16 *key, *value;
+};
+
+// What all keys of a block have in common.
+struct Keys {
+    const bf16* batch;  // its first row's keys
+    const bf16* cache;
+    int head;
+    int count;
+};
+
+// Finds the key at `first` and this thread's place of 64. Behind the last one anything that can be read is as good.
+template <int DIM>
+DEVICE void find(const int* plan, const Attention& shape, const Tile& tile, const Keys& keys, int first, Source* sources) {
+    int key = first + static_cast<int>(threadIdx.x) % TILE_KEYS;
+    Source found = {keys.batch, keys.batch};
+    if (key < keys.count) {
+        int source = key_source(plan, tile, key);
+        if (source >= 0) {
+            found.key = keys.batch + static_cast<size_t>(source) * shape.kv_stride + keys.head * DIM;
+            found.value = found.key + shape.values;
+        } else {
+            found.key = keys.cache + cache_at(~source, shape.layer, shape.layers, shape.kv_heads, keys.head, DIM);
+            found.value = found.key + static_cast<size_t>(shape.kv_heads) * BLOCK_TOKENS * DIM;
+        }
+    }
+    sources[threadIdx.x % TILE_KEYS] = found;
+}
+
+// Brings one tile of keys and values, which lie at `sources`, to shared memory; zeros behind the last of `count`.
+// Of a tile that has no keys nothing is brought, but it counts among the copies that are waited for.
+template <int DIM, Layout LAYOUT>
+DEVICE void bring(const Source* sources, int count, bf16* to_keys, bf16* to_values) {
+    constexpr int PIECES = DIM / 8, ROUNDS = TILE_KEYS * PIECES / 128;
+    // Consecutive threads take one vector's pieces. All sources are read before the first copy, which the compiler
+    // would not do: it sees both reach shared memory.
+    int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES * 8;
+    if (count > 0) {
+        Source from[ROUNDS];
+#pragma unroll
+        for (int j = 0; j < ROUNDS; ++j) from[j] = sources[j * (128 / PIECES) + first];
+#pragma unroll
+        for (int j = 0; j < ROUNDS; ++j) {
+            int key = j * (128 / PIECES) + first, at = place<DIM, LAYOUT>(key, piece);
+            copy_async(to_keys + at, from[j].key + piece, key < count);
+            copy_async(to_values + at, from[j].value + piece, key < count);
+        }
+    }
+    copies_commit();
+}
+
+// Every tile of the keys in turn, in shared memory: `work(keys, values, position of the first)`.
+// While it works on one the next are on their way, as many as there are stages, and where the one after them lies
+// is found. `prepare` is called before the first, when copies are on their way.
+template <int DIM, Layout LAYOUT, class Prepare, class Work>
+DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile, const Keys& keys, bf16* buffers,
+                      Prepare prepare, Work work) {
+    // A stage: keys, values; behind all, where their tiles' keys lie.
+    constexpr int SIZE = BUFFER<DIM, LAYOUT>;
+    int stages = shape.stages;
+    Source* sources = reinterpret_cast<Source*>(buffers + 2 * stages * SIZE);
+    // Half the threads find one tile, half the next.
+    for (int stage = threadIdx.x / TILE_KEYS; stage < stages; stage += 2)
+        find<DIM>(plan, shape, tile, keys, stage * TILE_KEYS, sources + stage * TILE_KEYS);
+    __syncthreads();
+    // So far the plan was read alone.
+    after_the_kernel_before();
+    for (int stage = 0; stage < stages; ++stage) {
+        bf16* to = buffers + 2 * stage * SIZE;
+        bring<DIM, LAYOUT>(sources + stage * TILE_KEYS, keys.count - stage * TILE_KEYS, to, to + SIZE);
+    }
+    prepare();
+    for (int first = 0, stage = 0; first < keys.count; first += TILE_KEYS) {
+        if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 1>();
+        else copies_wait<MOST_STAGES - 2>();
+        if constexpr (LAYOUT == PANELS) copies_shown();
+        // Behind this everybody has this tile, and has asked for its copies: its sources are needed no more.
+        __syncthreads();
+        int next = first + stages * TILE_KEYS;
+        if (threadIdx.x < TILE_KEYS) find<DIM>(plan, shape, tile, keys, next, sources + stage * TILE_KEYS);
+        bf16* at = buffers + 2 * stage * SIZE;
+        work(at, at + SIZE, first);
+        // Nobody overwrites what another warp still reads; and where the next tile's keys lie is known.
+        __syncthreads();
+        bring<DIM, LAYOUT>(sources + stage * TILE_KEYS, keys.count - next, at, at + SIZE);
+        stage = stage + 1 == stages ? 0 : stage + 1;
+    }
+}
