@@ -304,6 +304,11 @@ void attentions() {
         int root = wide.batch.add(-1, 37);
         for (int i = 0; i < 20; ++i) wide.batch.answer(wide.batch.add(root, 1 + i));
         attention(wide);
+        // More tiles of keys than are under way at once, twice over.
+        Case far{shape + " far", dim, heads, kv_heads, {}};
+        far.batch.past = 70;
+        far.batch.answer(far.batch.add(far.batch.add(-1, 260), 90));
+        attention(far);
         for (int past : {1, 16, 33, 64, 100}) {
             Case cached{shape + " cached " + std::to_string(past), dim, heads, kv_heads, {}};
             cached.batch.past = past;
@@ -316,9 +321,34 @@ void attentions() {
     }
 }
 
+// Numbers that are none stay with those that see them: tiles end within what others left.
+void strangers() {
+    for (int dim : {64, 128}) {
+        Batch batch;
+        for (int count : {3, 40, 65}) batch.answer(batch.add(-1, count));
+        batch.plan(2);
+        int rows = static_cast<int>(batch.tokens.size()), stride = 4 * dim;
+        std::vector<bf16> qkv = halves(rows * stride);
+        Turning turning(dim, 2, 65, false, true);
+        Attention shape{TILES, ALL_TILES, stride, stride, dim, 2, 1, 0, 1, 0.1f, stages};
+        auto run = [&] {
+            std::vector<bf16> out(rows * 2 * dim, 0);
+            shim::launch({static_cast<unsigned>(batch.tiles.size()), 1}, {128}, attention_shared(dim), [&] {
+                attention_of(dim)(batch.words.data(), shape, turning.turn(), qkv.data(), qkv.data() + 2 * dim, nullptr, out.data());
+            });
+            return out;
+        };
+        std::vector<bf16> before = run();
+        std::fill(qkv.begin(), qkv.begin() + 3 * stride, 0x7fc0);
+        std::vector<bf16> after = run();
+        equal("sequences beside one that is no number", std::equal(before.begin() + 3 * 2 * dim, before.end(), after.begin() + 3 * 2 * dim));
+        equal("one that is no number", after[0] == 0x7fff || std::isnan(from_bf16(after[0])));
+    }
+}
+
 // The same sequence in one piece and cut anywhere has the same bits; so has a row by itself.
 void cuts() {
-    constexpr int DIM = 64, HEADS = 4, KV = 2, COUNT = 150, STRIDE = (HEADS + 2 * KV) * DIM;
+    constexpr int DIM = 64, HEADS = 4, KV = 2, COUNT = 350, STRIDE = (HEADS + 2 * KV) * DIM;
     std::vector<bf16> qkv = halves(COUNT * STRIDE);
     Attention shape{TILES, ALL_TILES, STRIDE, STRIDE, KV * DIM, HEADS, KV, 0, 1, 0.18f, stages};
     Attention of_answers = shape;
@@ -346,12 +376,12 @@ void cuts() {
         return out;
     };
     std::vector<bf16> whole = run({COUNT}, {});
-    for (std::vector<int> lengths : {std::vector<int>{1, 149}, {64, 86}, {63, 1, 1, 85}, {32, 33, 85}, {149, 1}})
-        equal("a sequence cut after " + std::to_string(lengths[0]), run(lengths, {149, 149}) == whole);
+    for (std::vector<int> lengths : {std::vector<int>{1, 349}, {64, 286}, {63, 1, 1, 285}, {32, 33, 285}, {349, 1}})
+        equal("a sequence cut after " + std::to_string(lengths[0]), run(lengths, {349, 349}) == whole);
 }
 
 void embeddings_and_norms() {
-    for (int hidden : {64, 96, 1024}) {
+    for (int hidden : {64, 96, 1024, 2080}) {
         Batch batch;
         batch.add(-1, 9);
         batch.answers = {2, 8}, batch.answer_segments = {0, 0};
@@ -539,6 +569,7 @@ int main() {
         hopper = by_warpgroup;
         for (stages = 2; stages <= MOST_STAGES; ++stages) {
             cuts();
+            strangers();
             attentions();
         }
     }

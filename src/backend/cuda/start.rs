@@ -27,7 +27,8 @@ const CUBLASLT_VARIABLE: &str = "VERDICT_CUBLASLT_DIR";
 const CUBLASLT: &str = "libcublasLt.so.13";
 
 /// `fastest` or `always`: what was written for Hopper and not yet measured there is used: kernels that begin before
-/// the one before them is done, and products by `hopper`, where they are faster or wherever they have the same bits.
+/// the one before them is done, attention by warpgroups, and products by `hopper`, where they are faster or wherever they
+/// have the same bits.
 const UNMEASURED_VARIABLE: &str = "VERDICT_CUDA_UNMEASURED";
 
 /// Whether to use what was not measured yet.

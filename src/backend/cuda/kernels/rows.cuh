@@ -16,13 +16,17 @@ KERNEL void embed(const int* plan, const bf16* table, float* residual, int hidde
 // lost in rounding. A block of 256 a row.
 KERNEL void add_norm(const int* plan, int count_at, float* residual, const float* bias, const float* weight,
                      bf16* normed, bf16* rest, int hidden, float epsilon) {
-    after_the_kernel_before();
     SHARED(float, parts);
-    int row = blockIdx.x;
-    if (row >= plan[count_at]) return;
+    int row = blockIdx.x, rows = plan[count_at];
+    // The first weights are asked for before the row that they wait for.
+    const Floats* gains = reinterpret_cast<const Floats*>(weight);
+    int first = static_cast<int>(threadIdx.x);
+    Floats gain = first < hidden / 4 ? gains[first] : Floats{};
+    after_the_kernel_before();
+    if (row >= rows) return;
     Floats* x = reinterpret_cast<Floats*>(residual + static_cast<size_t>(row) * hidden);
     float squares = 0.0f;
-    for (int i = threadIdx.x; i < hidden / 4; i += 256) {
+    for (int i = first; i < hidden / 4; i += 256) {
         Floats v = x[i];
         if (bias != nullptr) {
             for (int j = 0; j < 4; ++j) v.of[j] += bias[4 * i + j];
@@ -33,8 +37,9 @@ KERNEL void add_norm(const int* plan, int count_at, float* residual, const float
     float scale = 1.0f / sqrtf(block_sum(squares, parts) / static_cast<float>(hidden) + epsilon);
     u32* to = reinterpret_cast<u32*>(normed + static_cast<size_t>(row) * hidden);
     u32* rest_to = rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + static_cast<size_t>(row) * hidden);
-    for (int i = threadIdx.x; i < hidden / 4; i += 256) {
-        Floats v = x[i], gain = reinterpret_cast<const Floats*>(weight)[i];
+    for (int i = first; i < hidden / 4; i += 256) {
+        Floats v = x[i];
+        if (i != first) gain = gains[i];
         for (int j = 0; j < 4; ++j) v.of[j] *= scale * gain.of[j];
         for (int j = 0; j < 2; ++j) {
             put_pair(to + 2 * i + j, rest_to == nullptr ? nullptr : rest_to + 2 * i + j, v.of[2 * j], v.of[2 * j + 1]);
