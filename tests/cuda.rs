@@ -110,6 +110,21 @@ fn what_was_not_measured_yet_changes_nothing() {
     assert_eq!((told(&text, "early kernels"), told(&text, "products of few rows")), (0, 0), "{text}");
 }
 
+/// Where cublasLt has other results than our own products, these are not used, or are what all is compared with.
+#[test]
+fn products_of_our_own_are_used_by_their_own_bits_or_not_at_all() {
+    let Some(mock) = Mock::build() else { return };
+    for (mode, used) in [("always", false), ("own", true)] {
+        let mode = [("VERDICT_CUDA_UNMEASURED", mode.to_owned()), ("MOCK_CUBLASLT_TURNED", "1".to_owned())];
+        let turned = [mock.found(), mode.to_vec()].concat();
+        let opened = passed(&run("device::says_what_it_opens", &turned));
+        let bits = passed(&run("device::among_many_rows_as_alone", &turned));
+        for of in ["products of many rows", "gated of many"] {
+            assert_eq!(told(&bits, of) > told(&opened, of), used, "{mode:?}, {of}: {opened}\n{bits}");
+        }
+    }
+}
+
 /// One of the counts that the mock tells at its end.
 fn told(text: &str, of: &str) -> usize {
     let line = text.lines().find_map(|line| line.split_once("mock: ")).expect("the mock reports").1;
@@ -223,7 +238,7 @@ fn each_way_to_have_no_gpu_is_one_line() {
                     tried /nowhere/libcublasLt.so.13";
     assert_eq!(library, expected);
     let unmeasured = with("VERDICT_CUDA_UNMEASURED", "yes");
-    assert_eq!(unmeasured, "device: cuda: VERDICT_CUDA_UNMEASURED is fastest or always, not \"yes\"");
+    assert_eq!(unmeasured, "device: cuda: VERDICT_CUDA_UNMEASURED is fastest, always or own, not \"yes\"");
     let other = with("VERDICT_CUDA_KERNELS", "/nowhere/k.fatbin");
     assert!(other.starts_with("device: cuda: VERDICT_CUDA_KERNELS: /nowhere/k.fatbin: "), "{other}");
 }

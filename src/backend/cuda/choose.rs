@@ -1,7 +1,8 @@
 //! Which of cublasLt's algorithms multiply, and where `hopper` does: found at start, by trying them on this device.
 //!
 //! **Invariance.** The reference is the first algorithm, in the order of cublasLt's own heuristic for
-//! many rows, that splits no sum and gives a row the same bits in products of any number of rows. It
+//! many rows, that splits no sum and gives a row the same bits in products of any number of rows; or, if
+//! asked for, our own kernel of many rows. It
 //! alone decides the bits, so equal machines answer equally. For each class of rows the fastest
 //! way is taken among those that give the reference's bits: which one that is may differ from
 //! start to start, what it computes does not.
@@ -22,7 +23,7 @@ use super::{
     fault,
     gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, refused},
     graph::Graph,
-    hopper::Own,
+    hopper::{Hopper, Own},
     memory::{Address, Region, upload},
 };
 use crate::error::{Error, Result};
@@ -58,13 +59,15 @@ pub(super) fn choose(
     let Some(w) = weights.first() else { return Ok(()) };
     let trial = Trial::of(context, w, into)?;
     let mut bench = Bench { gemm, weights, gated, trial, expected: Vec::new(), on };
-    let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
+    let own = bench.hopper(Own::ManyRows, TRIAL_ROWS).filter(|hopper| hopper.reference);
+    let mut candidates: Vec<Way> = own.map(|_| Way::Own(Own::ManyRows)).into_iter().collect();
+    candidates.extend(bench.candidates(TRIAL_ROWS, CANDIDATES)?);
     let mut reference = None;
     for way in &candidates {
         bench.expected.clear();
         if let Some(expected) = bench.product(way, TRIAL_ROWS)? {
             bench.expected = expected;
-            if bench.repeats(way, &TRIALS)? {
+            if bench.repeats(way, &TRIALS)? && bench.gates(way, TRIAL_ROWS)? {
                 reference = Some(*way);
                 break;
             }
@@ -72,7 +75,7 @@ pub(super) fn choose(
     }
     let reference = reference.ok_or_else(|| {
         Error::internal(format!(
-            "device: cuda: none of {} algorithms of cublasLt multiplies by [{}, {}] with the same bits for any number of rows",
+            "device: cuda: none of {} algorithms multiplies by [{}, {}] with the same bits for any number of rows",
             candidates.len(),
             w.outputs,
             w.depth
@@ -105,28 +108,20 @@ impl Bench<'_> {
     /// The fastest for products of `least` to `most` rows: the reference, or one with its bits.
     fn fastest(&self, reference: &Way, least: usize, most: usize) -> Result<Way> {
         let rows = [least, least.midpoint(most), most].map(|rows| rows.min(TRIAL_ROWS));
-        let base = self.time(reference, most)?.unwrap_or(Duration::MAX);
+        let base = self.cost(reference, most)?.unwrap_or(Duration::MAX);
         let (mut best, mut shortest) = (*reference, base);
-        let is_reference = |way: &Way| match (way, reference) {
-            (Way::Library(way), Way::Library(reference)) => way.data == reference.data,
-            _ => false,
-        };
-        let candidates = self.candidates(most, CANDIDATES_OF_CLASS)?;
-        for way in candidates.into_iter().filter(|way| !is_reference(way)) {
+        let own = [Own::FewRows, Own::ManyRows].into_iter().filter(|own| self.hopper(*own, most).is_some());
+        let candidates = self.candidates(most, CANDIDATES_OF_CLASS)?.into_iter().chain(own.map(Way::Own));
+        for way in candidates.filter(|way| !same(way, reference)) {
+            if own_of(&way).is_some() && own_of(&best).is_none() {
+                tracing::debug!(rows = most, took = ?shortest, "the fastest of cublasLt's");
+            }
             // Its bits are compared last: that takes longest.
-            if let Some(took) = self.time(&way, most)?
+            if let Some(took) = self.cost(&way, most)?
                 && took < shortest
-                && self.repeats(&way, &rows)?
+                && self.is_right(&way, &rows)?
             {
                 (best, shortest) = (way, took);
-            }
-        }
-        let library = shortest;
-        for own in [Own::FewRows, Own::ManyRows] {
-            if let Some(took) = self.own(own, most, &rows)?
-                && took < shortest
-            {
-                (best, shortest) = (Way::Own(own), took);
             }
         }
         let (Matrix { outputs, depth, .. }, into) = (self.weights[0], self.trial.into);
@@ -136,40 +131,51 @@ impl Bench<'_> {
             depth,
             ?into,
             rows = most,
-            us = us(library),
+            us = us(shortest),
             reference_us = us(base),
-            own = ?if let Way::Own(own) = best { Some(own) } else { None },
+            own = ?own_of(&best),
             "a product's way"
         );
         Ok(best)
     }
 
-    /// How long our own kernel takes for `most` rows, or no time if it is to be preferred at any speed; `None` where
-    /// there is none, or it has other bits.
-    fn own(&self, own: Own, most: usize, rows: &[usize]) -> Result<Option<Duration>> {
-        let w = &self.weights[0];
-        let Some(hopper) = self.gemm.hopper.as_ref().filter(|hopper| hopper.takes(own, w, most, self.gated))
-        else {
-            return Ok(None);
-        };
-        let way = Way::Own(own);
-        if !self.repeats(&way, rows)? || (self.gated && !self.gates(own, most.min(TRIAL_ROWS))?) {
-            tracing::debug!(?own, w.outputs, w.depth, most, "a kernel of our own has other results");
-            return Ok(None);
-        }
-        if hopper.always {
+    /// Our own kernels, if one of them takes so many rows.
+    fn hopper(&self, own: Own, rows: usize) -> Option<&Hopper> {
+        let hopper = self.gemm.hopper.as_ref();
+        hopper.filter(|hopper| hopper.takes(own, &self.weights[0], rows, self.gated))
+    }
+
+    /// How long a way takes for `rows` rows, less what it saves; no time if it is to be preferred at any speed. `None`
+    /// if it does not take so many.
+    fn cost(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
+        let Some(own) = own_of(way) else { return self.time(way, rows) };
+        if self.gemm.hopper.as_ref().is_some_and(|hopper| hopper.always) {
             return Ok(Some(Duration::ZERO));
         }
-        let took = self.time(&way, most)?;
-        tracing::debug!(?own, w.outputs, w.depth, most, ?took, "a kernel of our own");
+        let took = self.time(way, rows)?;
+        let Matrix { outputs, depth, .. } = self.weights[0];
+        tracing::debug!(?own, outputs, depth, rows, ?took, "a kernel of our own");
         // With the gates in it, it saves what a kernel for them takes.
         let share = if self.gated { GATES_SHARE } else { 0.0 };
         Ok(took.map(|took| took.mul_f64(1.0 - share)))
     }
 
-    /// Whether our own kernel's gates, put together with their ups, are what those of the product give.
-    fn gates(&self, own: Own, rows: usize) -> Result<bool> {
-        let Some(hopper) = &self.gemm.hopper else { return Ok(false) };
+    /// Whether a way gives what is expected of it.
+    fn is_right(&self, way: &Way, rows: &[usize]) -> Result<bool> {
+        let right = self.repeats(way, rows)? && self.gates(way, rows[rows.len() - 1])?;
+        if let (false, Some(own)) = (right, own_of(way)) {
+            let Matrix { outputs, depth, .. } = self.weights[0];
+            tracing::debug!(?own, outputs, depth, ?rows, "a kernel of our own has other results");
+        }
+        Ok(right)
+    }
+
+    /// Whether our own kernel's gates, put together with their ups, are what those of the product give; true if it
+    /// puts none together.
+    fn gates(&self, way: &Way, rows: usize) -> Result<bool> {
+        let (Some(own), true, Some(hopper)) = (own_of(way), self.gated, &self.gemm.hopper) else {
+            return Ok(true);
+        };
         let w = Matrix { at: self.trial.w.base(), ..self.weights[0] };
         let inner = w.outputs / 2;
         let (x, y) = (self.trial.x.base(), self.trial.y.base());
@@ -286,6 +292,18 @@ impl Bench<'_> {
             }
         }
         Ok(Some(least / turns.len() as u32))
+    }
+}
+
+fn own_of(way: &Way) -> Option<Own> {
+    if let Way::Own(own) = way { Some(*own) } else { None }
+}
+
+fn same(a: &Way, b: &Way) -> bool {
+    match (a, b) {
+        (Way::Library(a), Way::Library(b)) => a.data == b.data,
+        (Way::Own(a), Way::Own(b)) => a == b,
+        _ => false,
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Hopper {
     many: Vec<Many>,
     /// Whether they are chosen wherever they have the right bits, faster or not.
     pub(super) always: bool,
+    /// Whether their bits are what others are compared with.
+    pub(super) reference: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -109,6 +111,7 @@ impl Hopper {
             few: WIDTHS.into_iter().map(few).collect::<Result<_>>()?,
             many: MANY_WIDTHS.into_iter().map(many).collect::<Result<_>>()?,
             always: gpu.unmeasured == Unmeasured::Always,
+            reference: gpu.unmeasured == Unmeasured::Own,
         }))
     }
 

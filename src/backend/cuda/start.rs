@@ -26,9 +26,9 @@ const KERNELS_VARIABLE: &str = "VERDICT_CUDA_KERNELS";
 const CUBLASLT_VARIABLE: &str = "VERDICT_CUBLASLT_DIR";
 const CUBLASLT: &str = "libcublasLt.so.13";
 
-/// `fastest` or `always`: what was written for Hopper and not yet measured there is used: kernels that begin before
-/// the one before them is done, attention by warpgroups, and products by `hopper`, where they are faster or wherever they
-/// have the same bits.
+/// What was written for Hopper and not yet measured there is used: kernels that begin before the one before them is done,
+/// attention by warpgroups, and products by `hopper`: `fastest` where they are faster and have the same bits as
+/// cublasLt's, `always` wherever they have the same bits, `own` where they are faster, by bits of their own.
 const UNMEASURED_VARIABLE: &str = "VERDICT_CUDA_UNMEASURED";
 
 /// Whether to use what was not measured yet.
@@ -37,6 +37,7 @@ pub(super) enum Unmeasured {
     Off,
     Fastest,
     Always,
+    Own,
 }
 
 /// A GPU that is ready for work.
@@ -110,7 +111,8 @@ fn unmeasured() -> Result<Unmeasured> {
         Err(_) => Ok(Unmeasured::Off),
         Ok("fastest") => Ok(Unmeasured::Fastest),
         Ok("always") => Ok(Unmeasured::Always),
-        Ok(other) => Err(unusable(format!("{UNMEASURED_VARIABLE} is fastest or always, not {other:?}"))),
+        Ok("own") => Ok(Unmeasured::Own),
+        Ok(other) => Err(unusable(format!("{UNMEASURED_VARIABLE} is fastest, always or own, not {other:?}"))),
     }
 }
 
