@@ -136,19 +136,27 @@ DEVICE void begin(Rows<DIM>& rows) {
 // Two floats that lie together.
 DEVICE float2 two(const float* from) { return *reinterpret_cast<const float2*>(from); }
 
-// The queries of one half of the rows, of which the query at `position` and head `head` lies at `from`; zeros where
-// there is none. A lane holds every fourth pair of a row, so both elements that turn together.
+// The queries of one half of the rows, of which this lane's lies at `from`. It holds every fourth pair of it, so both
+// elements that turn together.
 template <int DIM>
-DEVICE void take_queries(Rows<DIM>& rows, int half, const bf16* from, bool valid, const Turn& turn, int position, int head) {
+DEVICE void read_queries(Rows<DIM>& rows, int half, const bf16* from) {
+#pragma unroll
+    for (int p = 0; p < DIM / 8; ++p)
+        rows.queries[p / 2][half + p % 2 * 2] = *reinterpret_cast<const u32*>(from + p * 8 + threadIdx.x % 4 * 2);
+}
+
+// Bias, norm and rotation of what was read, of the query at `position` and head `head`.
+template <int DIM>
+DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, int position, int head) {
     constexpr int PAIRS = DIM / 8;
     int first = threadIdx.x % 4 * 2;
     float x[PAIRS][2];
     float squares = 0.0f;
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) {
-        u32 pair = valid ? *reinterpret_cast<const u32*>(from + p * 8 + first) : 0;
+        u32 pair = rows.queries[p / 2][half + p % 2 * 2];
         x[p][0] = low(pair), x[p][1] = high(pair);
-        if (turn.bias != nullptr && valid) {
+        if (turn.bias != nullptr) {
             float2 bias = two(turn.bias + head * DIM + p * 8 + first);
             x[p][0] += bias.x, x[p][1] += bias.y;
         }
@@ -158,14 +166,14 @@ DEVICE void take_queries(Rows<DIM>& rows, int half, const bf16* from, bool valid
     squares += __shfl_xor_sync(FULL, squares, 1);
     squares += __shfl_xor_sync(FULL, squares, 2);
     if (turn.norm != nullptr) {
-        float scale = 1.0f / sqrtf(squares / static_cast<float>(DIM) + turn.epsilon);
+        float scale = rsqrtf(squares / static_cast<float>(DIM) + turn.epsilon);
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) {
             float2 gain = two(turn.norm + p * 8 + first);
             x[p][0] *= scale * gain.x, x[p][1] *= scale * gain.y;
         }
     }
-    size_t at = valid ? static_cast<size_t>(position) * (DIM / 2) + first : first;
+    size_t at = static_cast<size_t>(position) * (DIM / 2) + first;
 #pragma unroll
     for (int p = 0; p < PAIRS / 2; ++p) {
         float2 cosine = two(turn.cosines + at + p * 8), sine = two(turn.sines + at + p * 8);
@@ -195,19 +203,22 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         int pair = warp_row + lane / 4 + 8 * half;
+        valid[half] = pair < tile.count * group;
+        // A row without query does as the first, and is not written.
+        if (!valid[half]) pair = 0;
         query[half] = pair / group;
         query_head[half] = head * group + pair % group;
-        valid[half] = pair < tile.count * group;
-        // A row without query sees one key, so that its numbers stay finite; it is not written.
-        rows.seen[half] = valid[half] ? tile.position + query[half] + 1 : 1;
+        rows.seen[half] = tile.position + query[half] + 1;
     }
     begin<DIM>(rows);
     auto prepare = [&] {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const bf16* from = q + static_cast<size_t>(tile.query + query[half]) * shape.q_stride + query_head[half] * DIM;
-            take_queries<DIM>(rows, half, from, valid[half], turn, tile.position + query[half], query_head[half]);
+            read_queries<DIM>(rows, half, from);
         }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, tile.position + query[half], query_head[half]);
     };
     each_tile<DIM, LAYOUT>(plan, shape, tile, keys, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
         attend(rows, busy, tile_keys, values, first, shape.scale);
@@ -219,7 +230,7 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
         total += __shfl_xor_sync(FULL, total, 1);
         total += __shfl_xor_sync(FULL, total, 2);
         if (!valid[half]) continue;
-        float share = 1.0f / total;
+        float share = __fdividef(1.0f, total);
         bf16* to = out + (static_cast<size_t>(tile.query + query[half]) * shape.heads + query_head[half]) * DIM;
 #pragma unroll
         for (int d = 0; d < DIM / 8; ++d) {
@@ -248,11 +259,15 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
     begin<DIM>(rows);
     rows.seen[0] = rows.seen[1] = keys.count;
     auto prepare = [&] {
+        // Behind the last query head the first is taken again, and not written.
+        int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            int row = first_row + lane / 4 + 8 * half;
-            take_queries<DIM>(rows, half, queries + row * DIM, row < group, turn, tile.position, head * group + row);
+            if (row[half] >= group) row[half] = 0;
+            read_queries<DIM>(rows, half, queries + row[half] * DIM);
         }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, tile.position, head * group + row[half]);
     };
     each_tile<DIM, PADDED>(plan, shape, tile, keys, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
         int mine = warp * KEYS;
@@ -293,7 +308,7 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
             sum[0] = fmaf(weight, sums[from * DIM + column], sum[0]);
             sum[1] = fmaf(weight, sums[from * DIM + column + 1], sum[1]);
         }
-        float share = 1.0f / total;
+        float share = __fdividef(1.0f, total);
         size_t to = (static_cast<size_t>(tile.query) * shape.heads + head * group + first_row + row) * DIM + column;
         put_pair(reinterpret_cast<u32*>(out + to), rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + to),
                  sum[0] * share, sum[1] * share);

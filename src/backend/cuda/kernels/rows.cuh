@@ -34,7 +34,7 @@ KERNEL void add_norm(const int* plan, int count_at, float* residual, const float
         }
         for (int j = 0; j < 4; ++j) squares += v.of[j] * v.of[j];
     }
-    float scale = 1.0f / sqrtf(block_sum(squares, parts) / static_cast<float>(hidden) + epsilon);
+    float scale = rsqrtf(__fdividef(block_sum(squares, parts), static_cast<float>(hidden)) + epsilon);
     u32* to = reinterpret_cast<u32*>(normed + static_cast<size_t>(row) * hidden);
     u32* rest_to = rest == nullptr ? nullptr : reinterpret_cast<u32*>(rest + static_cast<size_t>(row) * hidden);
     for (int i = first; i < hidden / 4; i += 256) {
@@ -104,7 +104,7 @@ DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const f
     for (int step = LANES / 2; step > 0; step /= 2) squares += __shfl_xor_sync(FULL, squares, step);
     if (!active) return;
     if (!value && norm != nullptr) {
-        float scale = 1.0f / sqrtf(squares / static_cast<float>(DIM) + shape.epsilon);
+        float scale = rsqrtf(squares / static_cast<float>(DIM) + shape.epsilon);
         for (int i = 0; i < 4; ++i) {
             a[i] *= scale * norm[first + i];
             b[i] *= scale * norm[second + i];
