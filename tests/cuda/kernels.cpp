@@ -494,7 +494,7 @@ void gates() {
 }
 
 void heads() {
-    for (auto [tokens, hidden, count] : {std::tuple{304, 96, 5}, {64, 64, 1}, {1000, 160, 33}}) {
+    for (auto [tokens, hidden, count] : {std::tuple{304, 96, 5}, {64, 64, 1}, {1000, 160, 33}, {200, 64, 60}, {70, 72, 25}}) {
         Batch batch;
         batch.add(-1, count);
         for (int i = 0; i < count; ++i) batch.answers.push_back(i), batch.answer_segments.push_back(0);
@@ -511,14 +511,15 @@ void heads() {
         std::vector<float> readings(count * 5, NAN);
         unsigned chunks = (tokens + VOCABULARY_TOKENS - 1) / VOCABULARY_TOKENS;
         std::vector<Partial> partials(read * chunks);
-        size_t shared = 2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 72 * 2 + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
+        size_t shared = VOCABULARY_STAGES * COLUMNS_STAGE * sizeof(bf16) + 4 * VOCABULARY_ANSWERS * sizeof(Partial);
         const int* plan = batch.words.data();
         shim::launch({static_cast<unsigned>(count) + 1}, {256}, 0, [&] {
             grade_logits(plan, normed.data(), rest.data(), matrix.data(), grades.data(), 3, readings.data(), hidden);
         });
-        shim::launch({chunks, 3}, {128}, shared, [&] {
+        // Fewer blocks than chunks, which take several each, and more.
+        shim::launch({chunks > 8 ? 3u : chunks + 1, 3}, {128}, shared, [&] {
             vocabulary(plan, normed.data(), rest.data(), matrix.data(), tokens, partials.data(), hidden);
-        });
+        }, 1, true);
         shim::launch({static_cast<unsigned>(count) + 1}, {256}, 256 * sizeof(Partial), [&] {
             combine(plan, partials.data(), static_cast<int>(chunks), readings.data(), 3);
         });

@@ -236,7 +236,6 @@ static inline float power_of_two(float x) { return exp2f(x); }
 static inline float __fdividef(float x, float y) { return x / y; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __uint_as_float(u32 x) { return shim::bits(x); }
-static inline int min(int a, int b) { return a < b ? a : b; }
 
 static inline void __syncthreads() { shim::leave(shim::WAITS_FOR_BLOCK); }
 

@@ -5,7 +5,7 @@ use cudarc::driver::sys;
 use super::{
     launch::{Queue, TILE_THREADS, parameters},
     memory::Address,
-    start::{Gpu, Unmeasured},
+    start::{Gpu, RESERVED_SHARED, Unmeasured},
 };
 use crate::error::Result;
 
@@ -14,8 +14,6 @@ const ROW_HEADS: u32 = 16;
 /// Keys of one tile, and bytes of where one lies.
 const TILE_KEYS: usize = 64;
 const SOURCE_BYTES: usize = 16;
-/// Shared memory of a multiprocessor that the system takes for each block.
-const RESERVED_SHARED: usize = 1 << 10;
 /// What tiles begin at a multiple of where products of warpgroups read them.
 const ALIGNMENT: usize = 1 << 10;
 /// Widths of a head that Hopper has kernels of its own for.

@@ -22,11 +22,13 @@ const ROW_THREADS: u32 = 256;
 pub(super) const TILE_THREADS: u32 = 128;
 /// Numbers of heads to a block of `rotate`: eight a thread.
 const ROTATED: usize = 8 * ROW_THREADS as usize;
-/// Answers to a block of `vocabulary`.
+/// Answers to a block of `vocabulary`; its stages, each of 64 columns of a chunk's tokens and of both parts of
+/// activations, in rows of 72 numbers.
 const VOCABULARY_ANSWERS: usize = 32;
-/// Shared memory of `vocabulary`: two tiles of 72-number rows, and logits.
-const VOCABULARY_SHARED: usize = 2 * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 72 * 2
-    + VOCABULARY_ANSWERS * (VOCABULARY_TOKENS + 1) * 4;
+const VOCABULARY_STAGES: usize = 3;
+/// Its shared memory: stages, and what each of four warps found for each answer.
+const VOCABULARY_SHARED: usize =
+    VOCABULARY_STAGES * (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * 72 * 2 + 4 * VOCABULARY_ANSWERS * 12;
 
 /// Widths of a head that there are kernels for.
 pub(super) const HEAD_DIMS: [usize; 3] = [32, 64, 128];
@@ -54,6 +56,8 @@ pub(super) struct Kernels {
     vocabulary: sys::CUfunction,
     combine: sys::CUfunction,
     rotated_heads: usize,
+    /// Blocks of `vocabulary` that the device holds at once: each takes several chunks of tokens.
+    vocabulary_blocks: usize,
     /// Whether kernels begin before the one before is done.
     early: bool,
 }
@@ -83,6 +87,7 @@ impl Kernels {
             vocabulary: gpu.function("vocabulary", VOCABULARY_SHARED)?,
             combine: gpu.function("combine", 0)?,
             rotated_heads: ROTATED / head_dim,
+            vocabulary_blocks: gpu.blocks_at_once(VOCABULARY_SHARED),
             early: gpu.unmeasured != Unmeasured::Off,
         })
     }
@@ -227,7 +232,7 @@ impl Queue<'_> {
         (readings, grades): (Address, usize),
     ) -> Result<()> {
         let chunks = tokens.div_ceil(VOCABULARY_TOKENS);
-        let grid = (chunks, answers.div_ceil(VOCABULARY_ANSWERS));
+        let grid = (chunks.min(self.kernels.vocabulary_blocks), answers.div_ceil(VOCABULARY_ANSWERS));
         self.launch(
             self.kernels.vocabulary,
             grid,

@@ -31,6 +31,9 @@ const CUBLASLT: &str = "libcublasLt.so.13";
 /// cublasLt's, `always` wherever they have the same bits, `own` where they are faster, by bits of their own.
 const UNMEASURED_VARIABLE: &str = "VERDICT_CUDA_UNMEASURED";
 
+/// Shared memory of a multiprocessor that the system takes for each block.
+pub(super) const RESERVED_SHARED: usize = 1 << 10;
+
 /// Whether to use what was not measured yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unmeasured {
@@ -75,6 +78,11 @@ impl Gpu {
         open_cublaslt()?;
         let module = load_kernels()?;
         Ok(Self { context, name, capability, shared_memory, multiprocessors, unmeasured, module })
+    }
+
+    /// Blocks of so much shared memory that the device holds at once.
+    pub(super) fn blocks_at_once(&self, shared: usize) -> usize {
+        self.multiprocessors * (self.shared_memory / (shared + RESERVED_SHARED)).max(1)
     }
 
     /// The kernel `name`, allowed `shared` bytes of shared memory.

@@ -31,89 +31,151 @@ struct Partial {
     int best;   // lowest token on ties
 };
 
-constexpr int VOCABULARY_TOKENS = 64;
+DEVICE Partial join(Partial a, Partial b) {
+    bool second = b.most > a.most || (b.most == a.most && b.best < a.best);
+    Partial one = second ? b : a, other = second ? a : b;
+    // A number that is not finite must reach the sum, whichever side it is on.
+    one.sum += other.sum == 0.0f ? 0.0f : other.sum * expf(other.most - one.most);
+    return one;
+}
+
+constexpr int VOCABULARY_TOKENS = 64;   // a chunk: a warp has 16
 constexpr int VOCABULARY_ANSWERS = 32;
+constexpr int VOCABULARY_STAGES = 3;
+constexpr int COLUMNS = 64;             // of a stage: a chunk's tokens, then activations, then their rest
+constexpr int COLUMNS_STRIDE = COLUMNS + 8;
+constexpr int COLUMNS_STAGE = (VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS) * COLUMNS_STRIDE;
+constexpr int NO_TOKEN = 0x7fffffff;
 
-// One partial a block of tokens and an answer that is read. Four warps, each 16 tokens against both
-// parts of 32 answers.
-KERNEL void __launch_bounds__(128) vocabulary(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix,
-                                              int tokens, Partial* partials, int hidden) {
-    after_the_kernel_before();
-    constexpr int DEPTH = 64, STRIDE = DEPTH + 8, ROWS_OF_TILE = VOCABULARY_TOKENS + 2 * VOCABULARY_ANSWERS;
-    constexpr int TILE = ROWS_OF_TILE * STRIDE;
-    SHARED(bf16, buffers);  // two of weights, then activations, then their rest; after them the logits
-    float* logits = reinterpret_cast<float*>(buffers + 2 * TILE);
-    int first = blockIdx.x * VOCABULARY_TOKENS, answer = blockIdx.y * VOCABULARY_ANSWERS;
-    int answers = plan[WIDE];
-    if (answer >= answers) return;
-    const int* read = list<int>(plan, WIDE_ANSWERS);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float sums[VOCABULARY_ANSWERS / 8][4] = {};
-
-    auto bring = [&](int depth, bf16* to) {
-        constexpr int PIECES = DEPTH / 8;
-        for (int i = threadIdx.x; i < ROWS_OF_TILE * PIECES; i += 128) {
-            int row = i / PIECES, column = depth + i % PIECES * 8;
-            bool weights = row < VOCABULARY_TOKENS;
-            int place = row - VOCABULARY_TOKENS;
-            int at = weights ? first + row : answer + place % VOCABULARY_ANSWERS;
-            bool valid = column < hidden && at < (weights ? tokens : answers);
-            const bf16* from = weights ? matrix : place < VOCABULARY_ANSWERS ? normed : rest;
-            if (valid) from += static_cast<size_t>(weights ? at : read[at]) * hidden + column;
-            copy_async(to + row * STRIDE + i % PIECES * 8, from, valid);
-        }
-        copies_commit();
-    };
-
-    bring(0, buffers);
-    for (int depth = 0, at = 0; depth < hidden; depth += DEPTH, at ^= 1) {
-        if (depth + DEPTH < hidden) {
-            bring(depth + DEPTH, buffers + (at ^ 1) * TILE);
-            copies_wait<1>();
-        } else {
-            copies_wait<0>();
-        }
-        __syncthreads();
-        const bf16* weights = buffers + at * TILE + warp * 16 * STRIDE;
-        const bf16* activations = buffers + at * TILE + VOCABULARY_TOKENS * STRIDE;
+// The logits' share of a stage: 16 tokens against both parts of 16 answers, or of 32 if there are `more`.
+DEVICE void multiply_columns(float (&sums)[VOCABULARY_ANSWERS / 8][4], const bf16* stage, bool more) {
+    int lane = threadIdx.x % 32;
+    const bf16* weights = stage + (threadIdx.x / 32 * 16 + lane % 16) * COLUMNS_STRIDE + lane / 16 * 8;
+    const bf16* activations = stage + (VOCABULARY_TOKENS + lane % 8 + lane / 16 * 8) * COLUMNS_STRIDE + lane / 8 % 2 * 8;
 #pragma unroll
-        for (int k = 0; k < DEPTH; k += 16) {
-            u32 a[4];
-            load_matrices(a, weights + lane % 16 * STRIDE + k + lane / 16 * 8);
+    for (int k = 0; k < COLUMNS; k += 16) {
+        u32 a[4];
+        load_matrices(a, weights + k);
 #pragma unroll
-            for (int n = 0; n < VOCABULARY_ANSWERS / 8; n += 2) {
+        for (int n = 0; n < VOCABULARY_ANSWERS / 8; n += 2) {
+            if (n > 0 && !more) break;
+#pragma unroll
+            for (int part = 0; part < 2; ++part) {
                 u32 b[4];
-                int row = n * 8 + lane % 8 + lane / 16 * 8;
-                load_matrices(b, activations + row * STRIDE + k + lane / 8 % 2 * 8);
-                mma(sums[n], a, b[0], b[1]);
-                mma(sums[n + 1], a, b[2], b[3]);
-                load_matrices(b, activations + (VOCABULARY_ANSWERS + row) * STRIDE + k + lane / 8 % 2 * 8);
+                load_matrices(b, activations + (part * VOCABULARY_ANSWERS + n * 8) * COLUMNS_STRIDE + k);
                 mma(sums[n], a, b[0], b[1]);
                 mma(sums[n + 1], a, b[2], b[3]);
             }
         }
-        __syncthreads();
     }
+}
 
+// What this warp's 16 tokens, from `first` on, are for each answer.
+DEVICE void find_best(const float (&sums)[VOCABULARY_ANSWERS / 8][4], int first, int tokens, bool more, Partial* found) {
+    int lane = threadIdx.x % 32, token = first + lane / 4;
+    bool one = token < tokens, other = token + 8 < tokens;
 #pragma unroll
     for (int n = 0; n < VOCABULARY_ANSWERS / 8; ++n) {
+        if (n > 1 && !more) break;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            int token = warp * 16 + lane / 4 + i / 2 * 8;
-            logits[(n * 8 + lane % 4 * 2 + i % 2) * (VOCABULARY_TOKENS + 1) + token] = sums[n][i];
+        for (int i = 0; i < 2; ++i) {
+            float x = one ? sums[n][i] : -INFINITY, y = other ? sums[n][2 + i] : -INFINITY;
+            // Eight lanes have tokens of the same answer.
+            float most = fmaxf(x, y);
+            for (int step = 4; step < 32; step *= 2) most = fmaxf(most, __shfl_xor_sync(FULL, most, step));
+            u32 best = one && x == most ? token : other && y == most ? token + 8 : NO_TOKEN;
+            float sum = (one ? expf(x - most) : 0.0f) + (other ? expf(y - most) : 0.0f);
+            for (int step = 4; step < 32; step *= 2) {
+                u32 theirs = __shfl_xor_sync(FULL, best, step);
+                best = theirs < best ? theirs : best;
+                sum += __shfl_xor_sync(FULL, sum, step);
+            }
+            if (lane < 4) found[n * 8 + lane * 2 + i] = {most, sum, static_cast<int>(best)};
         }
     }
-    __syncthreads();
-    int mine = threadIdx.x;
-    if (mine >= VOCABULARY_ANSWERS || answer + mine >= answers) return;
-    const float* row = logits + mine * (VOCABULARY_TOKENS + 1);
-    int count = min(VOCABULARY_TOKENS, tokens - first), best = 0;
-    for (int i = 1; i < count; ++i) {
-        if (row[i] > row[best]) best = i;
+}
+
+// One partial a chunk of tokens and an answer that is read. A block takes chunk after chunk, the stages of which follow
+// one another: it never waits for the first of a chunk.
+KERNEL void __launch_bounds__(128, 4) vocabulary(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix,
+                                                 int tokens, Partial* partials, int hidden) {
+    constexpr int AHEAD = VOCABULARY_STAGES - 1, ROUND = 128 / (COLUMNS / 8);
+    SHARED(bf16, stages);  // behind them, what each warp found
+    Partial* found = reinterpret_cast<Partial*>(stages + VOCABULARY_STAGES * COLUMNS_STAGE);
+    int chunks = (tokens + VOCABULARY_TOKENS - 1) / VOCABULARY_TOKENS, pieces = (hidden + COLUMNS - 1) / COLUMNS;
+    int begin = blockIdx.x, step = gridDim.x, warp = threadIdx.x / 32;
+    int answer = blockIdx.y * VOCABULARY_ANSWERS, answers = plan[WIDE] - answer;
+    if (answers <= 0 || begin >= chunks) return after_the_kernel_before();
+    bool more = answers > VOCABULARY_ANSWERS / 2;
+
+    // A thread brings 16 bytes of every sixteenth row.
+    int row = threadIdx.x / (COLUMNS / 8), column = threadIdx.x % (COLUMNS / 8) * 8;
+    bf16* to = stages + row * COLUMNS_STRIDE + column;
+    size_t from_answer[2];
+    for (int half = 0; half < 2; ++half) {
+        int of = row + half * ROUND;
+        from_answer[half] = of < answers ? static_cast<size_t>(list<int>(plan, WIDE_ANSWERS)[answer + of]) * hidden : 0;
     }
-    float sum = 0.0f;
-    for (int i = 0; i < count; ++i) sum += expf(row[i] - row[best]);
-    partials[static_cast<size_t>(answer + mine) * gridDim.x + blockIdx.x] = {row[best], sum, first + best};
+    auto bring_weights = [&](int chunk, int piece, int stage) {
+        int first = chunk * VOCABULARY_TOKENS + row, depth = piece * COLUMNS + column;
+        const bf16* from = matrix + static_cast<size_t>(first) * hidden + depth;
+#pragma unroll
+        for (int j = 0; j < VOCABULARY_TOKENS; j += ROUND) {
+            bool valid = first + j < tokens && depth < hidden;
+            copy_async(to + stage * COLUMNS_STAGE + j * COLUMNS_STRIDE, valid ? from + static_cast<size_t>(j) * hidden : matrix, valid);
+        }
+    };
+    auto bring_activations = [&](int piece, int stage) {
+        int depth = piece * COLUMNS + column;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            if (half > 0 && !more) break;
+            bool valid = row + half * ROUND < answers && depth < hidden;
+            bf16* place = to + stage * COLUMNS_STAGE + (VOCABULARY_TOKENS + half * ROUND) * COLUMNS_STRIDE;
+            size_t at = valid ? from_answer[half] + depth : 0;
+            copy_async(place, normed + at, valid);
+            copy_async(place + VOCABULARY_ANSWERS * COLUMNS_STRIDE, rest + at, valid);
+        }
+    };
+    auto advance = [&](int& chunk, int& piece) {
+        if (++piece == pieces) piece = 0, chunk += step;
+    };
+
+    // Weights do not wait for the kernel before.
+    int next = begin, next_piece = 0;
+    for (int stage = 0; stage < AHEAD; ++stage, advance(next, next_piece))
+        if (next < chunks) bring_weights(next, next_piece, stage);
+    after_the_kernel_before();
+    next = begin, next_piece = 0;
+    for (int stage = 0; stage < AHEAD; ++stage, advance(next, next_piece)) {
+        if (next < chunks) bring_activations(next_piece, stage);
+        copies_commit();
+    }
+    float sums[VOCABULARY_ANSWERS / 8][4] = {};
+    for (int chunk = begin, piece = 0, stage = 0; chunk < chunks; advance(chunk, piece)) {
+        copies_wait<AHEAD - 1>();
+        // Everybody has this stage, and has done with the one before it, into which the next is brought.
+        __syncthreads();
+        if (next < chunks) {
+            int free = stage == 0 ? AHEAD : stage - 1;
+            bring_weights(next, next_piece, free);
+            bring_activations(next_piece, free);
+            advance(next, next_piece);
+        }
+        copies_commit();
+        multiply_columns(sums, stages + stage * COLUMNS_STAGE, more);
+        stage = stage == AHEAD ? 0 : stage + 1;
+        if (piece + 1 < pieces) continue;
+        find_best(sums, chunk * VOCABULARY_TOKENS + warp * 16, tokens, more, found + warp * VOCABULARY_ANSWERS);
+        __syncthreads();
+        int mine = threadIdx.x;
+        if (mine < VOCABULARY_ANSWERS && mine < answers) {
+            Partial all = found[mine];
+            for (int other = 1; other < 4; ++other) all = join(all, found[other * VOCABULARY_ANSWERS + mine]);
+            partials[static_cast<size_t>(answer + mine) * chunks + chunk] = all;
+        }
+        for (auto& of : sums) of[0] = of[1] = of[2] = of[3] = 0.0f;
+    }
 }
 
 // Combines `count` partials of each answer that is read, in an order that the vocabulary alone fixes. A block of 256.
@@ -123,14 +185,7 @@ KERNEL void combine(const int* plan, const Partial* partials, int count, float* 
     int place = blockIdx.x;
     if (place >= plan[WIDE]) return;
     const Partial* mine = partials + static_cast<size_t>(place) * count;
-    auto join = [](Partial a, Partial b) {
-        bool second = b.most > a.most || (b.most == a.most && b.best < a.best);
-        Partial one = second ? b : a, other = second ? a : b;
-        // A number that is not finite must reach the sum, whichever side it is on.
-        one.sum += other.sum == 0.0f ? 0.0f : other.sum * expf(other.most - one.most);
-        return one;
-    };
-    Partial sum = {-INFINITY, 0.0f, 0x7fffffff};
+    Partial sum = {-INFINITY, 0.0f, NO_TOKEN};
     for (int i = threadIdx.x; i < count; i += 256) sum = join(sum, mine[i]);
     found[threadIdx.x] = sum;
     __syncthreads();
