@@ -95,60 +95,73 @@ DEVICE void find_best(const float (&sums)[VOCABULARY_ANSWERS / 8][4], int first,
     }
 }
 
+// What a thread brings of every stage: 16 bytes of every sixteenth row.
+struct Reader {
+    const bf16 *normed, *rest, *matrix;
+    int tokens, hidden;
+    int answers;            // from this block's first on
+    bool more;              // than half of what a block has
+    int row, column;        // its first
+    size_t from_answer[2];  // where the activations of `row` and of that in the other half begin
+    bf16* to;               // its place in the first stage
+};
+constexpr int READER_ROWS = 128 / (COLUMNS / 8);
+static_assert(2 * READER_ROWS == VOCABULARY_ANSWERS, "a thread brings of each half of the answers");
+
+DEVICE void bring_weights(const Reader& reader, int chunk, int piece, int stage) {
+    int first = chunk * VOCABULARY_TOKENS + reader.row, depth = piece * COLUMNS + reader.column;
+    const bf16* from = reader.matrix + static_cast<size_t>(first) * reader.hidden + depth;
+    bf16* to = reader.to + stage * COLUMNS_STAGE;
+#pragma unroll
+    for (int j = 0; j < VOCABULARY_TOKENS; j += READER_ROWS) {
+        bool valid = first + j < reader.tokens && depth < reader.hidden;
+        copy_async(to + j * COLUMNS_STRIDE, valid ? from + static_cast<size_t>(j) * reader.hidden : reader.matrix, valid);
+    }
+}
+
+DEVICE void bring_activations(const Reader& reader, int piece, int stage) {
+    int depth = piece * COLUMNS + reader.column;
+    bf16* to = reader.to + stage * COLUMNS_STAGE + VOCABULARY_TOKENS * COLUMNS_STRIDE;
+#pragma unroll
+    for (int half = 0; half < 2; ++half, to += READER_ROWS * COLUMNS_STRIDE) {
+        if (half > 0 && !reader.more) break;
+        bool valid = reader.row + half * READER_ROWS < reader.answers && depth < reader.hidden;
+        size_t at = valid ? reader.from_answer[half] + depth : 0;
+        copy_async(to, reader.normed + at, valid);
+        copy_async(to + VOCABULARY_ANSWERS * COLUMNS_STRIDE, reader.rest + at, valid);
+    }
+}
+
 // One partial a chunk of tokens and an answer that is read. A block takes chunk after chunk, the stages of which follow
 // one another: it never waits for the first of a chunk.
 KERNEL void __launch_bounds__(128, 4) vocabulary(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix,
                                                  int tokens, Partial* partials, int hidden) {
-    constexpr int AHEAD = VOCABULARY_STAGES - 1, ROUND = 128 / (COLUMNS / 8);
+    constexpr int AHEAD = VOCABULARY_STAGES - 1;
     SHARED(bf16, stages);  // behind them, what each warp found
     Partial* found = reinterpret_cast<Partial*>(stages + VOCABULARY_STAGES * COLUMNS_STAGE);
     int chunks = (tokens + VOCABULARY_TOKENS - 1) / VOCABULARY_TOKENS, pieces = (hidden + COLUMNS - 1) / COLUMNS;
-    int begin = blockIdx.x, step = gridDim.x, warp = threadIdx.x / 32;
+    int begin = blockIdx.x, warp = threadIdx.x / 32;
     int answer = blockIdx.y * VOCABULARY_ANSWERS, answers = plan[WIDE] - answer;
     if (answers <= 0 || begin >= chunks) return after_the_kernel_before();
-    bool more = answers > VOCABULARY_ANSWERS / 2;
-
-    // A thread brings 16 bytes of every sixteenth row.
+    bool more = answers > READER_ROWS;
     int row = threadIdx.x / (COLUMNS / 8), column = threadIdx.x % (COLUMNS / 8) * 8;
-    bf16* to = stages + row * COLUMNS_STRIDE + column;
-    size_t from_answer[2];
+    Reader reader = {normed, rest, matrix, tokens, hidden, answers, more, row, column, {}, stages + row * COLUMNS_STRIDE + column};
     for (int half = 0; half < 2; ++half) {
-        int of = row + half * ROUND;
-        from_answer[half] = of < answers ? static_cast<size_t>(list<int>(plan, WIDE_ANSWERS)[answer + of]) * hidden : 0;
+        int of = row + half * READER_ROWS;
+        if (of < answers) reader.from_answer[half] = static_cast<size_t>(list<int>(plan, WIDE_ANSWERS)[answer + of]) * hidden;
     }
-    auto bring_weights = [&](int chunk, int piece, int stage) {
-        int first = chunk * VOCABULARY_TOKENS + row, depth = piece * COLUMNS + column;
-        const bf16* from = matrix + static_cast<size_t>(first) * hidden + depth;
-#pragma unroll
-        for (int j = 0; j < VOCABULARY_TOKENS; j += ROUND) {
-            bool valid = first + j < tokens && depth < hidden;
-            copy_async(to + stage * COLUMNS_STAGE + j * COLUMNS_STRIDE, valid ? from + static_cast<size_t>(j) * hidden : matrix, valid);
-        }
-    };
-    auto bring_activations = [&](int piece, int stage) {
-        int depth = piece * COLUMNS + column;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if (half > 0 && !more) break;
-            bool valid = row + half * ROUND < answers && depth < hidden;
-            bf16* place = to + stage * COLUMNS_STAGE + (VOCABULARY_TOKENS + half * ROUND) * COLUMNS_STRIDE;
-            size_t at = valid ? from_answer[half] + depth : 0;
-            copy_async(place, normed + at, valid);
-            copy_async(place + VOCABULARY_ANSWERS * COLUMNS_STRIDE, rest + at, valid);
-        }
-    };
     auto advance = [&](int& chunk, int& piece) {
-        if (++piece == pieces) piece = 0, chunk += step;
+        if (++piece == pieces) piece = 0, chunk += static_cast<int>(gridDim.x);
     };
 
     // Weights do not wait for the kernel before.
     int next = begin, next_piece = 0;
     for (int stage = 0; stage < AHEAD; ++stage, advance(next, next_piece))
-        if (next < chunks) bring_weights(next, next_piece, stage);
+        if (next < chunks) bring_weights(reader, next, next_piece, stage);
     after_the_kernel_before();
     next = begin, next_piece = 0;
     for (int stage = 0; stage < AHEAD; ++stage, advance(next, next_piece)) {
-        if (next < chunks) bring_activations(next_piece, stage);
+        if (next < chunks) bring_activations(reader, next_piece, stage);
         copies_commit();
     }
     float sums[VOCABULARY_ANSWERS / 8][4] = {};
@@ -158,8 +171,8 @@ KERNEL void __launch_bounds__(128, 4) vocabulary(const int* plan, const bf16* no
         __syncthreads();
         if (next < chunks) {
             int free = stage == 0 ? AHEAD : stage - 1;
-            bring_weights(next, next_piece, free);
-            bring_activations(next_piece, free);
+            bring_weights(reader, next, next_piece, free);
+            bring_activations(reader, next_piece, free);
             advance(next, next_piece);
         }
         copies_commit();
