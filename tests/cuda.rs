@@ -30,10 +30,25 @@ fn passed(output: &Output) -> String {
 #[test]
 fn kernels_match_their_references() {
     let Some(mock) = Mock::build() else { return };
-    let output = mock.run_kernel_checks();
-    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{}", right(&mock.run_kernel_checks()));
+}
+
+/// What checks of kernels printed, if nothing was wrong.
+fn right(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    println!("{text}");
+    text
+}
+
+/// No thread reads or writes outside of a buffer, or what another one may still write or read.
+#[test]
+fn kernels_keep_to_their_buffers_and_wait_for_each_other() {
+    let Some(mock) = Mock::build() else { return };
+    for sanitizer in ["address", "thread"] {
+        if let Some(output) = mock.run_sanitized(sanitizer) {
+            println!("{sanitizer}: {}", right(&output));
+        }
+    }
 }
 
 #[test]

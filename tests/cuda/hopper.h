@@ -6,16 +6,26 @@
 
 namespace shim {
 
+// What orders those who arrive in a phase and those who wait for its end.
+static inline const void* phase_of(const Barrier& barrier, int phase) { return reinterpret_cast<const char*>(&barrier) + phase * 4; }
+
 static inline Barrier& barrier_of(::Barrier* barrier, unsigned rank) {
     size_t at = reinterpret_cast<char*>(barrier) - shared_of(shim::rank());
     if (at % 8 != 0 || at + 8 > shared_stride) fail("a barrier lies outside shared memory");
     return *reinterpret_cast<Barrier*>(shared_of(rank) + at);
 }
 
-static inline void settle(Barrier& barrier) {
+UNORDERED static void settle(Barrier& barrier) {
     if (barrier.pending < 0) fail("more arrive at a barrier than it was set up for");
     if (barrier.pending != 0 || barrier.bytes != 0) return;
     barrier.phase ^= 1, barrier.pending = barrier.arrivals;
+}
+
+// Bytes that are to come, or have, and who has.
+UNORDERED static void tell(Barrier& barrier, int32_t bytes, int16_t arrivals) {
+    release(phase_of(barrier, barrier.phase));
+    barrier.bytes += bytes, barrier.pending -= arrivals;
+    settle(barrier);
 }
 
 // A tensor map of the mock: bf16 in two dimensions, tiles of whole 128-byte rows, swizzled.
@@ -53,9 +63,7 @@ static inline void bring(const TensorMap& encoded, int column, int row, bf16* to
                 size_t place = (at + r * 128 + c * 2) ^ (r % 8 * 16);
                 memcpy(shared_of(block) + place, &value, 2);
             }
-        Barrier& told = barrier_of(barrier, block);
-        told.bytes -= static_cast<int32_t>(bytes);
-        settle(told);
+        tell(barrier_of(barrier, block), -static_cast<int32_t>(bytes), 0);
     }
 }
 
@@ -93,27 +101,27 @@ static inline u32 shared_at(const void* place) {
     return static_cast<u32>(static_cast<const char*>(place) - shim::shared_of(shim::rank()));
 }
 static inline u32 cluster_rank() { return shim::rank(); }
-static inline void cluster_sync() { shim::leave(shim::WAITS_FOR_CLUSTER); }
+static inline void cluster_sync() {
+    static char generations[2];
+    char* met = &generations[shim::next_generation()];
+    shim::release(met);
+    shim::leave(shim::WAITS_FOR_CLUSTER);
+    shim::acquire(met);
+}
 
-static inline void barrier_init(Barrier* barrier, int arrivals) {
+UNORDERED static void barrier_init(Barrier* barrier, int arrivals) {
     shim::barrier_of(barrier, shim::rank()) = {0, static_cast<int16_t>(arrivals), static_cast<uint8_t>(arrivals), 0};
 }
 static inline void barriers_set_up() {}
-static inline void barrier_expect(Barrier* barrier, int bytes) {
-    shim::Barrier& told = shim::barrier_of(barrier, shim::rank());
-    told.bytes += bytes, --told.pending;
-    shim::settle(told);
-}
-static inline void barrier_arrive(Barrier* barrier, u32 rank) {
-    shim::Barrier& told = shim::barrier_of(barrier, rank);
-    --told.pending;
-    shim::settle(told);
-}
-static inline void barrier_wait(Barrier* barrier, u32 parity) {
+static inline void barrier_expect(Barrier* barrier, int bytes) { shim::tell(shim::barrier_of(barrier, shim::rank()), bytes, 1); }
+static inline void barrier_arrive(Barrier* barrier, u32 rank) { shim::tell(shim::barrier_of(barrier, rank), 0, 1); }
+UNORDERED static void barrier_wait(Barrier* barrier, u32 parity) {
     shim::Barrier& awaited = shim::barrier_of(barrier, shim::rank());
-    if (shim::is_over(awaited, parity)) return;
-    shim::fibres[shim::current].barrier = &awaited, shim::fibres[shim::current].phase = parity;
-    shim::leave(shim::WAITS_FOR_BARRIER);
+    if (!shim::is_over(awaited, parity)) {
+        shim::fibres[shim::current].barrier = &awaited, shim::fibres[shim::current].phase = parity;
+        shim::leave(shim::WAITS_FOR_BARRIER);
+    }
+    shim::acquire(shim::phase_of(awaited, parity));
 }
 
 static inline void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
@@ -124,49 +132,56 @@ static inline void bring_tile_to_both(const TensorMap& map, int column, int row,
 }
 
 static inline void products_begin() {}
-static inline void products_commit() {}
+static inline void products_commit() { shim::fibres[shim::current].products.commit(); }
 template <int N>
-static inline void products_wait() {}
+static inline void products_wait() {
+    shim::fibres[shim::current].products.wait(N, [](const shim::Product& product) { product.run(product); });
+    // It waits for the whole warp's.
+    shim::together([](shim::Lane*) {});
+}
 
-template <int N>
-static inline void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
-    unsigned long long x = SWIZZLED | x_tile, w = SWIZZLED | w_tile;
+namespace shim {
+
+// This thread's sums: two rows of x, which it holds or are read now, with pairs of N / 8 blocks of outputs.
+template <int N, bool HELD, bool TRANSPOSED>
+static void sum_up(const Product& product) {
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    float rows[2][16], outputs[2][16];
-    for (int half = 0; half < 2; ++half) shim::columns(rows[half], x, first + half * 8);
+    float x[2][16], w[2][16];
+    if (HELD) memcpy(x, product.held, sizeof x);
+    else for (int half = 0; half < 2; ++half) columns(x[half], product.x, first + half * 8);
     for (int n = 0; n < N / 8; ++n) {
-        for (int i = 0; i < 2; ++i) shim::columns(outputs[i], w, n * 8 + lane % 4 * 2 + i);
+        for (int i = 0; i < 2; ++i) {
+            int output = n * 8 + lane % 4 * 2 + i;
+            if (TRANSPOSED) rows(w[i], product.w, output);
+            else columns(w[i], product.w, output);
+        }
         for (int i = 0; i < 4; ++i) {
-            float sum = more ? sums[n][i] : 0.0f;
-            for (int k = 0; k < 16; ++k) sum += rows[i / 2][k] * outputs[i % 2][k];
-            sums[n][i] = sum;
+            float sum = product.more ? product.sums[n][i] : 0.0f;
+            for (int k = 0; k < 16; ++k) sum += x[i / 2][k] * w[i % 2][k];
+            product.sums[n][i] = sum;
         }
     }
 }
 
+}  // namespace shim
+
+template <int N>
+static inline void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
+    shim::Product product{shim::sum_up<N, false, false>, sums, SWIZZLED | x_tile, SWIZZLED | w_tile, more, {}};
+    shim::fibres[shim::current].products.add(product);
+}
+
 template <int N, bool TRANSPOSED>
 static inline void multiply_held(float (*sums)[4], const u32 (&x)[4], unsigned long long w, int more) {
+    shim::Product product{shim::sum_up<N, true, TRANSPOSED>, sums, 0, w, more, {}};
     // What the four lanes of a row hold of it.
-    float rows[2][16];
     memcpy(shim::lanes[shim::current].in, x, 16);
     shim::together([](shim::Lane*) {});
     const shim::Lane* quad = &shim::lanes[shim::current / 4 * 4];
     for (int i = 0; i < 4; ++i)
         for (int r = 0; r < 4; ++r)
-            for (int h = 0; h < 2; ++h) rows[r % 2][i * 2 + r / 2 * 8 + h] = shim::bits(shim::half(quad[i].in[r], h) << 16);
+            for (int h = 0; h < 2; ++h) product.held[r % 2][i * 2 + r / 2 * 8 + h] = shim::bits(shim::half(quad[i].in[r], h) << 16);
     // Nobody brings the next before all have read this.
     shim::together([](shim::Lane*) {});
-    for (int n = 0; n < N / 8; ++n) {
-        float outputs[2][16];
-        for (int i = 0; i < 2; ++i) {
-            int output = n * 8 + threadIdx.x % 4 * 2 + i;
-            if (TRANSPOSED) shim::rows(outputs[i], w, output);
-            else shim::columns(outputs[i], w, output);
-        }
-        for (int i = 0; i < 4; ++i) {
-            float sum = more ? sums[n][i] : 0.0f;
-            for (int k = 0; k < 16; ++k) sum += rows[i / 2][k] * outputs[i % 2][k];
-            sums[n][i] = sum;
-        }
-    }
+    shim::fibres[shim::current].products.add(product);
 }

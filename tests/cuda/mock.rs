@@ -17,8 +17,13 @@ fn sources() -> PathBuf {
 }
 
 fn compile(source: &str, to: &Path, arguments: &[&str]) {
+    let output = compiler(source, to, arguments);
+    assert!(output.status.success(), "{source}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn compiler(source: &str, to: &Path, arguments: &[&str]) -> Output {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/kernels");
-    let output = Command::new("g++")
+    Command::new("g++")
         .args([
             "-std=c++17",
             "-O2",
@@ -39,8 +44,7 @@ fn compile(source: &str, to: &Path, arguments: &[&str]) {
         .arg("-o")
         .arg(to)
         .output()
-        .expect("g++ runs");
-    assert!(output.status.success(), "{source}: {}", String::from_utf8_lossy(&output.stderr));
+        .expect("g++ runs")
 }
 
 impl Mock {
@@ -70,6 +74,32 @@ impl Mock {
     /// Variables with which a process finds them.
     pub(super) fn found(&self) -> Vec<(&'static str, String)> {
         vec![("LD_LIBRARY_PATH", self.directory.to_string_lossy().into_owned())]
+    }
+
+    /// Some of the same checks under a sanitizer; `None`, said in a line, where there is none.
+    pub(super) fn run_sanitized(&self, sanitizer: &str) -> Option<Output> {
+        let program = self.directory.join(format!("kernels-{sanitizer}"));
+        let flag = format!("-fsanitize={sanitizer}");
+        // The fibres' stacks are not what it takes them for.
+        let arguments = [&flag, "-g", "-Wno-error=tsan", "--param", "asan-stack=0"];
+        let built = compiler("kernels.cpp", &program, &arguments);
+        let text = String::from_utf8_lossy(&built.stderr).into_owned();
+        if text.contains("cannot find") {
+            println!("SKIPPED: g++ has no sanitizer for {sanitizer}");
+            return None;
+        }
+        assert!(built.status.success(), "kernels.cpp: {text}");
+        let run = Command::new(program)
+            .arg("few")
+            .env("ASAN_OPTIONS", "detect_leaks=0")
+            .env("TSAN_OPTIONS", "halt_on_error=1")
+            .output()
+            .expect("the checks run");
+        if String::from_utf8_lossy(&run.stderr).contains("unexpected memory mapping") {
+            println!("SKIPPED: the sanitizer for {sanitizer} does not start on this kernel");
+            return None;
+        }
+        Some(run)
     }
 
     /// The kernels against their references.

@@ -1,11 +1,9 @@
 // CUDA on the CPU, for tests: one fibre a thread, blocks one after another, warp operations
 // computed by the last lane that arrives; the blocks of a cluster side by side. It finds faults of
-// indices, masks, reductions and layouts, and threads that wait for what never comes; not races, and copies
-// are done at once.
+// indices, masks, reductions and layouts, threads that wait for what never comes, and what is read before it was
+// waited for: asynchronous copies and products are done when they are. Compiled with a sanitizer it finds reads outside
+// of buffers (address), and races of a block's threads (thread; fibres.h says what orders them).
 #pragma once
-#include <setjmp.h>
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -15,6 +13,8 @@
 #include <cstring>
 #include <functional>
 #include <vector>
+
+#include "fibres.h"
 
 #define KERNEL static
 #define DEVICE static inline
@@ -34,8 +34,43 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace shim {
 
 constexpr size_t STACK = 128 << 10;
+constexpr size_t MOST_THREADS = 1024;  // of a cluster
 // Shared memory begins where the widest swizzle repeats.
 constexpr size_t ALIGNMENT = 1024;
+// Done in groups, when they are waited for.
+template <class Item>
+struct Pending {
+    std::vector<std::vector<Item>> groups;
+    std::vector<Item> next;
+
+    void add(const Item& item) { next.push_back(item); }
+    void commit() {
+        groups.push_back(next);
+        next.clear();
+    }
+    // Until at most `most` groups are left.
+    template <class Work>
+    void wait(size_t most, Work work) {
+        for (; groups.size() > most; groups.erase(groups.begin()))
+            for (const Item& item : groups.front()) work(item);
+    }
+};
+
+struct Copy {
+    bf16* to;
+    const bf16* from;
+    bool valid;
+};
+
+// Of tiles in shared memory, or of rows that are held, with such tiles.
+struct Product {
+    void (*run)(const Product&);
+    float (*sums)[4];
+    unsigned long long x, w;
+    int more;
+    float held[2][16];
+};
+
 enum State { RUNS, WAITS_FOR_WARP, WAITS_FOR_BLOCK, WAITS_FOR_CLUSTER, WAITS_FOR_BARRIER, DONE };
 
 // An mbarrier: a phase ends when nobody is to arrive any more and no byte to be copied.
@@ -48,13 +83,15 @@ struct Barrier {
 
 struct Fibre {
     std::vector<char> stack;
-    jmp_buf at;
-    ucontext_t start;
-    bool made;
+    Context context;
+    Order order;
     bool waited;  // for the kernel before
     State state;
     const Barrier* barrier;
-    uint8_t phase;  // of the barrier, whose end is waited for
+    uint8_t phase;       // of the barrier, whose end is waited for
+    uint8_t generation;  // of __syncthreads
+    Pending<Copy> copies;
+    Pending<Product> products;
 };
 
 // What a lane brings to a warp operation, and takes from it.
@@ -73,8 +110,8 @@ static std::vector<char> shared;  // of all blocks of the cluster
 static size_t shared_stride;
 static unsigned first_block;      // of the cluster
 static std::function<void()> body;
-static jmp_buf loop;
-static ucontext_t home;
+static Context home;
+static Order order_of_home;
 static int current;  // thread, over all blocks of the cluster
 
 static unsigned rank() { return current / blockDim.x; }
@@ -88,43 +125,42 @@ static char* shared_of(unsigned rank) {
     abort();
 }
 
-static void leave(State state) {
+UNORDERED static void leave(State state) {
     fibres[current].state = state;
-    if (_setjmp(fibres[current].at) == 0) _longjmp(loop, 1);
+    order_of_home.go_on();
+    switch_to(fibres[current].context, home);
 }
 
 // A fibre is made once, and runs one block's thread after another's.
 static void begin() {
     for (;;) {
+        acquire(&body);
         body();
+        release(&body);
         leave(DONE);
     }
 }
 
 // Runs `current` until it waits or is done.
-static void resume() {
+UNORDERED static void resume() {
     Fibre& fibre = fibres[current];
     threadIdx.x = current % blockDim.x;
     blockIdx.x = first_block + rank();
-    if (_setjmp(loop) != 0) return;
-    if (fibre.made) _longjmp(fibre.at, 1);
-    fibre.made = true;
-    getcontext(&fibre.start);
-    fibre.start.uc_stack.ss_sp = fibre.stack.data();
-    fibre.start.uc_stack.ss_size = fibre.stack.size();
-    fibre.start.uc_link = &home;
-    makecontext(&fibre.start, begin, 0);
-    setcontext(&fibre.start);
+    fibre.order.go_on();
+    switch_to(home, fibre.context);
 }
 
-static bool is_over(const Barrier& barrier, uint8_t phase) { return barrier.phase != phase; }
+// Alternates from one __syncthreads to the next.
+UNORDERED static int next_generation() { return fibres[current].generation ^= 1; }
 
-static bool all_are(unsigned from, unsigned to, State state) {
+UNORDERED static bool is_over(const Barrier& barrier, uint8_t phase) { return barrier.phase != phase; }
+
+UNORDERED static bool all_are(unsigned from, unsigned to, State state) {
     return std::all_of(fibres.begin() + from, fibres.begin() + to, [=](const Fibre& fibre) { return fibre.state == state; });
 }
 
 // Lets those go on who have waited for each other; false if there are none.
-static bool release(unsigned threads, unsigned blocks) {
+UNORDERED static bool let_go_on(unsigned threads, unsigned blocks) {
     bool released = false;
     for (unsigned block = 0; block < blocks; ++block) {
         unsigned from = block * threads, waiting = 0, done = 0;
@@ -145,10 +181,8 @@ static bool release(unsigned threads, unsigned blocks) {
 }
 
 // The blocks of a cluster, from `blockIdx.x` on.
-static void run_blocks(int threads, unsigned blocks) {
+UNORDERED static void run_blocks(int threads, unsigned blocks) {
     int all = threads * blocks;
-    for (int i = 0; i < all; ++i) fibres[i].waited = false, fibres[i].state = RUNS;
-    arrived.assign(all / 32, 0);
     for (;;) {
         bool moved = false;
         for (int i = 0; i < all; ++i) {
@@ -167,7 +201,7 @@ static void run_blocks(int threads, unsigned blocks) {
             }
         }
         if (all_are(0, all, DONE)) return;
-        if (!release(threads, blocks) && !moved) fail("threads wait for each other");
+        if (!let_go_on(threads, blocks) && !moved) fail("threads wait for each other");
     }
 }
 
@@ -178,14 +212,29 @@ static void launch(Dim grid, Dim block, size_t shared_bytes, std::function<void(
     if (grid.x % cluster != 0) fail("a grid is not made of whole clusters");
     gridDim = grid, blockDim = block, body = kernel;
     unsigned threads = block.x * cluster;
-    if (fibres.size() < threads) fibres.resize(threads), lanes.resize(threads);
-    for (unsigned i = 0; i < threads; ++i) fibres[i].stack.resize(STACK);
+    if (threads > MOST_THREADS) fail("more threads than are thought of");
+    if (fibres.empty()) fibres.resize(MOST_THREADS), lanes.resize(MOST_THREADS);
+    for (unsigned i = 0; i < threads; ++i) {
+        if (!fibres[i].stack.empty()) continue;
+        fibres[i].stack.resize(STACK);
+        start(fibres[i].context, fibres[i].stack, begin);
+        fibres[i].order.start();
+    }
+    order_of_home.be_this();
     shared_stride = (shared_bytes + 16 + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
             for (first_block = 0; first_block < grid.x; first_block += cluster) {
                 shared.assign(shared_stride * cluster + ALIGNMENT, static_cast<char>(0xff));
+                for (unsigned i = 0; i < threads; ++i) {
+                    Fibre& fibre = fibres[i];
+                    fibre.waited = false, fibre.state = RUNS, fibre.generation = 0;
+                    fibre.copies = {}, fibre.products = {};
+                }
+                arrived.assign(threads / 32, 0);
+                shim::release(&body);
                 run_blocks(block.x, cluster);
+                shim::acquire(&body);
                 for (unsigned i = 0; i < threads && early; i += 32) {
                     auto warp = fibres.begin() + i;
                     if (std::none_of(warp, warp + 32, [](const Fibre& fibre) { return fibre.waited; }))
@@ -194,20 +243,33 @@ static void launch(Dim grid, Dim block, size_t shared_bytes, std::function<void(
             }
 }
 
-// A warp operation: the last lane to arrive computes for all.
-template <class Operation>
-static void together(Operation operation) {
+// A warp operation: the last lane to arrive computes for all. It orders the lanes.
+UNORDERED static bool is_last_of_warp() {
     int warp = current / 32;
-    if (++arrived[warp] < 32) {
-        leave(WAITS_FOR_WARP);
-        return;
-    }
+    if (++arrived[warp] < 32) return false;
     arrived[warp] = 0;
-    operation(&lanes[warp * 32]);
+    return true;
+}
+UNORDERED static void let_warp_go_on() {
+    int warp = current / 32;
     for (int i = warp * 32; i < warp * 32 + 32; ++i) {
         if (i != current && fibres[i].state != WAITS_FOR_WARP) fail("a lane left a warp operation");
         fibres[i].state = RUNS;
     }
+}
+template <class Operation>
+static void together(Operation operation) {
+    int* warp = &arrived[current / 32];
+    release(warp);
+    if (!is_last_of_warp()) {
+        leave(WAITS_FOR_WARP);
+        acquire(warp);
+        return;
+    }
+    acquire(warp);
+    operation(&lanes[current / 32 * 32]);
+    release(warp);
+    let_warp_go_on();
 }
 
 static inline float bits(uint32_t x) {
@@ -237,7 +299,13 @@ static inline float __fdividef(float x, float y) { return x / y; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __uint_as_float(u32 x) { return shim::bits(x); }
 
-static inline void __syncthreads() { shim::leave(shim::WAITS_FOR_BLOCK); }
+static inline void __syncthreads() {
+    static char generations[8][2];  // by block, so that who has gone on is not waited for by who has not
+    char* met = &generations[shim::rank()][shim::next_generation()];
+    shim::release(met);
+    shim::leave(shim::WAITS_FOR_BLOCK);
+    shim::acquire(met);
+}
 
 static inline float __shfl_xor_sync(u32, float x, int mask) {
     shim::Lane& lane = shim::lanes[shim::current];
@@ -298,12 +366,18 @@ static inline void load_matrices_transposed(u32 (&to)[4], const bf16* row) { loa
 static inline void copy_async(bf16* to, const bf16* from, bool valid) {
     if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0))
         shim::fail("an asynchronous copy is not aligned to 16 bytes");
-    if (valid) memcpy(to, from, 16);
-    else memset(to, 0, 16);
+    // Nothing can be read there until it is waited for.
+    memset(to, 0xff, 16);
+    shim::fibres[shim::current].copies.add({to, from, valid});
 }
-static inline void copies_commit() {}
+static inline void copies_commit() { shim::fibres[shim::current].copies.commit(); }
 template <int N>
-static inline void copies_wait() {}
+static inline void copies_wait() {
+    shim::fibres[shim::current].copies.wait(N, [](const shim::Copy& copy) {
+        if (copy.valid) memcpy(copy.to, copy.from, 16);
+        else memset(copy.to, 0, 16);
+    });
+}
 static inline void copies_shown() {}
 
 static inline void after_the_kernel_before() { shim::fibres[shim::current].waited = true; }
