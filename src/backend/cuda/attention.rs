@@ -79,7 +79,7 @@ impl Kernels {
         let padded =
             |name: &str| Kernel::load(gpu, &format!("{name}_{head_dim}"), (0, head_dim + 8), MOST_STAGES);
         let tiles = if gpu.unmeasured != Unmeasured::Off && HOPPER_DIMS.contains(&head_dim) {
-            // With two stages a multiprocessor has room for a block more, which hides more than a third stage would.
+            // With two stages a multiprocessor has room for a block more, which should hide more than a third stage.
             Kernel::load(gpu, &format!("attention_hopper_{head_dim}"), (ALIGNMENT, head_dim), FEWEST_STAGES)?
         } else {
             padded("attention")?
