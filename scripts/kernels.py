@@ -35,9 +35,8 @@ REGISTERS = {
     "attention_row_128": 224,
     "attention_row_64": 168,
     "attention_row_32": 128,
-    # Three blocks, and four.
+    # Three blocks.
     "attention_hopper_128": 168,
-    "attention_hopper_64": 128,
     "vocabulary": 96,
     # A block of 160 threads has a multiprocessor for itself.
     "few_rows_96": 128,
@@ -52,6 +51,8 @@ REGISTERS = {
     "many_rows_128": 224,
     "many_rows_gated_64": 224,
     "many_rows_gated_128": 224,
+    "many_rows_256": 224,
+    "many_rows_gated_256": 224,
 }
 ROW_REGISTERS = 64
 KERNELS = 16
@@ -71,7 +72,8 @@ FEW_ROWS = {8: 1, 16: 1, 32: 1, 48: 2, 64: 1, 96: 2, 128: 2, 192: 3}
 HOPPER_PRODUCTS = {f"few_rows_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items()}
 HOPPER_PRODUCTS |= {f"few_rows_gated_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items() if outputs > 8}
 HOPPER_PRODUCTS |= {f"many_rows_{kind}": 8 for kind in ("64", "128", "gated_64", "gated_128")}
-HOPPER_PRODUCTS |= {f"attention_hopper_{dim}": dim // 16 + 4 for dim in (64, 128)}
+HOPPER_PRODUCTS |= {f"many_rows_{kind}": 4 for kind in ("256", "gated_256")}
+HOPPER_PRODUCTS |= {"attention_hopper_128": 128 // 16 + 4}
 
 
 def tool(name):
@@ -145,6 +147,14 @@ def check_resources(log):
     return problems
 
 
+def shared_registers(code):
+    """Whether attention's weights are put into registers that hold its queries: ptxas 13.0 did that once, and took the
+    queries for unchanged."""
+    held = re.findall(r"HGMMA\.\S+ R\d+, (R\d+), gdesc\[[^\]]*\](\.tnspB)?", code)
+    queries, weights = ({register for register, by_column in held if bool(by_column) == kind} for kind in (False, True))
+    return [f"queries and weights are both in {', '.join(sorted(queries & weights))}"] if queries & weights else []
+
+
 def check_products(fatbin):
     """Tensor core instructions of every kernel that is to have them, from the machine code."""
     dump, disassembler = tool("cuobjdump"), tool("nvdisasm")
@@ -164,6 +174,7 @@ def check_products(fatbin):
                 name = re.match(r"\.text\.(\w+)", part)
                 if name:
                     counts[name.group(1)] = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", part))
+                    problems += [f"{name.group(1)}: {problem}" for problem in shared_registers(part)]
             architecture = re.search(r"sm_\w+", cubin.name).group(0)
             shown = []
             for name, fewest in {**PRODUCTS, **(HOPPER_PRODUCTS if architecture == f"sm_{HOPPER}" else {})}.items():

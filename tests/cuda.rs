@@ -54,7 +54,13 @@ fn kernels_keep_to_their_buffers_and_wait_for_each_other() {
 #[test]
 fn probabilities_are_those_of_transformers() {
     let Some(mock) = Mock::build() else { return };
-    println!("{}", passed(&run("device::probabilities_are_those_of_transformers", &mock.found())));
+    let close = passed(&run("device::probabilities_are_those_of_transformers", &mock.found()));
+    assert!(told(&close, "attentions of warpgroups") > 0 && told(&close, "early kernels") > 0, "{close}");
+    // Only Hopper has those.
+    let other = [mock.found(), vec![("MOCK_CUDA_CAPABILITY", "80".to_owned())]].concat();
+    let text = passed(&run("device::probabilities_are_those_of_transformers", &other));
+    assert_eq!((told(&text, "attentions of warpgroups"), told(&text, "early kernels")), (0, 0), "{text}");
+    println!("{close}");
 }
 
 #[test]
@@ -81,25 +87,16 @@ fn a_refused_batch_leaves_the_next_one_well() {
     passed(&run("device::a_refused_batch_leaves_the_next_one_well", &mock.found()));
 }
 
-/// Kernels that begin before the one before is done, products by our own kernels where they have the right bits, and
-/// attention by warpgroups: all is as it is without.
+/// Products by our own kernels wherever they have the right bits: all is as it is without.
 #[test]
-fn what_was_not_measured_yet_changes_nothing() {
+fn products_of_our_own_change_nothing() {
     let Some(mock) = Mock::build() else { return };
     let mut environment = mock.found();
-    environment.push(("VERDICT_CUDA_UNMEASURED", "always".to_owned()));
+    environment.push(("VERDICT_CUDA_PRODUCTS", "own".to_owned()));
     // Both open two backends, which try each kernel; passes come on top.
     let opened = passed(&run("device::says_what_it_opens", &environment));
     let bits = passed(&run("device::among_many_rows_as_alone", &environment));
-    let all = [
-        "early kernels",
-        "products of few rows",
-        "products of many rows",
-        "gated of few",
-        "gated of many",
-        "attentions of warpgroups",
-    ];
-    for of in all {
+    for of in ["products of few rows", "products of many rows", "gated of few", "gated of many"] {
         assert!(told(&bits, of) > told(&opened, of), "{of}: {opened}\n{bits}");
     }
     // Those that are wrong are found out when they are tried, and not used.
@@ -117,26 +114,24 @@ fn what_was_not_measured_yet_changes_nothing() {
     }
     let steps = passed(&run("lanes::a_sequence_is_decoded_alone_as_among_others", &environment));
     assert!(told(&steps, "products of few rows") > 0, "{steps}");
-    let close = passed(&run("device::probabilities_are_those_of_transformers", &environment));
-    assert!(told(&close, "attentions of warpgroups") > 0, "{close}");
+    passed(&run("device::probabilities_are_those_of_transformers", &environment));
     // Only Hopper has them.
     environment.push(("MOCK_CUDA_CAPABILITY", "100".to_owned()));
     let text = passed(&run("device::a_refused_batch_leaves_the_next_one_well", &environment));
-    assert_eq!((told(&text, "early kernels"), told(&text, "products of few rows")), (0, 0), "{text}");
+    assert_eq!(told(&text, "products of few rows"), 0, "{text}");
 }
 
-/// Where cublasLt has other results than our own products, these are not used, or are what all is compared with.
+/// Where cublasLt has other results than our own products, these are not used.
 #[test]
-fn products_of_our_own_are_used_by_their_own_bits_or_not_at_all() {
+fn products_of_our_own_are_used_by_the_librarys_bits_or_not_at_all() {
     let Some(mock) = Mock::build() else { return };
-    for (mode, used) in [("always", false), ("own", true)] {
-        let mode = [("VERDICT_CUDA_UNMEASURED", mode.to_owned()), ("MOCK_CUBLASLT_TURNED", "1".to_owned())];
-        let turned = [mock.found(), mode.to_vec()].concat();
-        let opened = passed(&run("device::says_what_it_opens", &turned));
-        let bits = passed(&run("device::among_many_rows_as_alone", &turned));
-        for of in ["products of many rows", "gated of many"] {
-            assert_eq!(told(&bits, of) > told(&opened, of), used, "{mode:?}, {of}: {opened}\n{bits}");
-        }
+    let mode = [("VERDICT_CUDA_PRODUCTS", "own".to_owned()), ("MOCK_CUBLASLT_TURNED", "1".to_owned())];
+    let turned = [mock.found(), mode.to_vec()].concat();
+    let opened = passed(&run("device::says_what_it_opens", &turned));
+    let bits = passed(&run("device::among_many_rows_as_alone", &turned));
+    for of in ["products of few rows", "products of many rows", "gated of many"] {
+        let tried = told(&opened, of);
+        assert!(told(&bits, of) <= tried, "{of}: {opened}\n{bits}");
     }
 }
 
@@ -252,8 +247,8 @@ fn each_way_to_have_no_gpu_is_one_line() {
     let expected = "device: cuda: libcublasLt.so.13 was not found; set VERDICT_CUBLASLT_DIR to its directory; \
                     tried /nowhere/libcublasLt.so.13";
     assert_eq!(library, expected);
-    let unmeasured = with("VERDICT_CUDA_UNMEASURED", "yes");
-    assert_eq!(unmeasured, "device: cuda: VERDICT_CUDA_UNMEASURED is fastest, always or own, not \"yes\"");
+    let products = with("VERDICT_CUDA_PRODUCTS", "mine");
+    assert_eq!(products, "device: cuda: VERDICT_CUDA_PRODUCTS is fastest, own or library, not \"mine\"");
     let other = with("VERDICT_CUDA_KERNELS", "/nowhere/k.fatbin");
     assert!(other.starts_with("device: cuda: VERDICT_CUDA_KERNELS: /nowhere/k.fatbin: "), "{other}");
 }

@@ -40,6 +40,9 @@ use prepare::{Keep, Work};
 /// Texts up to so many bytes are tokenized where the request is: a hop to
 /// another thread costs about as much.
 const INLINE_BYTES: usize = 1024;
+/// Texts up to so many bytes are tokenized on this thread too, but what else it has to do goes to another first: waking
+/// that one is not waited for.
+const IN_PLACE_BYTES: usize = 64 << 10;
 
 /// Scores and explains. Cheap to clone.
 #[derive(Clone)]
@@ -253,9 +256,13 @@ impl Service {
             prepare::prepare(inner, work)
         } else {
             let _turn = inner.tokenizing.acquire().await.map_err(|cause| stopped().with_cause(cause))?;
-            let inner = Arc::clone(inner);
-            let task = tokio::task::spawn_blocking(move || prepare::prepare(&inner, work));
-            task.await.map_err(|cause| Error::internal("tokenizing failed").with_cause(cause))?
+            if work.bytes() <= IN_PLACE_BYTES && may_block_in_place() {
+                tokio::task::block_in_place(|| prepare::prepare(inner, work))
+            } else {
+                let inner = Arc::clone(inner);
+                let task = tokio::task::spawn_blocking(move || prepare::prepare(&inner, work));
+                task.await.map_err(|cause| Error::internal("tokenizing failed").with_cause(cause))?
+            }
         };
         inner.metrics.tokenized(prepared.took);
         if let Some(trace) = trace {
@@ -321,6 +328,11 @@ impl Service {
         }
         (ScoreResponse { model: Arc::clone(&self.inner.model), results, usage, timing }, sequences)
     }
+}
+
+/// Whether this runtime has other threads that take over what this one has to do.
+fn may_block_in_place() -> bool {
+    tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
 }
 
 /// Reads one pair's logits.

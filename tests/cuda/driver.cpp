@@ -152,13 +152,13 @@ void embed_with_nan(const int* plan, const bf16* table, float* residual, int hid
 #define ENTRY(name) entry(#name, name)
 std::vector<Kernel> kernels = {
     entry("embed", embed_with_nan), ENTRY(add_norm), ENTRY(select_answers), ENTRY(rotate_32), ENTRY(rotate_64), ENTRY(rotate_128),
-    ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_hopper_64), ENTRY(attention_hopper_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
+    ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_hopper_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
     ENTRY(attention_row_128), ENTRY(silu_mul), ENTRY(grade_logits),
     ENTRY(vocabulary), ENTRY(combine), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),
     ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(few_rows_gated_16),
     ENTRY(few_rows_gated_32), ENTRY(few_rows_gated_48), ENTRY(few_rows_gated_64), ENTRY(few_rows_gated_96),
     ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_64), ENTRY(many_rows_128),
-    ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128)};
+    ENTRY(many_rows_256), ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128), ENTRY(many_rows_gated_256)};
 
 }  // namespace
 

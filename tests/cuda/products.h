@@ -16,6 +16,9 @@ const Width WIDTHS[] = {WIDTH(8, nullptr), WIDTH(16, few_rows_gated_16), WIDTH(3
                         WIDTH(64, few_rows_gated_64), WIDTH(96, few_rows_gated_96), WIDTH(128, few_rows_gated_128),
                         WIDTH(192, few_rows_gated_192)};
 
+#define MANY_WIDTH(OUTPUTS) Width{OUTPUTS, many_rows_##OUTPUTS, many_rows_gated_##OUTPUTS, Wheel<OUTPUTS>::BYTES, Wheel<OUTPUTS>::STAGES}
+const Width MANY_WIDTHS[] = {MANY_WIDTH(64), MANY_WIDTH(128), MANY_WIDTH(256)};
+
 // y as it was before, and what a product of so many outputs makes of it.
 struct Trial {
     const std::vector<bf16>&x, &w;
@@ -43,12 +46,10 @@ struct Trial {
     }
 
     std::vector<float> of_many(int width, unsigned clusters, bool gated = false) const {
-        bool wide = width == 128;
-        int stage = wide ? Wheel<128>::BYTES : Wheel<64>::BYTES, stages = wide ? Wheel<128>::STAGES : Wheel<64>::STAGES;
-        size_t shared = stages * (stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
-        Multiply plain = wide ? many_rows_128 : many_rows_64, with_gates = wide ? many_rows_gated_128 : many_rows_gated_64;
+        const Width& of = width == 256 ? MANY_WIDTHS[2] : width == 128 ? MANY_WIDTHS[1] : MANY_WIDTHS[0];
+        size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
         int of_w = outputs * (gated ? 2 : 1);
-        return by(gated ? with_gates : plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, TILE, width / CLUSTER, of_w);
+        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, TILE, width / CLUSTER, of_w);
     }
 };
 
@@ -112,7 +113,8 @@ void products_of_few_rows() {
 void products_of_many_rows() {
     for (auto [width, rows, outputs, depth, clusters] :
          {std::tuple{128, 257, 256, 200, 1u}, {128, 130, 128, 64, 2u}, {128, 300, 384, 64 * 7, 2u}, {128, 64, 128, 64 * 13, 3u},
-          {64, 257, 192, 64 * 11, 1u}, {64, 300, 128, 72, 3u}}) {
+          {64, 257, 192, 64 * 11, 1u}, {64, 300, 128, 72, 3u}, {256, 257, 512, 64 * 9, 1u}, {256, 300, 256, 72, 2u},
+          {256, 64, 256, 64 * 3, 1u}, {256, 600, 512, 64 * 5, 2u}}) {
         std::vector<bf16> x = halves(rows * depth, 0.3f), w = halves(outputs * depth, 0.3f);
         std::string name = "product " + std::to_string(width) + " of " + std::to_string(rows) + " x " + std::to_string(depth);
         for (int into : {INTO_ROWS, INTO_WIDE, INTO_SUM}) {

@@ -5,19 +5,20 @@ use cudarc::driver::sys;
 use super::{
     launch::{Queue, TILE_THREADS, parameters},
     memory::Address,
-    start::{Gpu, RESERVED_SHARED, Unmeasured},
+    start::{Gpu, RESERVED_SHARED},
 };
 use crate::error::Result;
 
 /// Query heads to a block of `attention_row`.
 const ROW_HEADS: u32 = 16;
-/// Keys of one tile, and bytes of where one lies.
+/// Keys of one tile; bytes of where those of eight tiles lie.
 const TILE_KEYS: usize = 64;
-const SOURCE_BYTES: usize = 16;
+const SOURCES_BYTES: usize = 8 * TILE_KEYS * 16;
 /// What tiles begin at a multiple of where products of warpgroups read them.
 const ALIGNMENT: usize = 1 << 10;
-/// Widths of a head that Hopper has kernels of its own for.
-const HOPPER_DIMS: [usize; 2] = [64, 128];
+/// The width of a head that Hopper has a kernel of its own for. (ptxas 13.0 takes one for 64 apart wrongly: it puts the
+/// weights into the queries' registers.)
+const HOPPER_DIM: usize = 128;
 /// Most tiles under way, and fewest.
 const MOST_STAGES: usize = 3;
 const FEWEST_STAGES: usize = 2;
@@ -78,8 +79,8 @@ impl Kernels {
         // Rows are padded by 16 bytes against bank conflicts.
         let padded =
             |name: &str| Kernel::load(gpu, &format!("{name}_{head_dim}"), (0, head_dim + 8), MOST_STAGES);
-        let tiles = if gpu.unmeasured != Unmeasured::Off && HOPPER_DIMS.contains(&head_dim) {
-            // With two stages a multiprocessor has room for a block more, which should hide more than a third stage.
+        let tiles = if gpu.is_hopper() && head_dim == HOPPER_DIM {
+            // With two stages a multiprocessor has room for a block more, which hides more than a third stage.
             Kernel::load(gpu, &format!("attention_hopper_{head_dim}"), (ALIGNMENT, head_dim), FEWEST_STAGES)?
         } else {
             padded("attention")?
@@ -91,7 +92,7 @@ impl Kernels {
 impl Kernel {
     /// With `base` bytes beside stages and rows of `width` numbers; `most` stages where blocks are many.
     fn load(gpu: &Gpu, name: &str, (base, width): (usize, usize), most: usize) -> Result<Self> {
-        let stage = 2 * TILE_KEYS * width * 2 + TILE_KEYS * SOURCE_BYTES;
+        let (base, stage) = (base + SOURCES_BYTES, 2 * TILE_KEYS * width * 2);
         // All of them, if two blocks still fit a multiprocessor.
         let fits = 2 * (base + MOST_STAGES * stage + RESERVED_SHARED) <= gpu.shared_memory;
         let alone = if fits { MOST_STAGES } else { FEWEST_STAGES };

@@ -1,8 +1,7 @@
 //! Which of cublasLt's algorithms multiply, and where `hopper` does: found at start, by trying them on this device.
 //!
 //! **Invariance.** The reference is the first algorithm, in the order of cublasLt's own heuristic for
-//! many rows, that splits no sum and gives a row the same bits in products of any number of rows; or, if
-//! asked for, our own kernel of many rows. It
+//! many rows, that splits no sum and gives a row the same bits in products of any number of rows. It
 //! alone decides the bits, so equal machines answer equally. For each class of rows the fastest
 //! way is taken among those that give the reference's bits: which one that is may differ from
 //! start to start, what it computes does not.
@@ -35,16 +34,18 @@ const TRIALS: [usize; 9] = [1, 2, 7, 16, 33, 64, 128, 200, 511];
 /// Algorithms to ask for: for the reference, and for each class.
 const CANDIDATES: usize = 32;
 const CANDIDATES_OF_CLASS: usize = 16;
-/// The weights that a timed product reads in turn: more than a cache holds, as in a pass.
+/// The weights that a timed product reads in turn: more than a cache holds, as in a pass. Fewer where bringing them
+/// is little of it.
 const TIMED_WEIGHTS: usize = 16;
+const TIMED_WEIGHTS_OF_MANY_ROWS: (usize, usize) = (1024, 4);
 /// About what the kernel for gates takes of it and their product: 147 microseconds, where all products take 1,640 and
 /// theirs is two fifths of their arithmetic (a pass of 987 rows on an H100, docs/gpu.md).
 const GATES_SHARE: f64 = 0.18;
 /// How often the clock is asked; the least time counts.
 const ROUNDS: usize = 2;
 
-/// Chooses ways for products with matrices of the shape of `weights`, all of one shape, and their result; `gated` if
-/// their outputs are gates and ups.
+/// Chooses ways for products of up to `rows` rows with matrices of the shape of `weights`, all of one shape, and their
+/// result; `gated` if their outputs are gates and ups.
 ///
 /// # Errors
 ///
@@ -54,20 +55,18 @@ pub(super) fn choose(
     context: &Arc<CudaContext>,
     weights: &[Matrix],
     (into, gated): (Output, bool),
-    on: On<'_>,
+    (rows, on): (usize, On<'_>),
 ) -> Result<()> {
     let Some(w) = weights.first() else { return Ok(()) };
-    let trial = Trial::of(context, w, into)?;
+    let trial = Trial::of(context, w, into, rows)?;
     let mut bench = Bench { gemm, weights, gated, trial, expected: Vec::new(), on };
-    let own = bench.hopper(Own::ManyRows, TRIAL_ROWS).filter(|hopper| hopper.reference);
-    let mut candidates: Vec<Way> = own.map(|_| Way::Own(Own::ManyRows)).into_iter().collect();
-    candidates.extend(bench.candidates(TRIAL_ROWS, CANDIDATES)?);
+    let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
     let mut reference = None;
     for way in &candidates {
         bench.expected.clear();
         if let Some(expected) = bench.product(way, TRIAL_ROWS)? {
             bench.expected = expected;
-            if bench.repeats(way, &TRIALS)? && bench.gates(way, TRIAL_ROWS)? {
+            if bench.repeats(way, &TRIALS)? {
                 reference = Some(*way);
                 break;
             }
@@ -83,9 +82,11 @@ pub(super) fn choose(
     })?;
     let mut fastest = [reference; CLASSES.len()];
     let mut least = 1;
-    for (kept, most) in fastest.iter_mut().zip(CLASSES) {
-        *kept = bench.fastest(&reference, least, most)?;
-        least = most + 1;
+    for at in 0..CLASSES.len() {
+        // Beyond the lanes' rows there are no products.
+        let needed = at == 0 || CLASSES[at - 1] < rows;
+        fastest[at] = if needed { bench.fastest(&reference, least, CLASSES[at])? } else { fastest[at - 1] };
+        least = CLASSES[at] + 1;
     }
     drop(bench);
     gemm.keep(w, into, Ways { fastest, reference });
@@ -271,7 +272,8 @@ impl Bench<'_> {
     /// cannot be recorded: as in a pass of few rows, where it counts most, the device finds the next by itself.
     fn time(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Trial { x, y, into, .. } = &self.trial;
-        let turns = self.weights.iter().take(TIMED_WEIGHTS);
+        let (many, fewer) = TIMED_WEIGHTS_OF_MANY_ROWS;
+        let turns = self.weights.iter().take(if rows > many { fewer } else { TIMED_WEIGHTS });
         let run = |w| self.gemm.run(w, x.base(), (y.base(), *into), rows, way, self.on);
         // Once by itself: what the driver loads at first use it cannot load into a graph.
         if run(&self.weights[0]).is_err() {
@@ -339,10 +341,13 @@ struct Trial {
 }
 
 impl Trial {
-    fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output) -> Result<Self> {
+    fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output, rows: usize) -> Result<Self> {
         let depth = w.depth;
         // Timed are more rows than are compared: the numbers in those do not matter.
-        let most = CLASSES[CLASSES.len() - 1].max(TRIAL_ROWS);
+        let most = CLASSES
+            .into_iter()
+            .find(|&most| most >= rows.max(TRIAL_ROWS))
+            .unwrap_or(CLASSES[CLASSES.len() - 1]);
         let x = Region::allocate(context, most * w.depth * 2, "a trial of cublasLt")?;
         let y = Region::allocate(context, most * w.outputs * into.bytes(), "a trial of cublasLt")?;
         // Powers of two, others for each of seven outputs: which weight meets which number shows, and nothing is

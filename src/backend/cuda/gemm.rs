@@ -19,7 +19,8 @@ use crate::error::{Error, Result};
 /// What cublasLt may use beside its operands.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 /// Products of at most so many rows have an algorithm of their own; those of more rows have the last one's.
-pub(super) const CLASSES: [usize; 7] = [16, 64, 128, 256, 512, 1024, 2048];
+pub(super) const CLASSES: [usize; 14] =
+    [16, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 7168, 8192];
 
 /// What multiplies.
 #[derive(Clone, Copy)]

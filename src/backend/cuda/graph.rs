@@ -11,10 +11,10 @@ use cudarc::driver::{result, sys};
 use super::{buffers::Capacity, fault, plan::Extent};
 use crate::error::Result;
 
-/// In larger batches the time between launches is little beside the kernels' own.
-const MOST_ROWS: usize = 2048;
-/// Graphs that are kept; further buckets are launched kernel by kernel.
-const MOST_GRAPHS: usize = 128;
+/// Larger batches are launched kernel by kernel.
+const MOST_ROWS: usize = 8192;
+/// Graphs that are kept; so are further buckets.
+const MOST_GRAPHS: usize = 256;
 
 /// The bucket of a batch, if it is small enough for one. None exceeds `most`.
 pub(super) fn bucket(extent: Extent, most: Capacity) -> Option<Extent> {
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn buckets_hold_their_batches_and_stay_few() {
-        let most = Capacity { rows: 4096, answers: 256 };
+        let most = Capacity { rows: 10_000, answers: 256 };
         let extent =
             |rows, answers, tiles| Extent { rows, answers, tiles, wide: answers, ..Extent::default() };
         let of = |rows, answers, tiles| bucket(extent(rows, answers, tiles), most);
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(of(512, 17, 32), Some(extent(512, 64, 32)));
         assert_eq!(of(987, 16, 40), Some(extent(1024, 16, 64)));
         assert_eq!(of(1706, 10, 60), Some(extent(1792, 16, 64)));
-        assert_eq!(of(2049, 1, 9), None, "large batches are launched");
+        assert_eq!(of(8193, 1, 9), None, "larger batches are launched");
         assert_eq!(of(100, 65, 70), None);
         let small = Capacity { rows: 100, answers: 2 };
         assert_eq!(bucket(extent(90, 1, 2), small), None, "a bucket fits the buffers");

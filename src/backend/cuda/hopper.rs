@@ -7,7 +7,7 @@ use super::{
     gemm::{Matrix, Output},
     launch::{int, parameters},
     memory::Address,
-    start::{Gpu, Unmeasured},
+    start::{Gpu, Products},
     stream::Launch,
 };
 use crate::error::{Error, Result};
@@ -25,9 +25,9 @@ const MOST_STAGES: usize = 16;
 const FEW_THREADS: u32 = 128 + 32;
 /// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
 const MANY_TILE: usize = 128;
-const MANY_WIDTHS: [usize; 2] = [64, 128];
-/// What a tile of 64 costs beside one of 128, of which it is half: x is brought as often. Assumed, not measured.
-const NARROW_COST: f64 = 0.6;
+const MANY_WIDTHS: [usize; 3] = [64, 128, 256];
+/// What a tile of each costs beside one of 128: of 64, x is brought as often; of 256, less is brought for each product.
+const TILE_COSTS: [f64; 3] = [0.6, 1.0, 1.75];
 /// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
 /// Blocks of a cluster; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
@@ -51,8 +51,6 @@ pub(super) struct Hopper {
     many: Vec<Many>,
     /// Whether they are chosen wherever they have the right bits, faster or not.
     pub(super) always: bool,
-    /// Whether their bits are what others are compared with.
-    pub(super) reference: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -67,6 +65,7 @@ struct Few {
 #[derive(Clone, Copy)]
 struct Many {
     width: usize,
+    tile_cost: f64,
     plain: Launch,
     gated: Launch,
     /// Clusters that the device holds at once.
@@ -84,9 +83,9 @@ struct Product {
 }
 
 impl Hopper {
-    /// `None` if this GPU has no such kernels, or they are not asked for.
+    /// `None` if this GPU has no such kernels, or they are not wanted.
     pub(super) fn load(gpu: &Gpu) -> Result<Option<Self>> {
-        if gpu.unmeasured == Unmeasured::Off {
+        if !gpu.is_hopper() || gpu.products == Products::Library {
             return Ok(None);
         }
         let few = |width: usize| -> Result<Few> {
@@ -98,20 +97,19 @@ impl Hopper {
             let gated = (width != WIDTHS[0]).then(|| named(format!("few_rows_gated_{width}"))).transpose()?;
             Ok(Few { width, plain, gated, blocks: CLUSTER * plain.clusters_at_once()? })
         };
-        let many = |width: usize| -> Result<Many> {
+        let many = |(width, tile_cost): (usize, f64)| -> Result<Many> {
             let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
             // One more barrier for the turns of each warpgroup.
             let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
             let named = |name: String| launch(gpu, &name, MANY_THREADS, shared);
             let (plain, gated) =
                 (named(format!("many_rows_{width}"))?, named(format!("many_rows_gated_{width}"))?);
-            Ok(Many { width, plain, gated, clusters: plain.clusters_at_once()? })
+            Ok(Many { width, tile_cost, plain, gated, clusters: plain.clusters_at_once()? })
         };
         Ok(Some(Self {
             few: WIDTHS.into_iter().map(few).collect::<Result<_>>()?,
-            many: MANY_WIDTHS.into_iter().map(many).collect::<Result<_>>()?,
-            always: gpu.unmeasured == Unmeasured::Always,
-            reference: gpu.unmeasured == Unmeasured::Own,
+            many: MANY_WIDTHS.into_iter().zip(TILE_COSTS).map(many).collect::<Result<_>>()?,
+            always: gpu.products == Products::Own,
         }))
     }
 
@@ -133,8 +131,7 @@ impl Hopper {
     fn many(&self, outputs: usize, rows: usize) -> Option<(&Many, usize)> {
         let usable = self.many.iter().filter(|kernel| outputs.is_multiple_of(kernel.width));
         let cost = |&(kernel, work): &(&Many, usize)| {
-            let tile = if kernel.width == MANY_TILE { 1.0 } else { NARROW_COST };
-            work.div_ceil(kernel.clusters.max(1)) as f64 * tile
+            work.div_ceil(kernel.clusters.max(1)) as f64 * kernel.tile_cost
         };
         usable
             .map(|kernel| (kernel, rows.div_ceil(CLUSTER * MANY_TILE) * (outputs / kernel.width)))

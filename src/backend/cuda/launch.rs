@@ -6,13 +6,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 
 use super::{
-    attention,
-    buffers::VOCABULARY_TOKENS,
-    gemm::On,
-    memory::Address,
-    plan::Word,
-    start::{Gpu, Unmeasured},
-    stream::Launch,
+    attention, buffers::VOCABULARY_TOKENS, gemm::On, memory::Address, plan::Word, start::Gpu, stream::Launch,
 };
 use crate::error::{Error, Result};
 
@@ -88,7 +82,7 @@ impl Kernels {
             combine: gpu.function("combine", 0)?,
             rotated_heads: ROTATED / head_dim,
             vocabulary_blocks: gpu.blocks_at_once(VOCABULARY_SHARED),
-            early: gpu.unmeasured != Unmeasured::Off,
+            early: gpu.is_hopper(),
         })
     }
 }
@@ -232,7 +226,7 @@ impl Queue<'_> {
         (readings, grades): (Address, usize),
     ) -> Result<()> {
         let chunks = tokens.div_ceil(VOCABULARY_TOKENS);
-        let grid = (chunks.min(self.kernels.vocabulary_blocks), answers.div_ceil(VOCABULARY_ANSWERS));
+        let grid = (answers.div_ceil(VOCABULARY_ANSWERS), chunks.min(self.kernels.vocabulary_blocks));
         self.launch(
             self.kernels.vocabulary,
             grid,

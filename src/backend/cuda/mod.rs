@@ -91,7 +91,8 @@ impl CudaBackend {
         let steps = Capacity { rows: engine.explain_sequences * PORTION, answers: engine.explain_sequences };
         let score = Lane::open(&gpu.context, &config, grades, scores, Priority::Highest)?;
         let explain = Lane::open(&gpu.context, &config, grades, steps, Priority::Lowest)?;
-        let gemm = choose_products(&gpu, &placed, &config, score.on())?;
+        let most = Capacity { rows: scores.rows.max(steps.rows), answers: scores.answers.max(steps.answers) };
+        let gemm = choose_products(&gpu, &placed, &config, most, score.on())?;
         let shared = Shared { kernels, gemm, placed, config, grades };
         let mut backend = Self { score, explain, shared, weights, cache: None, positions, submitted: 0, gpu };
         let (prefix, explain) = engine.kv_blocks(backend.block_bytes());
@@ -136,26 +137,32 @@ fn check_shape(config: &ModelConfig) -> Result<()> {
     Ok(())
 }
 
-/// Algorithms for every product of a pass.
-fn choose_products(gpu: &Gpu, placed: &Placed, config: &ModelConfig, on: On<'_>) -> Result<Gemm> {
+/// Algorithms for every product of a pass of at most so many rows and answers.
+fn choose_products(
+    gpu: &Gpu,
+    placed: &Placed,
+    config: &ModelConfig,
+    Capacity { rows, answers }: Capacity,
+    on: On<'_>,
+) -> Result<Gemm> {
     let mut gemm = Gemm::open(Hopper::load(gpu)?)?;
     let (q, kv) = (config.query_width(), config.kv_width());
     let each = |of: &dyn Fn(&Layer) -> Matrix| placed.layers.iter().map(of).collect::<Vec<_>>();
     // Gates and ups may be put together as they are computed, if nothing is added to them.
     let gated = !config.mlp_bias;
     let products = [
-        (each(&|layer| layer.qkv), (Output::Rows, false)),
-        // The last layer's queries are the answers' alone.
-        (each(&|layer| part(&layer.qkv, 0, q)), (Output::Rows, false)),
-        (each(&|layer| part(&layer.qkv, q, 2 * kv)), (Output::Rows, false)),
-        (each(&|layer| layer.output), (Output::Sum, false)),
-        (each(&|layer| layer.gate_up), (Output::Rows, gated)),
-        (each(&|layer| layer.gate_up), (Output::Wide, false)),
-        (each(&|layer| layer.gate_up), (Output::Sum, false)),
-        (each(&|layer| layer.down), (Output::Sum, false)),
+        (each(&|layer| layer.qkv), (Output::Rows, false), rows),
+        // The last layer's queries are the answers' alone, and so is what is not rounded.
+        (each(&|layer| part(&layer.qkv, 0, q)), (Output::Rows, false), answers),
+        (each(&|layer| part(&layer.qkv, q, 2 * kv)), (Output::Rows, false), rows),
+        (each(&|layer| layer.output), (Output::Sum, false), rows),
+        (each(&|layer| layer.gate_up), (Output::Rows, gated), rows),
+        (each(&|layer| layer.gate_up), (Output::Wide, false), answers),
+        (each(&|layer| layer.gate_up), (Output::Sum, false), answers),
+        (each(&|layer| layer.down), (Output::Sum, false), rows),
     ];
-    for (weights, into) in &products {
-        choose(&mut gemm, &gpu.context, weights, *into, on)?;
+    for (weights, into, rows) in &products {
+        choose(&mut gemm, &gpu.context, weights, *into, (*rows, on))?;
     }
     Ok(gemm)
 }

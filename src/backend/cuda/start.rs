@@ -26,21 +26,19 @@ const KERNELS_VARIABLE: &str = "VERDICT_CUDA_KERNELS";
 const CUBLASLT_VARIABLE: &str = "VERDICT_CUBLASLT_DIR";
 const CUBLASLT: &str = "libcublasLt.so.13";
 
-/// What was written for Hopper and not yet measured there is used: kernels that begin before the one before them is done,
-/// attention by warpgroups, and products by `hopper`: `fastest` where they are faster and have the same bits as
-/// cublasLt's, `always` wherever they have the same bits, `own` where they are faster, by bits of their own.
-const UNMEASURED_VARIABLE: &str = "VERDICT_CUDA_UNMEASURED";
+/// What multiplies on Hopper, of what has the same bits: `fastest`, which is what it is unset; `own`, the kernels of
+/// `hopper` wherever they can; `library`, cublasLt alone.
+const PRODUCTS_VARIABLE: &str = "VERDICT_CUDA_PRODUCTS";
 
 /// Shared memory of a multiprocessor that the system takes for each block.
 pub(super) const RESERVED_SHARED: usize = 1 << 10;
 
-/// Whether to use what was not measured yet.
+/// What multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unmeasured {
-    Off,
+pub(super) enum Products {
     Fastest,
-    Always,
     Own,
+    Library,
 }
 
 /// A GPU that is ready for work.
@@ -51,8 +49,7 @@ pub(super) struct Gpu {
     /// Bytes of shared memory of a multiprocessor.
     pub(super) shared_memory: usize,
     pub(super) multiprocessors: usize,
-    /// Off on all but Hopper.
-    pub(super) unmeasured: Unmeasured,
+    pub(super) products: Products,
     module: sys::CUmodule,
 }
 
@@ -74,10 +71,15 @@ impl Gpu {
         let shared_memory = context.attribute(shared).map_err(fault("its shared memory"))?.max(0) as usize;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(fault("its multiprocessors"))?.max(0) as usize;
-        let unmeasured = if capability == (9, 0) { unmeasured()? } else { Unmeasured::Off };
+        let products = products()?;
         open_cublaslt()?;
         let module = load_kernels()?;
-        Ok(Self { context, name, capability, shared_memory, multiprocessors, unmeasured, module })
+        Ok(Self { context, name, capability, shared_memory, multiprocessors, products, module })
+    }
+
+    /// Whether it has the kernels of compute capability 9.0, which no other runs.
+    pub(super) fn is_hopper(&self) -> bool {
+        self.capability == (9, 0)
     }
 
     /// Blocks of so much shared memory that the device holds at once.
@@ -114,13 +116,12 @@ impl Drop for Gpu {
     }
 }
 
-fn unmeasured() -> Result<Unmeasured> {
-    match env::var(UNMEASURED_VARIABLE).as_deref() {
-        Err(_) => Ok(Unmeasured::Off),
-        Ok("fastest") => Ok(Unmeasured::Fastest),
-        Ok("always") => Ok(Unmeasured::Always),
-        Ok("own") => Ok(Unmeasured::Own),
-        Ok(other) => Err(unusable(format!("{UNMEASURED_VARIABLE} is fastest, always or own, not {other:?}"))),
+fn products() -> Result<Products> {
+    match env::var(PRODUCTS_VARIABLE).as_deref() {
+        Err(_) | Ok("fastest") => Ok(Products::Fastest),
+        Ok("own") => Ok(Products::Own),
+        Ok("library") => Ok(Products::Library),
+        Ok(other) => Err(unusable(format!("{PRODUCTS_VARIABLE} is fastest, own or library, not {other:?}"))),
     }
 }
 

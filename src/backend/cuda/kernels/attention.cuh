@@ -145,9 +145,21 @@ DEVICE void read_queries(Rows<DIM>& rows, int half, const bf16* from) {
         rows.queries[p / 2][half + p % 2 * 2] = *reinterpret_cast<const u32*>(from + p * 8 + threadIdx.x % 4 * 2);
 }
 
-// Bias, norm and rotation of what was read, of the query at `position` and head `head`.
+// Cosines and sines of one half of the rows, as its lanes need them.
 template <int DIM>
-DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, int position, int head) {
+struct Angles {
+    float2 cosines[DIM / 16], sines[DIM / 16];
+};
+template <int DIM>
+DEVICE void read_angles(Angles<DIM>& angles, const Turn& turn, int position) {
+    size_t at = static_cast<size_t>(position) * (DIM / 2) + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int p = 0; p < DIM / 16; ++p) angles.cosines[p] = two(turn.cosines + at + p * 8), angles.sines[p] = two(turn.sines + at + p * 8);
+}
+
+// Bias, norm and rotation of what was read, of a query of head `head`.
+template <int DIM>
+DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, const Angles<DIM>& angles, int head) {
     constexpr int PAIRS = DIM / 8;
     int first = threadIdx.x % 4 * 2;
     float x[PAIRS][2];
@@ -173,10 +185,9 @@ DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, int positi
             x[p][0] *= scale * gain.x, x[p][1] *= scale * gain.y;
         }
     }
-    size_t at = static_cast<size_t>(position) * (DIM / 2) + first;
 #pragma unroll
     for (int p = 0; p < PAIRS / 2; ++p) {
-        float2 cosine = two(turn.cosines + at + p * 8), sine = two(turn.sines + at + p * 8);
+        float2 cosine = angles.cosines[p], sine = angles.sines[p];
         float *a = x[p], *b = x[p + PAIRS / 2];
         float a0 = a[0], a1 = a[1];
         a[0] = a0 * cosine.x - b[0] * sine.x, a[1] = a1 * cosine.y - b[1] * sine.y;
@@ -210,17 +221,22 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
         query_head[half] = head * group + pair % group;
         rows.seen[half] = tile.position + query[half] + 1;
     }
-    begin<DIM>(rows);
-    auto prepare = [&] {
+    Angles<DIM> angles[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) read_angles<DIM>(angles[half], turn, tile.position + query[half]);
+    auto read = [&] {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const bf16* from = q + static_cast<size_t>(tile.query + query[half]) * shape.q_stride + query_head[half] * DIM;
             read_queries<DIM>(rows, half, from);
         }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, tile.position + query[half], query_head[half]);
     };
-    each_tile<DIM, LAYOUT>(plan, shape, tile, keys, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
+    auto prepare = [&] {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, angles[half], query_head[half]);
+        begin<DIM>(rows);
+    };
+    each_tile<DIM, LAYOUT>(plan, shape, tile, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
         attend(rows, busy, tile_keys, values, first, shape.scale);
     });
 
@@ -256,20 +272,22 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
     const bf16* queries = q + static_cast<size_t>(tile.query) * shape.q_stride + head * group * DIM;
 
     Rows<DIM> rows;
-    begin<DIM>(rows);
     rows.seen[0] = rows.seen[1] = keys.count;
-    auto prepare = [&] {
-        // Behind the last query head the first is taken again, and not written.
-        int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
+    Angles<DIM> angles;
+    read_angles<DIM>(angles, turn, tile.position);
+    // Behind the last query head the first is taken again, and not written.
+    int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
+    for (int& of : row) of = of < group ? of : 0;
+    auto read = [&] {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if (row[half] >= group) row[half] = 0;
-            read_queries<DIM>(rows, half, queries + row[half] * DIM);
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, tile.position, head * group + row[half]);
+        for (int half = 0; half < 2; ++half) read_queries<DIM>(rows, half, queries + row[half] * DIM);
     };
-    each_tile<DIM, PADDED>(plan, shape, tile, keys, buffers, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
+    auto prepare = [&] {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, angles, head * group + row[half]);
+        begin<DIM>(rows);
+    };
+    each_tile<DIM, PADDED>(plan, shape, tile, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
         int mine = warp * KEYS;
         if (first + mine >= keys.count) return;
         attend<DIM, KEYS>(rows, tile_keys + mine * STRIDE, values + mine * STRIDE, first + mine, shape.scale);

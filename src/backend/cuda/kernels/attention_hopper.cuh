@@ -31,13 +31,10 @@ DEVICE void attend_together(Rows<DIM>& rows, const bf16* keys, const bf16* value
     products_wait<0>();
 }
 
-#define ATTENTION_HOPPER(DIM, BLOCKS) \
-    KERNEL void __launch_bounds__(128, BLOCKS) attention_hopper_##DIM(const int* plan, Attention shape, Turn turn, const bf16* q, \
-                                                                  const bf16* k, const bf16* cache, bf16* out) { \
-        SHARED(unsigned char, shared); \
-        tree_attention<DIM, PANELS>(plan, shape, turn, q, k, cache, out, first_stage(shared), \
-                                      [](Rows<DIM>& rows, bool, auto... tile) { attend_together<DIM>(rows, tile...); }); \
-    }
-ATTENTION_HOPPER(64, 4)
-ATTENTION_HOPPER(128, 3)
+KERNEL void __launch_bounds__(128, 3) attention_hopper_128(const int* plan, Attention shape, Turn turn, const bf16* q,
+                                                           const bf16* k, const bf16* cache, bf16* out) {
+    SHARED(unsigned char, shared);
+    tree_attention<128, PANELS>(plan, shape, turn, q, k, cache, out, first_stage(shared),
+                                [](Rows<128>& rows, bool, auto... tile) { attend_together<128>(rows, tile...); });
+}
 #endif

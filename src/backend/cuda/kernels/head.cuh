@@ -133,15 +133,16 @@ DEVICE void bring_activations(const Reader& reader, int piece, int stage) {
 }
 
 // One partial a chunk of tokens and an answer that is read. A block takes chunk after chunk, the stages of which follow
-// one another: it never waits for the first of a chunk.
+// one another: it never waits for the first of a chunk. Blocks of the same chunks and other answers are neighbours: they
+// find the weights in the cache.
 KERNEL void __launch_bounds__(128, 4) vocabulary(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix,
                                                  int tokens, Partial* partials, int hidden) {
     constexpr int AHEAD = VOCABULARY_STAGES - 1;
     SHARED(bf16, stages);  // behind them, what each warp found
     Partial* found = reinterpret_cast<Partial*>(stages + VOCABULARY_STAGES * COLUMNS_STAGE);
     int chunks = (tokens + VOCABULARY_TOKENS - 1) / VOCABULARY_TOKENS, pieces = (hidden + COLUMNS - 1) / COLUMNS;
-    int begin = blockIdx.x, warp = threadIdx.x / 32;
-    int answer = blockIdx.y * VOCABULARY_ANSWERS, answers = plan[WIDE] - answer;
+    int begin = blockIdx.y, warp = threadIdx.x / 32;
+    int answer = blockIdx.x * VOCABULARY_ANSWERS, answers = plan[WIDE] - answer;
     if (answers <= 0 || begin >= chunks) return after_the_kernel_before();
     bool more = answers > READER_ROWS;
     int row = threadIdx.x / (COLUMNS / 8), column = threadIdx.x % (COLUMNS / 8) * 8;
@@ -151,7 +152,7 @@ KERNEL void __launch_bounds__(128, 4) vocabulary(const int* plan, const bf16* no
         if (of < answers) reader.from_answer[half] = static_cast<size_t>(list<int>(plan, WIDE_ANSWERS)[answer + of]) * hidden;
     }
     auto advance = [&](int& chunk, int& piece) {
-        if (++piece == pieces) piece = 0, chunk += static_cast<int>(gridDim.x);
+        if (++piece == pieces) piece = 0, chunk += static_cast<int>(gridDim.y);
     };
 
     // Weights do not wait for the kernel before.

@@ -95,11 +95,12 @@ DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :
 #define SUMS_16(c) SUMS_8(c), SUMS_8((c) + 2)
 #define SUMS_32(c) SUMS_16(c), SUMS_16((c) + 4)
 #define SUMS_64(c) SUMS_32(c), SUMS_32((c) + 8)
+#define SUMS_128(c) SUMS_64(c), SUMS_64((c) + 16)
 
 // sums (+)= x · wᵀ over 16 columns, by a warpgroup: 64 rows, N outputs. `more`: to what is there.
 template <int N>
 DEVICE void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
-    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128, "an instruction that is written here");
+    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 256, "an instruction that is written here");
     unsigned long long x = SWIZZLED | x_tile, w = SWIZZLED | w_tile;
     if constexpr (N == 8) {
         asm volatile(
@@ -124,7 +125,7 @@ DEVICE void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
             "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
             "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;\n}"
             : SUMS_32(sums) : "l"(x), "l"(w), "r"(more));
-    } else {
+    } else if constexpr (N == 128) {
         asm volatile(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
@@ -133,6 +134,19 @@ DEVICE void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
             "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
             "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, 0, 0;\n}"
             : SUMS_64(sums) : "l"(x), "l"(w), "r"(more));
+    } else {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+            "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+            "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+            "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+            "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
+            "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
+            "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"
+            "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, %128, %129, p, 1, 1, 0, 0;\n}"
+            : SUMS_128(sums) : "l"(x), "l"(w), "r"(more));
     }
 }
 
@@ -164,13 +178,13 @@ DEVICE void multiply_held(float (*sums)[4], const u32 (&x)[4], unsigned long lon
 #endif
 
 #ifdef HOPPER
-// Of every stage: full when the copying thread has said how much is to come, and it has; empty when four warps of each
-// block have read it. Both blocks of a cluster know of them behind this, and of what the first thread set up before.
-DEVICE void set_up_barriers(Barrier* full, Barrier* empty, int stages) {
+// Of every stage: full when the copying thread has said how much is to come, and it has; empty when so many warps of
+// each block have read it. Both blocks of a cluster know of them behind this, and of what the first thread set up before.
+DEVICE void set_up_barriers(Barrier* full, Barrier* empty, int stages, int readers = 4) {
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < stages; ++stage) {
             barrier_init(full + stage, 1);
-            barrier_init(empty + stage, 4 * CLUSTER);
+            barrier_init(empty + stage, readers * CLUSTER);
         }
         barriers_set_up();
     }

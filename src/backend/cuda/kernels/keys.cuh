@@ -5,6 +5,8 @@
 
 constexpr int TILE_KEYS = 64;
 constexpr int MOST_STAGES = 3;
+// Tiles of which is known where their keys lie: of most sequences all are found before the first is worked on.
+constexpr int FOUND_TILES = 8;
 
 struct Attention {
     int count_at;  // of the plan: tiles, or answers
@@ -108,25 +110,32 @@ DEVICE void bring(const Source* sources, int count, bf16* to_keys, bf16* to_valu
 }
 
 // Every tile of the keys in turn, in shared memory: `work(keys, values, position of the first)`.
-// While it works on one the next are on their way, as many as there are stages, and where the one after them lies
-// is found. `prepare` is called before the first, when copies are on their way.
-template <int DIM, Layout LAYOUT, class Prepare, class Work>
+// While it works on one the next are on their way, as many as there are stages. `read` is called when the kernel before
+// is done, `prepare` when copies are on their way.
+template <int DIM, Layout LAYOUT, class Read, class Prepare, class Work>
 DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile, const Keys& keys, bf16* buffers,
-                      Prepare prepare, Work work) {
-    // A stage: keys, values; behind all, where their tiles' keys lie.
+                      Read read, Prepare prepare, Work work) {
+    // A stage: keys, values; behind all, where the keys of tiles lie, in a ring.
     constexpr int SIZE = BUFFER<DIM, LAYOUT>;
     int stages = shape.stages;
-    Source* sources = reinterpret_cast<Source*>(buffers + 2 * stages * SIZE);
+    Source* found = reinterpret_cast<Source*>(buffers + 2 * stages * SIZE);
+    auto sources = [&](int first) { return found + first % (FOUND_TILES * TILE_KEYS); };
     // Half the threads find one tile, half the next.
-    for (int stage = threadIdx.x / TILE_KEYS; stage < stages; stage += 2)
-        find<DIM>(plan, shape, tile, keys, stage * TILE_KEYS, sources + stage * TILE_KEYS);
+    auto find_tiles = [&](int from, int to) {
+        for (int first = from + static_cast<int>(threadIdx.x) / TILE_KEYS * TILE_KEYS; first < to; first += 2 * TILE_KEYS)
+            find<DIM>(plan, shape, tile, keys, first, sources(first));
+    };
+    find_tiles(0, stages * TILE_KEYS);
     __syncthreads();
     // So far the plan was read alone.
     after_the_kernel_before();
+    read();
     for (int stage = 0; stage < stages; ++stage) {
         bf16* to = buffers + 2 * stage * SIZE;
-        bring<DIM, LAYOUT>(sources + stage * TILE_KEYS, keys.count - stage * TILE_KEYS, to, to + SIZE);
+        bring<DIM, LAYOUT>(sources(stage * TILE_KEYS), keys.count - stage * TILE_KEYS, to, to + SIZE);
     }
+    int known = FOUND_TILES * TILE_KEYS;
+    find_tiles(stages * TILE_KEYS, known < keys.count ? known : keys.count);
     prepare();
     for (int first = 0, stage = 0; first < keys.count; first += TILE_KEYS) {
         if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 1>();
@@ -134,13 +143,13 @@ DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile,
         if constexpr (LAYOUT == PANELS) copies_shown();
         // Behind this everybody has this tile, and has asked for its copies: its sources are needed no more.
         __syncthreads();
-        int next = first + stages * TILE_KEYS;
-        if (threadIdx.x < TILE_KEYS) find<DIM>(plan, shape, tile, keys, next, sources + stage * TILE_KEYS);
+        if (first + known < keys.count && threadIdx.x < TILE_KEYS) find<DIM>(plan, shape, tile, keys, first + known, sources(first));
         bf16* at = buffers + 2 * stage * SIZE;
         work(at, at + SIZE, first);
-        // Nobody overwrites what another warp still reads; and where the next tile's keys lie is known.
+        // Nobody overwrites what another warp still reads.
         __syncthreads();
-        bring<DIM, LAYOUT>(sources + stage * TILE_KEYS, keys.count - next, at, at + SIZE);
+        int next = first + stages * TILE_KEYS;
+        bring<DIM, LAYOUT>(sources(next), keys.count - next, at, at + SIZE);
         stage = stage + 1 == stages ? 0 : stage + 1;
     }
 }

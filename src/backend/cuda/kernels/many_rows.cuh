@@ -1,8 +1,10 @@
 // Products of many rows, for Hopper (sm_90a): y = x · wᵀ, or silu(x · gateᵀ) · (x · upᵀ) at once.
 //
 // There the tensor cores are to be kept busy. A block stays on its multiprocessor and works on tiles of 128
-// rows by 128 rows of w, or by 64 where that keeps more blocks busy, one after another: two warpgroups take every other tile, so that one multiplies while
-// the other writes what it has; a warp keeps the ring of stages full for both. The blocks of a cluster work on the
+// rows by 256 rows of w, or by 128 or 64 where that keeps more blocks busy, one after another; a warp keeps the ring of
+// stages full. Of a tile of 256 two warpgroups take half the rows each: it moves the fewest bytes for each product, which
+// bounds products of thousands of rows. Of narrower ones they take every other tile, so that one multiplies while
+// the other writes what it has. The blocks of a cluster work on the
 // same rows of w, and bring half of them each, to both. A sum is of its products in order, as it is for few rows.
 #pragma once
 #include "few_rows.cuh"
@@ -16,6 +18,9 @@ struct Wheel {
     static constexpr int HALF = OUTPUTS / CLUSTER;                // rows of w that a block brings
     static constexpr int BYTES = (TILE + OUTPUTS) * DEPTH * 2;    // of a stage: x's rows, then w's
     static constexpr int STAGES = RING_BYTES / BYTES;
+    static constexpr bool SHARED_TILES = OUTPUTS > 128;           // by the warpgroups: their sums would not fit one
+    static constexpr int PARTS = SHARED_TILES ? 1 : TILE / 64;    // of 64 rows, that one works on
+    static constexpr int READERS = 4 * (SHARED_TILES ? GROUPS : 1);
 };
 
 #ifdef HOPPER
@@ -115,27 +120,31 @@ DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& p
     }
 }
 
-// A warpgroup: every other tile of the block. `turns[g]` ends a phase when the stages of the tile before one of group
-// g's are all full: who waited for a stage sooner could take an earlier round's for its own.
+// A warpgroup: every other tile of the block, or half the rows of each. `turns[g]` ends a phase when the stages of the
+// tile before one of group g's are all full: who waited for a stage sooner could take an earlier round's for its own.
 template <int OUTPUTS, bool GATED>
 DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int pieces, u32 rank, const bf16* stages,
                            Barrier* full, Barrier* empty, Barrier* turns) {
-    constexpr int STAGES = Wheel<OUTPUTS>::STAGES, STAGE = Wheel<OUTPUTS>::BYTES / 2, PART = 64;
+    using Of = Wheel<OUTPUTS>;
+    constexpr int STAGES = Of::STAGES, STAGE = Of::BYTES / 2, PART = 64;
+    constexpr bool TOGETHER = Of::SHARED_TILES;
     int group = threadIdx.x / 128, clusters = gridDim.x / CLUSTER;
-    for (int turn = group, tile = blockIdx.x / CLUSTER + group * clusters; tile < tiles; turn += GROUPS, tile += GROUPS * clusters) {
-        float sums[TILE / PART][OUTPUTS / 8][4];
+    int begin = TOGETHER ? 0 : group, step_tiles = TOGETHER ? 1 : GROUPS, first_part = TOGETHER ? group : 0;
+    for (int turn = begin, tile = blockIdx.x / CLUSTER + begin * clusters; tile < tiles; turn += step_tiles, tile += step_tiles * clusters) {
+        float sums[Of::PARTS][OUTPUTS / 8][4];
         Stop at = {turn * pieces % STAGES, turn * pieces / STAGES};
         int last = 0;
-        if (turn > 0) barrier_wait(turns + group, (turn - 1) / GROUPS & 1);
+        if (!TOGETHER && turn > 0) barrier_wait(turns + group, (turn - 1) / GROUPS & 1);
         for (int piece = 0; piece < pieces; ++piece, advance<STAGES>(at)) {
             barrier_wait(full + at.stage, at.round & 1);
-            if (piece == pieces - 1 && threadIdx.x % 32 == 0) barrier_arrive(turns + (group ^ 1), rank);
-            u32 from_x = tile_descriptor(stages + at.stage * STAGE), from_w = tile_descriptor(stages + at.stage * STAGE + TILE * DEPTH);
+            if (!TOGETHER && piece == pieces - 1 && threadIdx.x % 32 == 0) barrier_arrive(turns + (group ^ 1), rank);
+            u32 from_x = tile_descriptor(stages + at.stage * STAGE + first_part * PART * DEPTH);
+            u32 from_w = tile_descriptor(stages + at.stage * STAGE + TILE * DEPTH);
             products_begin();
 #pragma unroll
             for (int step = 0; step < DEPTH / 16; ++step) {
 #pragma unroll
-                for (int part = 0; part < TILE / PART; ++part)
+                for (int part = 0; part < Of::PARTS; ++part)
                     multiply<OUTPUTS>(sums[part], from_x + part * (PART * DEPTH * 2 / 16) + step * 2, from_w + step * 2, piece + step);
             }
             products_commit();
@@ -146,9 +155,9 @@ DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int piece
         products_wait<0>();
         release(empty + last);
         Place place = place_of<OUTPUTS, GATED>(tile, product.rows);
-        int first = place.row + static_cast<int>(rank) * TILE + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+        int first = place.row + static_cast<int>(rank) * TILE + first_part * PART + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
 #pragma unroll
-        for (int part = 0; part < TILE / PART; ++part) {
+        for (int part = 0; part < Of::PARTS; ++part) {
             int row = first + part * PART;
             if (GATED || product.into == INTO_ROWS)
                 put_narrow<OUTPUTS, GATED>(sums[part], static_cast<bf16*>(y), row + static_cast<int>(threadIdx.x) % 32 / 4, product.rows, place.output, product.outputs);
@@ -169,7 +178,7 @@ DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     int tiles = pairs * (product.outputs / (GATED ? OUTPUTS / 2 : OUTPUTS)), pieces = (product.depth + DEPTH - 1) / DEPTH;
     u32 rank = cluster_rank();
     for (int group = 0; group < GROUPS && threadIdx.x == 0; ++group) barrier_init(turns + group, 4);
-    set_up_barriers(full, empty, STAGES);
+    set_up_barriers(full, empty, STAGES, Wheel<OUTPUTS>::READERS);
     if (threadIdx.x < 128 * GROUPS) {
         after_the_kernel_before();
         multiply_tiles<OUTPUTS, GATED>(y, product, tiles, pieces, rank, stages, full, empty, turns);
@@ -186,6 +195,8 @@ DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     }
 MANY_ROWS(many_rows_64, 64, false)
 MANY_ROWS(many_rows_128, 128, false)
+MANY_ROWS(many_rows_256, 256, false)
 MANY_ROWS(many_rows_gated_64, 64, true)
 MANY_ROWS(many_rows_gated_128, 128, true)
+MANY_ROWS(many_rows_gated_256, 256, true)
 #endif
