@@ -151,7 +151,7 @@ void embed_with_nan(const int* plan, const bf16* table, float* residual, int hid
 
 #define ENTRY(name) entry(#name, name)
 std::vector<Kernel> kernels = {
-    entry("embed", embed_with_nan), ENTRY(add_norm), ENTRY(select_answers), ENTRY(rotate_32), ENTRY(rotate_64), ENTRY(rotate_128),
+    entry("embed", embed_with_nan), ENTRY(add_norm), ENTRY(add_norm_held), ENTRY(select_answers), ENTRY(rotate_32), ENTRY(rotate_64), ENTRY(rotate_128),
     ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_hopper_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
     ENTRY(attention_row_128), ENTRY(silu_mul), ENTRY(grade_logits),
     ENTRY(vocabulary), ENTRY(combine), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),

@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 const ROW_THREADS: u32 = 256;
 /// Threads of a block on tensor cores, or of a part of a row.
 pub(super) const TILE_THREADS: u32 = 128;
+/// Widest row that a warp of `add_norm_held` holds; rows to a block.
+const HELD: usize = 8 * 4 * 32;
+const HELD_ROWS: usize = 4;
 /// Numbers of heads to a block of `rotate`: eight a thread.
 const ROTATED: usize = 8 * ROW_THREADS as usize;
 /// Answers to a block of `vocabulary`; its stages, each of 64 columns of a chunk's tokens and of both parts of
@@ -42,6 +45,7 @@ pub(super) struct Rotation {
 pub(super) struct Kernels {
     embed: sys::CUfunction,
     add_norm: sys::CUfunction,
+    add_norm_held: sys::CUfunction,
     select_answers: sys::CUfunction,
     rotate: sys::CUfunction,
     pub(super) attention: attention::Kernels,
@@ -73,6 +77,7 @@ impl Kernels {
         Ok(Self {
             embed: gpu.function("embed", 0)?,
             add_norm: gpu.function("add_norm", 0)?,
+            add_norm_held: gpu.function("add_norm_held", 0)?,
             select_answers: gpu.function("select_answers", 0)?,
             rotate: gpu.function(&format!("rotate_{head_dim}"), 0)?,
             attention: attention::Kernels::load(gpu, head_dim)?,
@@ -133,11 +138,16 @@ impl Queue<'_> {
         (hidden, epsilon): (usize, f32),
     ) -> Result<()> {
         let count_at = count_at as i32;
+        let (kernel, grid, threads, shared) = if hidden <= HELD {
+            (self.kernels.add_norm_held, rows.div_ceil(HELD_ROWS), TILE_THREADS, 0)
+        } else {
+            (self.kernels.add_norm, rows, ROW_THREADS, 8 * 4)
+        };
         self.launch(
-            self.kernels.add_norm,
-            (rows, 1),
-            ROW_THREADS,
-            8 * 4,
+            kernel,
+            (grid, 1),
+            threads,
+            shared,
             parameters![self.plan, count_at, residual, bias, weight, normed, rest, int(hidden), epsilon],
         )
     }

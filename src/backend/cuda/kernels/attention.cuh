@@ -197,7 +197,8 @@ DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, const Angl
     for (int p = 0; p < PAIRS; ++p) rows.queries[p / 2][half + p % 2 * 2] = pack_bf16(x[p][0], x[p][1]);
 }
 
-// A block's tile. `attend` takes a tile of keys for every warp; whether the warp has a row is told it.
+// A block's tile. `attend` takes a tile of keys for every warp, and what it has to call meanwhile; whether the warp has a
+// row is told it.
 template <int DIM, Layout LAYOUT, class Attend>
 DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& turn, const bf16* q, const bf16* k,
                            const bf16* cache, bf16* out, bf16* buffers, Attend attend) {
@@ -236,8 +237,8 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
         for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, angles[half], query_head[half]);
         begin<DIM>(rows);
     };
-    each_tile<DIM, LAYOUT>(plan, shape, tile, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
-        attend(rows, busy, tile_keys, values, first, shape.scale);
+    each_tile<DIM, LAYOUT>(plan, shape, tile, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first, auto bring_next) {
+        attend(rows, busy, bring_next, tile_keys, values, first, shape.scale);
     });
 
 #pragma unroll
@@ -287,13 +288,15 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
         for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, angles, head * group + row[half]);
         begin<DIM>(rows);
     };
-    each_tile<DIM, PADDED>(plan, shape, tile, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first) {
+    each_tile<DIM, PADDED>(plan, shape, tile, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first, auto bring_next) {
         int mine = warp * KEYS;
+        bring_next();
         if (first + mine >= keys.count) return;
         attend<DIM, KEYS>(rows, tile_keys + mine * STRIDE, values + mine * STRIDE, first + mine, shape.scale);
     });
 
-    // [warp][row]: the maximum, the total; [warp][row][column]: the sum.
+    // Everybody has read the last keys, where this goes. [warp][row]: the maximum, the total; [warp][row][column]: the sum.
+    __syncthreads();
     float* most = reinterpret_cast<float*>(buffers);
     float *totals = most + WARPS * 16, *sums = totals + WARPS * 16;
 #pragma unroll
@@ -337,7 +340,8 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
     KERNEL void __launch_bounds__(128, 2) attention_##DIM(const int* plan, Attention shape, Turn turn, const bf16* q, \
                                                        const bf16* k, const bf16* cache, bf16* out) { \
         SHARED(bf16, buffers); \
-        tree_attention<DIM, PADDED>(plan, shape, turn, q, k, cache, out, buffers, [](Rows<DIM>& rows, bool busy, auto... tile) { \
+        tree_attention<DIM, PADDED>(plan, shape, turn, q, k, cache, out, buffers, [](Rows<DIM>& rows, bool busy, auto bring_next, auto... tile) { \
+            bring_next(); \
             if (busy) attend<DIM, TILE_KEYS>(rows, tile...); \
         }); \
     } \

@@ -5,9 +5,10 @@
 #include "hopper.cuh"
 
 #ifdef HOPPER
-// As `attend`: scores, weights, weighted sum of values; of all four warps, whether they have rows or not.
-template <int DIM>
-DEVICE void attend_together(Rows<DIM>& rows, const bf16* keys, const bf16* values, int first, float scale) {
+// As `attend`: scores, weights, weighted sum of values; of all four warps, whether they have rows or not. The next tile
+// is asked for while scores are computed.
+template <int DIM, class Bring>
+DEVICE void attend_together(Rows<DIM>& rows, Bring bring_next, const bf16* keys, const bf16* values, int first, float scale) {
     // In units of 16 bytes: a panel, 16 columns of a row, 16 rows.
     constexpr u32 NEXT_PANEL = PANEL * 2 / 16, COLUMNS = 2, KEYS = 16 * 128 / 16;
     float scores[TILE_KEYS / 8][4];
@@ -17,6 +18,7 @@ DEVICE void attend_together(Rows<DIM>& rows, const bf16* keys, const bf16* value
     for (int d = 0; d < DIM / 16; ++d)
         multiply_held<TILE_KEYS, false>(scores, rows.queries[d], from + d / 4 * NEXT_PANEL + d % 4 * COLUMNS, d);
     products_commit();
+    bring_next();
     products_wait<0>();
     weigh<DIM, TILE_KEYS>(rows, scores, first, scale);
     u32 weights[TILE_KEYS / 16][4];

@@ -10,14 +10,18 @@ KERNEL void grade_logits(const int* plan, const bf16* normed, const bf16* rest, 
     after_the_kernel_before();
     int answer = blockIdx.x;
     if (answer >= plan[ANSWERS]) return;
-    const u32* x = reinterpret_cast<const u32*>(normed + static_cast<size_t>(answer) * hidden);
-    const u32* y = reinterpret_cast<const u32*>(rest + static_cast<size_t>(answer) * hidden);
+    const Quads* x = reinterpret_cast<const Quads*>(normed + static_cast<size_t>(answer) * hidden);
+    const Quads* y = reinterpret_cast<const Quads*>(rest + static_cast<size_t>(answer) * hidden);
     for (int grade = threadIdx.x / 32; grade < count; grade += 8) {
-        const u32* w = reinterpret_cast<const u32*>(matrix + static_cast<size_t>(grades[grade]) * hidden);
+        const Quads* w = reinterpret_cast<const Quads*>(matrix + static_cast<size_t>(grades[grade]) * hidden);
         float sum = 0.0f;
-        for (int i = threadIdx.x % 32; i < hidden / 2; i += 32) {
-            sum = fmaf(low(x[i]) + low(y[i]), low(w[i]), sum);
-            sum = fmaf(high(x[i]) + high(y[i]), high(w[i]), sum);
+#pragma unroll 4
+        for (int i = threadIdx.x % 32; i < hidden / 8; i += 32) {
+            Quads a = x[i], b = y[i], c = w[i];
+            for (int j = 0; j < 4; ++j) {
+                sum = fmaf(low(a.of[j]) + low(b.of[j]), low(c.of[j]), sum);
+                sum = fmaf(high(a.of[j]) + high(b.of[j]), high(c.of[j]), sum);
+            }
         }
         sum = warp_sum(sum);
         if (threadIdx.x % 32 == 0) readings[static_cast<size_t>(answer) * (2 + count) + 2 + grade] = sum;

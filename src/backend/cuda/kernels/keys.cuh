@@ -5,6 +5,7 @@
 
 constexpr int TILE_KEYS = 64;
 constexpr int MOST_STAGES = 3;
+static_assert(MOST_STAGES == 3, "two of them are found, and brought, before all");
 // Tiles of which is known where their keys lie: of most sequences all are found before the first is worked on.
 constexpr int FOUND_TILES = 8;
 
@@ -91,65 +92,68 @@ DEVICE void find(const int* plan, const Attention& shape, const Tile& tile, cons
 // Of a tile that has no keys nothing is brought, but it counts among the copies that are waited for.
 template <int DIM, Layout LAYOUT>
 DEVICE void bring(const Source* sources, int count, bf16* to_keys, bf16* to_values) {
-    constexpr int PIECES = DIM / 8, ROUNDS = TILE_KEYS * PIECES / 128;
-    // Consecutive threads take one vector's pieces. All sources are read before the first copy, which the compiler
-    // would not do: it sees both reach shared memory.
+    constexpr int PIECES = DIM / 8, ROUNDS = TILE_KEYS * PIECES / 128, AT_ONCE = 2;
+    // Consecutive threads take one vector's pieces. Some sources are read before the first of their copies, which the
+    // compiler would not do: it sees both reach shared memory.
     int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES * 8;
     if (count > 0) {
-        Source from[ROUNDS];
 #pragma unroll
-        for (int j = 0; j < ROUNDS; ++j) from[j] = sources[j * (128 / PIECES) + first];
+        for (int round = 0; round < ROUNDS; round += AT_ONCE) {
+            Source from[AT_ONCE];
 #pragma unroll
-        for (int j = 0; j < ROUNDS; ++j) {
-            int key = j * (128 / PIECES) + first, at = place<DIM, LAYOUT>(key, piece);
-            copy_async(to_keys + at, from[j].key + piece, key < count);
-            copy_async(to_values + at, from[j].value + piece, key < count);
+            for (int j = 0; j < AT_ONCE; ++j) from[j] = sources[(round + j) * (128 / PIECES) + first];
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; ++j) {
+                int key = (round + j) * (128 / PIECES) + first, at = place<DIM, LAYOUT>(key, piece);
+                copy_async(to_keys + at, from[j].key + piece, key < count);
+                copy_async(to_values + at, from[j].value + piece, key < count);
+            }
         }
     }
     copies_commit();
 }
 
-// Every tile of the keys in turn, in shared memory: `work(keys, values, position of the first)`.
-// While it works on one the next are on their way, as many as there are stages. `read` is called when the kernel before
-// is done, `prepare` when copies are on their way.
+// Every tile of the keys in turn, in shared memory: `work(keys, values, position of the first, bring the next)`, which
+// calls the last when it has begun and has no use for its time. As many tiles are on their way meanwhile as there are
+// stages, less the one that is worked on. `read` is called when the kernel before is done, `prepare` when copies are on
+// their way.
 template <int DIM, Layout LAYOUT, class Read, class Prepare, class Work>
 DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile, const Keys& keys, bf16* buffers,
                       Read read, Prepare prepare, Work work) {
     // A stage: keys, values; behind all, where the keys of tiles lie, in a ring.
-    constexpr int SIZE = BUFFER<DIM, LAYOUT>;
-    int stages = shape.stages;
+    constexpr int SIZE = BUFFER<DIM, LAYOUT>, KNOWN = FOUND_TILES * TILE_KEYS;
+    int stages = shape.stages, ahead = (stages - 1) * TILE_KEYS;
     Source* found = reinterpret_cast<Source*>(buffers + 2 * stages * SIZE);
-    auto sources = [&](int first) { return found + first % (FOUND_TILES * TILE_KEYS); };
+    auto sources = [&](int first) { return found + first % KNOWN; };
     // Half the threads find one tile, half the next.
     auto find_tiles = [&](int from, int to) {
         for (int first = from + static_cast<int>(threadIdx.x) / TILE_KEYS * TILE_KEYS; first < to; first += 2 * TILE_KEYS)
             find<DIM>(plan, shape, tile, keys, first, sources(first));
     };
-    find_tiles(0, stages * TILE_KEYS);
+    find_tiles(0, 2 * TILE_KEYS);
     __syncthreads();
     // So far the plan was read alone.
     after_the_kernel_before();
     read();
-    for (int stage = 0; stage < stages; ++stage) {
+    auto bring_to = [&](int first, int stage) {
         bf16* to = buffers + 2 * stage * SIZE;
-        bring<DIM, LAYOUT>(sources(stage * TILE_KEYS), keys.count - stage * TILE_KEYS, to, to + SIZE);
-    }
-    int known = FOUND_TILES * TILE_KEYS;
-    find_tiles(stages * TILE_KEYS, known < keys.count ? known : keys.count);
+        bring<DIM, LAYOUT>(sources(first), keys.count - first, to, to + SIZE);
+    };
+    bring_to(0, 0);
+    if (stages == MOST_STAGES) bring_to(TILE_KEYS, 1);
+    find_tiles(2 * TILE_KEYS, KNOWN < keys.count ? KNOWN : keys.count);
     prepare();
     for (int first = 0, stage = 0; first < keys.count; first += TILE_KEYS) {
-        if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 1>();
-        else copies_wait<MOST_STAGES - 2>();
+        if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 2>();
+        else copies_wait<0>();
         if constexpr (LAYOUT == PANELS) copies_shown();
-        // Behind this everybody has this tile, and has asked for its copies: its sources are needed no more.
+        // Behind this everybody has this tile, has done with the one before it, into the place of which the next goes,
+        // and has asked for its copies: its sources are needed no more.
         __syncthreads();
-        if (first + known < keys.count && threadIdx.x < TILE_KEYS) find<DIM>(plan, shape, tile, keys, first + known, sources(first));
+        if (first + KNOWN < keys.count && threadIdx.x < TILE_KEYS) find<DIM>(plan, shape, tile, keys, first + KNOWN, sources(first));
         bf16* at = buffers + 2 * stage * SIZE;
-        work(at, at + SIZE, first);
-        // Nobody overwrites what another warp still reads.
-        __syncthreads();
-        int next = first + stages * TILE_KEYS;
-        bring<DIM, LAYOUT>(sources(next), keys.count - next, at, at + SIZE);
+        int before = stage == 0 ? stages - 1 : stage - 1;
+        work(at, at + SIZE, first, [&] { bring_to(first + ahead, before); });
         stage = stage + 1 == stages ? 0 : stage + 1;
     }
 }

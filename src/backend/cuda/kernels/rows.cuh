@@ -47,6 +47,42 @@ KERNEL void add_norm(const int* plan, int count_at, float* residual, const float
     }
 }
 
+// The same of rows that a warp holds whole: nothing waits for other warps. Four rows to a block of 128.
+constexpr int HELD_FLOATS = 8, HELD_ROWS = 4;
+KERNEL void __launch_bounds__(32 * HELD_ROWS) add_norm_held(const int* plan, int count_at, float* residual, const float* bias,
+                                                            const float* weight, bf16* normed, bf16* rest, int hidden, float epsilon) {
+    int row = blockIdx.x * HELD_ROWS + threadIdx.x / 32, lane = threadIdx.x % 32, rows = plan[count_at], fours = hidden / 4;
+    Floats gain[HELD_FLOATS], v[HELD_FLOATS];
+#pragma unroll
+    for (int j = 0; j < HELD_FLOATS; ++j) gain[j] = 32 * j + lane < fours ? reinterpret_cast<const Floats*>(weight)[32 * j + lane] : Floats{};
+    after_the_kernel_before();
+    if (row >= rows) return;
+    Floats* x = reinterpret_cast<Floats*>(residual) + static_cast<size_t>(row) * fours + lane;
+#pragma unroll
+    for (int j = 0; j < HELD_FLOATS; ++j) v[j] = 32 * j + lane < fours ? x[32 * j] : Floats{};
+    float squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < HELD_FLOATS; ++j) {
+        if (bias != nullptr && 32 * j + lane < fours) {
+            for (int i = 0; i < 4; ++i) v[j].of[i] += bias[4 * (32 * j + lane) + i];
+            x[32 * j] = v[j];
+        }
+        for (int i = 0; i < 4; ++i) squares += v[j].of[i] * v[j].of[i];
+    }
+    float scale = rsqrtf(__fdividef(warp_sum(squares), static_cast<float>(hidden)) + epsilon);
+    Pairs* to = reinterpret_cast<Pairs*>(normed) + static_cast<size_t>(row) * fours + lane;
+    Pairs* rest_to = reinterpret_cast<Pairs*>(rest) + static_cast<size_t>(row) * fours + lane;
+#pragma unroll
+    for (int j = 0; j < HELD_FLOATS; ++j) {
+        if (32 * j + lane >= fours) break;
+        Pairs rounded, lost;
+        for (int i = 0; i < 4; ++i) v[j].of[i] *= scale * gain[j].of[i];
+        for (int i = 0; i < 2; ++i) put_pair(rounded.of + i, rest == nullptr ? nullptr : lost.of + i, v[j].of[2 * i], v[j].of[2 * i + 1]);
+        to[32 * j] = rounded;
+        if (rest != nullptr) rest_to[32 * j] = lost;
+    }
+}
+
 // The answers' rows of residual and normed, packed. A block of 256 an answer.
 KERNEL void select_answers(const int* plan, const float* residual, const bf16* normed, float* residual_out,
                            bf16* normed_out, int hidden) {
