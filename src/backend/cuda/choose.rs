@@ -38,9 +38,9 @@ const CANDIDATES_OF_CLASS: usize = 16;
 /// is little of it.
 const TIMED_WEIGHTS: usize = 16;
 const TIMED_WEIGHTS_OF_MANY_ROWS: (usize, usize) = (1024, 4);
-/// About what the kernel for gates takes of it and their product: 147 microseconds, where all products take 1,640 and
-/// theirs is two fifths of their arithmetic (a pass of 987 rows on an H100, docs/gpu.md).
-const GATES_SHARE: f64 = 0.18;
+/// What the kernel for gates takes, which our own products save: seconds, and bytes a second. (On an H100, of 3,072 gates:
+/// 1.8 microseconds for 128 rows, 8.1 for 1,024, 33 for 4,480.)
+const GATES: (f64, f64) = (1.2e-6, 2.6e12);
 /// How often the clock is asked; the least time counts.
 const ROUNDS: usize = 2;
 
@@ -146,19 +146,22 @@ impl Bench<'_> {
         hopper.filter(|hopper| hopper.takes(own, &self.weights[0], rows, self.gated))
     }
 
-    /// How long a way takes for `rows` rows, less what it saves; no time if it is to be preferred at any speed. `None`
-    /// if it does not take so many.
+    /// How long a way takes for `rows` rows, with the gates if its outputs are gates and ups; no time if it is to be
+    /// preferred at any speed. `None` if it does not take so many.
     fn cost(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
-        let Some(own) = own_of(way) else { return self.time(way, rows) };
+        let Matrix { outputs, depth, .. } = self.weights[0];
+        let Some(own) = own_of(way) else {
+            // Gates and ups are read, and half as much is written, two bytes each.
+            let gates = Duration::from_secs_f64(GATES.0 + (rows * outputs * 3) as f64 / GATES.1);
+            let took = self.time(way, rows)?;
+            return Ok(took.map(|took| if self.gated { took + gates } else { took }));
+        };
         if self.gemm.hopper.as_ref().is_some_and(|hopper| hopper.always) {
             return Ok(Some(Duration::ZERO));
         }
         let took = self.time(way, rows)?;
-        let Matrix { outputs, depth, .. } = self.weights[0];
         tracing::debug!(?own, outputs, depth, rows, ?took, "a kernel of our own");
-        // With the gates in it, it saves what a kernel for them takes.
-        let share = if self.gated { GATES_SHARE } else { 0.0 };
-        Ok(took.map(|took| took.mul_f64(1.0 - share)))
+        Ok(took)
     }
 
     /// Whether a way gives what is expected of it.
@@ -268,13 +271,18 @@ impl Bench<'_> {
         Ok(true)
     }
 
-    /// The mean time of a product, the least of some rounds; `None` if the algorithm does not take so many rows, or
+    /// The mean time of a product, of our own with its gates, the least of some rounds; `None` if the algorithm does not take so many rows, or
     /// cannot be recorded: as in a pass of few rows, where it counts most, the device finds the next by itself.
     fn time(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Trial { x, y, into, .. } = &self.trial;
         let (many, fewer) = TIMED_WEIGHTS_OF_MANY_ROWS;
         let turns = self.weights.iter().take(if rows > many { fewer } else { TIMED_WEIGHTS });
-        let run = |w| self.gemm.run(w, x.base(), (y.base(), *into), rows, way, self.on);
+        let run = |w| match (own_of(way), &self.gemm.hopper) {
+            (Some(own), Some(hopper)) if self.gated => {
+                hopper.multiply((own, true), w, x.base(), (y.base(), *into), rows, self.on.stream)
+            }
+            _ => self.gemm.run(w, x.base(), (y.base(), *into), rows, way, self.on),
+        };
         // Once by itself: what the driver loads at first use it cannot load into a graph.
         if run(&self.weights[0]).is_err() {
             return Ok(None);
