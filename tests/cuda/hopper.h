@@ -110,25 +110,31 @@ static inline void cluster_sync() {
 }
 
 UNORDERED static void barrier_init(Barrier* barrier, int arrivals) {
-    shim::barrier_of(barrier, shim::rank()) = {0, static_cast<int16_t>(arrivals), static_cast<uint8_t>(arrivals), 0};
+    shim::barrier_of(barrier, shim::rank()) = {0, static_cast<int16_t>(arrivals), static_cast<uint8_t>(arrivals), 0, 0};
 }
 static inline void barriers_set_up() {}
 static inline void barrier_expect(Barrier* barrier, int bytes) { shim::tell(shim::barrier_of(barrier, shim::rank()), bytes, 1); }
-static inline void barrier_arrive(Barrier* barrier, u32 rank) { shim::tell(shim::barrier_of(barrier, rank), 0, 1); }
+static inline void barrier_arrive(Barrier* barrier, u32 rank) {
+    shim::Barrier& told = shim::barrier_of(barrier, rank);
+    if (rank != shim::rank()) shim::owe(told);
+    shim::tell(told, 0, 1);
+}
 UNORDERED static void barrier_wait(Barrier* barrier, u32 parity) {
     shim::Barrier& awaited = shim::barrier_of(barrier, shim::rank());
     if (!shim::is_over(awaited, parity)) {
         shim::fibres[shim::current].barrier = &awaited, shim::fibres[shim::current].phase = parity;
         shim::leave(shim::WAITS_FOR_BARRIER);
     }
+    shim::settle_debt(awaited, parity);
     shim::acquire(shim::phase_of(awaited, parity));
 }
 
 static inline void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     shim::bring(map, column, row, to, barrier, 1u << shim::rank());
 }
-static inline void bring_tile_to_both(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
-    shim::bring(map, column, row, to, barrier, 3);
+template <int BLOCKS>
+static inline void bring_tile_to_all(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
+    shim::bring(map, column, row, to, barrier, (1u << BLOCKS) - 1);
 }
 
 static inline void products_begin() {}

@@ -78,7 +78,7 @@ struct Barrier {
     int32_t bytes;
     int16_t pending;
     uint8_t arrivals;
-    uint8_t phase;
+    uint8_t phase : 1, owed : 2;
 };
 
 struct Fibre {
@@ -118,6 +118,17 @@ static unsigned rank() { return current / blockDim.x; }
 static char* shared_of(unsigned rank) {
     uintptr_t base = reinterpret_cast<uintptr_t>(shared.data());
     return reinterpret_cast<char*>((base + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT) + rank * shared_stride;
+}
+
+// Phases of barriers in which another block arrived, and for whose end nobody has waited yet.
+static int owed;
+UNORDERED static void owe(Barrier& barrier) {
+    owed += (barrier.owed >> barrier.phase & 1) == 0;
+    barrier.owed |= 1 << barrier.phase;
+}
+UNORDERED static void settle_debt(Barrier& barrier, unsigned phase) {
+    owed -= barrier.owed >> phase & 1;
+    barrier.owed &= ~(1 << phase);
 }
 
 [[noreturn]] static void fail(const char* what) {
@@ -232,9 +243,12 @@ static void launch(Dim grid, Dim block, size_t shared_bytes, std::function<void(
                     fibre.copies = {}, fibre.products = {};
                 }
                 arrived.assign(threads / 32, 0);
+                owed = 0;
                 shim::release(&body);
                 run_blocks(block.x, cluster);
                 shim::acquire(&body);
+                // The arrival may be on its way when the block that it goes to is gone.
+                if (owed != 0) fail("an arrival from another block was not waited for");
                 for (unsigned i = 0; i < threads && early; i += 32) {
                     auto warp = fibres.begin() + i;
                     if (std::none_of(warp, warp + 32, [](const Fibre& fibre) { return fibre.waited; }))

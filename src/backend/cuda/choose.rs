@@ -8,27 +8,22 @@
 
 use std::{
     ffi::{c_int, c_void},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use cudarc::{
-    cublaslt::{result, sys},
-    driver::{CudaContext, result as driver, sys as cuda},
-};
+use cudarc::cublaslt::{result, sys};
 use half::bf16;
 
 use super::{
-    fault,
     gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, refused},
     graph::Graph,
     hopper::{Hopper, Own},
-    memory::{Address, Region, upload},
+    memory::upload,
+    start::Gpu,
+    trial::{TRIAL_ROWS, Trial, download, wait},
 };
 use crate::error::{Error, Result};
 
-/// Rows of the product that the reference is chosen with.
-const TRIAL_ROWS: usize = 512;
 /// Products of so many rows must repeat the first rows of [`TRIAL_ROWS`].
 const TRIALS: [usize; 9] = [1, 2, 7, 16, 33, 64, 128, 200, 511];
 /// Algorithms to ask for: for the reference, and for each class.
@@ -52,13 +47,13 @@ const ROUNDS: usize = 2;
 /// `Internal` if no algorithm gives a row the same bits in products of any number of rows.
 pub(super) fn choose(
     gemm: &mut Gemm,
-    context: &Arc<CudaContext>,
+    gpu: &Gpu,
     weights: &[Matrix],
     (into, gated): (Output, bool),
     (rows, on): (usize, On<'_>),
 ) -> Result<()> {
     let Some(w) = weights.first() else { return Ok(()) };
-    let trial = Trial::of(context, w, into, rows)?;
+    let trial = Trial::of(gpu, w, into, rows)?;
     let mut bench = Bench { gemm, weights, gated, trial, expected: Vec::new(), on };
     let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
     let mut reference = None;
@@ -112,7 +107,15 @@ impl Bench<'_> {
         let base = self.cost(reference, most)?.unwrap_or(Duration::MAX);
         let (mut best, mut shortest) = (*reference, base);
         let own = [Own::FewRows, Own::ManyRows].into_iter().filter(|own| self.hopper(*own, most).is_some());
-        let candidates = self.candidates(most, CANDIDATES_OF_CLASS)?.into_iter().chain(own.map(Way::Own));
+        let own = own.map(Way::Own);
+        if self.gemm.hopper.as_ref().is_some_and(|hopper| hopper.always) {
+            for way in own.clone() {
+                if self.is_right(&way, &rows)? {
+                    return Ok(way);
+                }
+            }
+        }
+        let candidates = self.candidates(most, CANDIDATES_OF_CLASS)?.into_iter().chain(own);
         for way in candidates.filter(|way| !same(way, reference)) {
             if own_of(&way).is_some() && own_of(&best).is_none() {
                 tracing::debug!(rows = most, took = ?shortest, "the fastest of cublasLt's");
@@ -146,8 +149,8 @@ impl Bench<'_> {
         hopper.filter(|hopper| hopper.takes(own, &self.weights[0], rows, self.gated))
     }
 
-    /// How long a way takes for `rows` rows, with the gates if its outputs are gates and ups; no time if it is to be
-    /// preferred at any speed. `None` if it does not take so many.
+    /// How long a way takes for `rows` rows, with the gates if its outputs are gates and ups. `None` if it does not take
+    /// so many.
     fn cost(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Matrix { outputs, depth, .. } = self.weights[0];
         let Some(own) = own_of(way) else {
@@ -156,9 +159,6 @@ impl Bench<'_> {
             let took = self.time(way, rows)?;
             return Ok(took.map(|took| if self.gated { took + gates } else { took }));
         };
-        if self.gemm.hopper.as_ref().is_some_and(|hopper| hopper.always) {
-            return Ok(Some(Duration::ZERO));
-        }
         let took = self.time(way, rows)?;
         tracing::debug!(?own, outputs, depth, rows, ?took, "a kernel of our own");
         Ok(took)
@@ -271,11 +271,12 @@ impl Bench<'_> {
         Ok(true)
     }
 
-    /// The mean time of a product, of our own with its gates, the least of some rounds; `None` if the algorithm does not take so many rows, or
+    /// The mean time of a product, of our own with its gates, and of what follows it, the least of some rounds; `None` if the algorithm does not take so many rows, or
     /// cannot be recorded: as in a pass of few rows, where it counts most, the device finds the next by itself.
     fn time(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Trial { x, y, into, .. } = &self.trial;
         let (many, fewer) = TIMED_WEIGHTS_OF_MANY_ROWS;
+        let stream = self.on.stream;
         let turns = self.weights.iter().take(if rows > many { fewer } else { TIMED_WEIGHTS });
         let run = |w| match (own_of(way), &self.gemm.hopper) {
             (Some(own), Some(hopper)) if self.gated => {
@@ -288,7 +289,8 @@ impl Bench<'_> {
             return Ok(None);
         }
         wait(self.on.stream)?;
-        let Ok(graph) = Graph::record(self.on.stream, || turns.clone().try_for_each(run)) else {
+        let all = || turns.clone().try_for_each(|w| run(w).and_then(|()| self.trial.follow(rows, stream)));
+        let Ok(graph) = Graph::record(stream, all) else {
             return Ok(None);
         };
         let mut least = Duration::MAX;
@@ -338,63 +340,4 @@ fn splits_nothing(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
     // 0 is how an algorithm says that it knows no split.
     read(Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).is_some_and(|parts| parts <= 1)
         && read(Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) == Some(0)
-}
-
-/// Operands to try an algorithm with.
-struct Trial {
-    into: Output,
-    w: Region,
-    x: Region,
-    y: Region,
-}
-
-impl Trial {
-    fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output, rows: usize) -> Result<Self> {
-        let depth = w.depth;
-        // Timed are more rows than are compared: the numbers in those do not matter.
-        let most = CLASSES
-            .into_iter()
-            .find(|&most| most >= rows.max(TRIAL_ROWS))
-            .unwrap_or(CLASSES[CLASSES.len() - 1]);
-        let x = Region::allocate(context, most * w.depth * 2, "a trial of cublasLt")?;
-        let y = Region::allocate(context, most * w.outputs * into.bytes(), "a trial of cublasLt")?;
-        // Powers of two, others for each of seven outputs: which weight meets which number shows, and nothing is
-        // rounded. The halves of a row are alike.
-        let power = |output: usize, at: usize| (((output * 5 + at % (depth / 2) * 3) % 7 + 124) << 7) as u16;
-        let row = |output| (0..depth).map(|at| power(output, at)).collect::<Vec<_>>();
-        let seven: Vec<_> = (0..7).map(row).collect();
-        let weights = (0..w.outputs).map(|output| &*seven[output % 7]).collect::<Vec<_>>().concat();
-        let w = Region::allocate(context, weights.len() * 2, "a trial of cublasLt")?;
-        upload(w.base(), &weights)?;
-        // Sums of numbers from 1 to 2^25 in size, each with its negative half a row away: what is
-        // left of them is what the order of summation made of it.
-        let mut state = 1u32;
-        let mut numbers: Vec<u16> = vec![0; TRIAL_ROWS * depth];
-        for row in numbers.chunks_exact_mut(depth) {
-            for i in 0..depth / 2 {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let size = ((127 + (state >> 16) % 25) << 7) | ((state >> 24) & 0x7f);
-                row[i] = size as u16;
-                row[i + depth / 2] = size as u16 | 0x8000;
-            }
-        }
-        upload(x.base(), &numbers)?;
-        Ok(Self { into, w, x, y })
-    }
-}
-
-/// What lies at an address once `stream` is done.
-#[expect(unsafe_code, reason = "calls of the driver")]
-fn download(from: Address, len: usize, stream: cuda::CUstream) -> Result<Vec<u16>> {
-    let mut to = vec![0; len];
-    // SAFETY: the region holds `len` numbers, and the copy ends before `to` is used.
-    unsafe { driver::memcpy_dtoh_async(&mut to, from, stream) }.map_err(fault("a copy from it"))?;
-    wait(stream)?;
-    Ok(to)
-}
-
-#[expect(unsafe_code, reason = "calls of the driver")]
-fn wait(stream: cuda::CUstream) -> Result<()> {
-    // SAFETY: a live stream.
-    unsafe { driver::stream::synchronize(stream) }.map_err(fault("a product"))
 }

@@ -21,6 +21,7 @@ mod ops;
 mod plan;
 mod start;
 mod stream;
+mod trial;
 
 use cudarc::driver::DriverError;
 
@@ -162,7 +163,7 @@ fn choose_products(
         (each(&|layer| layer.down), (Output::Sum, false), rows),
     ];
     for (weights, into, rows) in &products {
-        choose(&mut gemm, &gpu.context, weights, *into, (*rows, on))?;
+        choose(&mut gemm, gpu, weights, *into, (*rows, on))?;
     }
     Ok(gemm)
 }
