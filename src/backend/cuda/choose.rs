@@ -8,10 +8,14 @@
 
 use std::{
     ffi::{c_int, c_void},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use cudarc::cublaslt::{result, sys};
+use cudarc::{
+    cublaslt::{result, sys},
+    driver::CudaContext,
+};
 use half::bf16;
 
 use super::{
@@ -19,7 +23,6 @@ use super::{
     graph::Graph,
     hopper::{Hopper, Own},
     memory::upload,
-    start::Gpu,
     trial::{TRIAL_ROWS, Trial, download, wait},
 };
 use crate::error::{Error, Result};
@@ -47,13 +50,13 @@ const ROUNDS: usize = 2;
 /// `Internal` if no algorithm gives a row the same bits in products of any number of rows.
 pub(super) fn choose(
     gemm: &mut Gemm,
-    gpu: &Gpu,
+    context: &Arc<CudaContext>,
     weights: &[Matrix],
     (into, gated): (Output, bool),
     (rows, on): (usize, On<'_>),
 ) -> Result<()> {
     let Some(w) = weights.first() else { return Ok(()) };
-    let trial = Trial::of(gpu, w, into, rows)?;
+    let trial = Trial::of(context, w, into, rows)?;
     let mut bench = Bench { gemm, weights, gated, trial, expected: Vec::new(), on };
     let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
     let mut reference = None;
@@ -271,12 +274,12 @@ impl Bench<'_> {
         Ok(true)
     }
 
-    /// The mean time of a product, of our own with its gates, and of what follows it, the least of some rounds; `None` if the algorithm does not take so many rows, or
-    /// cannot be recorded: as in a pass of few rows, where it counts most, the device finds the next by itself.
+    /// The mean time of a product, of our own with its gates, the least of some rounds; `None` if the algorithm does not
+    /// take so many rows, or cannot be recorded: as in a pass of few rows, where it counts most, the device finds the
+    /// next by itself.
     fn time(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Trial { x, y, into, .. } = &self.trial;
         let (many, fewer) = TIMED_WEIGHTS_OF_MANY_ROWS;
-        let stream = self.on.stream;
         let turns = self.weights.iter().take(if rows > many { fewer } else { TIMED_WEIGHTS });
         let run = |w| match (own_of(way), &self.gemm.hopper) {
             (Some(own), Some(hopper)) if self.gated => {
@@ -289,8 +292,7 @@ impl Bench<'_> {
             return Ok(None);
         }
         wait(self.on.stream)?;
-        let all = || turns.clone().try_for_each(|w| run(w).and_then(|()| self.trial.follow(rows, stream)));
-        let Ok(graph) = Graph::record(stream, all) else {
+        let Ok(graph) = Graph::record(self.on.stream, || turns.clone().try_for_each(run)) else {
             return Ok(None);
         };
         let mut least = Duration::MAX;

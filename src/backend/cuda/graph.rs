@@ -13,6 +13,12 @@ use crate::error::Result;
 
 /// Larger batches are launched kernel by kernel.
 const MOST_ROWS: usize = 8192;
+/// Up to so many rows, launching kernel by kernel takes longer than they do: a bucket is recorded when it is seen for the
+/// second time. (The first time loads what the driver loads when it is first used, which a recording must not.) Of more
+/// rows a graph saves some percent, and a recording is waited for: those are recorded that come again and again.
+const SMALL_ROWS: usize = 2048;
+const SEEN_SMALL: u32 = 1;
+const SEEN_LARGE: u32 = 31;
 /// Graphs that are kept; so are further buckets.
 const MOST_GRAPHS: usize = 256;
 
@@ -31,10 +37,16 @@ pub(super) fn bucket(extent: Extent, most: Capacity) -> Option<Extent> {
     fits.then_some(bucket)
 }
 
-/// Recorded passes by bucket; `None` for one that was seen once.
+/// Recorded passes by bucket.
 #[derive(Default)]
 pub(super) struct Graphs {
-    recorded: HashMap<Extent, Option<Graph>>,
+    recorded: HashMap<Extent, Bucket>,
+}
+
+enum Bucket {
+    /// So often.
+    Seen(u32),
+    Recorded(Graph),
 }
 
 /// Recorded work.
@@ -44,9 +56,8 @@ pub(super) struct Graph {
 }
 
 impl Graphs {
-    /// Puts the pass of `bucket` on `stream`, recorded with `pass` when it is seen for the second
-    /// time; false if there is no graph. (The first time loads what the driver loads when it is
-    /// first used, which a recording must not.)
+    /// Puts the pass of `bucket` on `stream`, recorded with `pass` when it was seen often enough; false if there is no
+    /// graph.
     pub(super) fn launch(
         &mut self,
         bucket: Extent,
@@ -56,15 +67,18 @@ impl Graphs {
         if self.recorded.len() >= MOST_GRAPHS && !self.recorded.contains_key(&bucket) {
             return Ok(false);
         }
-        let Some(seen) = self.recorded.get_mut(&bucket) else {
-            self.recorded.insert(bucket, None);
-            return Ok(false);
-        };
-        let graph = match seen {
-            Some(graph) => graph,
-            None => seen.insert(Graph::record(stream, pass)?),
-        };
-        graph.launch(stream)?;
+        let enough = if bucket.rows <= SMALL_ROWS { SEEN_SMALL } else { SEEN_LARGE };
+        let kept = self.recorded.entry(bucket).or_insert(Bucket::Seen(0));
+        if let Bucket::Seen(times) = kept {
+            if *times < enough {
+                *times += 1;
+                return Ok(false);
+            }
+            *kept = Bucket::Recorded(Graph::record(stream, pass)?);
+        }
+        if let Bucket::Recorded(graph) = kept {
+            graph.launch(stream)?;
+        }
         Ok(true)
     }
 

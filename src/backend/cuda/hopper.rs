@@ -31,7 +31,7 @@ const TILE_COSTS: [f64; 3] = [0.6, 1.0, 1.75];
 /// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
 /// Blocks of a cluster for few rows, and for many; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
-const FEW_CLUSTER: usize = 4;
+const FEW_CLUSTER: usize = 2;
 const MANY_CLUSTER: usize = 2;
 const STAGE_DEPTH: usize = 64;
 const ALIGNMENT: usize = 1024;

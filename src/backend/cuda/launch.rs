@@ -16,7 +16,7 @@ const ROW_THREADS: u32 = 256;
 pub(super) const TILE_THREADS: u32 = 128;
 /// Widest row that a warp of `add_norm_held` holds; rows to a block.
 const HELD: usize = 8 * 4 * 32;
-pub(super) const HELD_ROWS: usize = 4;
+const HELD_ROWS: usize = 4;
 /// Numbers of heads to a block of `rotate`: eight a thread.
 const ROTATED: usize = 8 * ROW_THREADS as usize;
 /// Answers to a block of `vocabulary`; its stages, each of 64 columns of a chunk's tokens and of both parts of

@@ -163,7 +163,7 @@ fn choose_products(
         (each(&|layer| layer.down), (Output::Sum, false), rows),
     ];
     for (weights, into, rows) in &products {
-        choose(&mut gemm, gpu, weights, *into, (*rows, on))?;
+        choose(&mut gemm, &gpu.context, weights, *into, (*rows, on))?;
     }
     Ok(gemm)
 }

@@ -1,23 +1,18 @@
-//! What algorithms are tried with at start: operands of which every sum tells its order, and a norm between products.
+//! What algorithms are tried with at start: operands of which every sum tells its order.
 
-use cudarc::driver::{result as driver, sys as cuda};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, result as driver, sys as cuda};
 
 use super::{
     fault,
     gemm::{CLASSES, Matrix, Output},
-    launch::{HELD_ROWS, TILE_THREADS, int, parameters},
     memory::{Address, Region, upload},
-    start::Gpu,
-    stream::Launch,
 };
 use crate::error::Result;
 
 /// Rows of the product that the reference is chosen with.
 pub(super) const TRIAL_ROWS: usize = 512;
-/// Between products of up to so many rows a norm is timed with them.
-const MOST_BETWEEN: usize = 256;
-/// Its columns.
-const WIDTH: usize = 1024;
 
 /// Operands to try an algorithm with.
 pub(super) struct Trial {
@@ -25,14 +20,12 @@ pub(super) struct Trial {
     pub(super) w: Region,
     pub(super) x: Region,
     pub(super) y: Region,
-    between: Option<Between>,
 }
 
 impl Trial {
     /// For products of up to `rows` rows.
-    pub(super) fn of(gpu: &Gpu, w: &Matrix, into: Output, rows: usize) -> Result<Self> {
-        let (context, depth) = (&gpu.context, w.depth);
-        let between = gpu.is_hopper().then(|| Between::of(gpu)).transpose()?;
+    pub(super) fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output, rows: usize) -> Result<Self> {
+        let depth = w.depth;
         // Timed are more rows than are compared: the numbers in those do not matter.
         let most = CLASSES
             .into_iter()
@@ -61,57 +54,7 @@ impl Trial {
             }
         }
         upload(x.base(), &numbers)?;
-        Ok(Self { into, w, x, y, between })
-    }
-
-    /// What follows a product of so many rows.
-    pub(super) fn follow(&self, rows: usize, stream: cuda::CUstream) -> Result<()> {
-        match &self.between {
-            Some(between) if rows <= MOST_BETWEEN => between.put(rows, stream),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// A norm, as one is behind a product in a pass: it is short, and what comes next may begin while it runs, if that is a
-/// kernel that can. Without it our own products of few rows, which leave no room for the next of them beside
-/// themselves, would seem slower than they are.
-struct Between {
-    kernel: Launch,
-    plan: Region,
-    residual: Region,
-    weight: Region,
-    normed: Region,
-}
-
-impl Between {
-    fn of(gpu: &Gpu) -> Result<Self> {
-        let region = |bytes| Region::allocate(&gpu.context, bytes, "a trial of cublasLt");
-        let (plan, weight) = (region(4)?, region(WIDTH * 4)?);
-        let (residual, normed) = (region(MOST_BETWEEN * WIDTH * 4)?, region(MOST_BETWEEN * WIDTH * 2)?);
-        upload(plan.base(), &[MOST_BETWEEN as i32])?;
-        upload(weight.base(), &vec![1.0f32; WIDTH])?;
-        upload(residual.base(), &vec![1.0f32; MOST_BETWEEN * WIDTH])?;
-        let kernel = Launch {
-            kernel: gpu.function("add_norm_held", 0)?,
-            grid: (1, 1),
-            threads: TILE_THREADS,
-            shared: 0,
-            cluster: 1,
-            early: true,
-        };
-        Ok(Self { kernel, plan, residual, weight, normed })
-    }
-
-    fn put(&self, rows: usize, stream: cuda::CUstream) -> Result<()> {
-        let launch = Launch { grid: (rows.div_ceil(HELD_ROWS), 1), ..self.kernel };
-        let (none, count_at, epsilon): (Address, i32, f32) = (0, 0, 1e-6);
-        let (plan, residual, weight) = (self.plan.base(), self.residual.base(), self.weight.base());
-        let normed = self.normed.base();
-        launch.put(
-            stream,
-            parameters![plan, count_at, residual, none, weight, normed, none, int(WIDTH), epsilon],
-        )
+        Ok(Self { into, w, x, y })
     }
 }
 

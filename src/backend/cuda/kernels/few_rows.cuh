@@ -3,13 +3,13 @@
 //
 // What such a product takes is bringing w from memory. So every multiprocessor gets its share of the
 // outputs, w is asked for before the kernel before this one has ended (x is not: that one writes it), and
-// the blocks of a cluster, which multiply the same 64 rows of x, bring a quarter of them each, to all.
+// the blocks of a cluster, which multiply the same 64 rows of x, bring half of them each, to both.
 // A warp copies, a warpgroup multiplies; a ring of stages lies between them. A sum is of its products
 // in order, so its bits depend neither on how many rows there are nor on how outputs are shared out.
 #pragma once
 #include "hopper.cuh"
 
-constexpr int FEW_CLUSTER = 4;                 // blocks
+constexpr int FEW_CLUSTER = 2;                 // blocks
 constexpr int X_ROWS = 64;                     // rows of x to a block
 constexpr int X_BYTES = X_ROWS * DEPTH * 2;    // of a stage
 constexpr int RING_BYTES = 200 << 10;          // most of all stages
