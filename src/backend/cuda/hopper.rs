@@ -26,7 +26,8 @@ const FEW_THREADS: u32 = 128 + 32;
 /// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
 const MANY_TILE: usize = 128;
 const MANY_WIDTHS: [usize; 3] = [64, 128, 256];
-/// What a tile of each costs beside one of 128: of 64, x is brought as often; of 256, less is brought for each product.
+/// What a tile of each costs beside one of 128: of 64, x is brought as often (assumed); of 256, less is brought for each
+/// product (12.3 microseconds for 6.8, of gates of depth 1,024 on an H100).
 const TILE_COSTS: [f64; 3] = [0.6, 1.0, 1.75];
 /// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
