@@ -191,6 +191,14 @@ fn a_number_that_is_none_stays_with_its_pair() {
 }
 
 #[test]
+fn a_fault_of_the_device_ends_the_engine() {
+    let Some(mock) = Mock::build() else { return };
+    let mut environment = mock.found();
+    environment.push(("MOCK_CUDA_FAULT_TOKEN", mocked::BAD_TOKEN.to_string()));
+    passed(&run("mocked::a_fault_of_the_device_ends_the_engine", &environment));
+}
+
+#[test]
 fn the_vocabulary_is_read_only_where_it_is_asked_for() {
     let Some(mock) = Mock::build() else { return };
     passed(&run("lanes::the_vocabulary_is_read_only_where_it_is_asked_for", &mock.found()));

@@ -183,6 +183,25 @@ fn a_failed_batch_fails_its_own_tickets_only() {
 }
 
 #[test]
+fn a_lost_device_answers_every_ticket_and_ends_the_engine() {
+    let (engine, guard, control) = stub(EngineConfig::default());
+    control.hold();
+    control.inject(Fault::Lose(Error::internal("the device is gone")));
+    let running = score(&engine, &[1, 2], false, None);
+    while control.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    let queued = score(&engine, &[3, 4], false, None);
+    control.release();
+    assert_eq!(wait(running).expect_err("lost").message(), "the device is gone");
+    wait(queued).expect_err("dropped");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(guard.ended());
+    assert!(!engine.is_alive(Duration::from_secs(3600)));
+    assert_eq!(guard.stop().expect_err("it is told").message(), "the device is gone");
+}
+
+#[test]
 fn a_panic_answers_every_ticket_and_ends_the_engine() {
     let (engine, guard, control) = stub(EngineConfig::default());
     control.hold();

@@ -78,6 +78,12 @@ pub trait Backend: Send {
             Pass::Running(number) => Err(Error::internal(format!("pass {number} is not of this backend"))),
         }
     }
+
+    /// Why no pass will ever succeed again, if that is so: a device's fault outlives the pass that it
+    /// failed, and only another process has the device anew. Asked after a pass has failed.
+    fn lost(&mut self) -> Option<Error> {
+        None
+    }
 }
 
 /// Passes under way on one lane of a device that computes by itself: one that runs, and one behind it.

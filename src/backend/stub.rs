@@ -56,6 +56,8 @@ pub struct StubPace {
 pub enum Fault {
     /// Fails as a whole.
     Fail(Error),
+    /// Fails as a whole, and so does every other from then on.
+    Lose(Error),
     /// Panics.
     Panic,
     /// Gives a number that is not finite for every answer whose path holds this token, from now on.
@@ -149,6 +151,7 @@ pub struct StubBackend {
     /// Token by block and offset.
     cache: Vec<u32>,
     poison: Option<u32>,
+    lost: Option<Error>,
     /// What was submitted, if passes run late; `None` if they run as they are submitted.
     late: Option<Late>,
 }
@@ -180,7 +183,7 @@ impl StubBackend {
     /// A stub that gives `grades` logits and decodes `script` (distinct tokens; the last one should
     /// be a stop token).
     pub fn new(grades: usize, script: Vec<u32>, control: Arc<StubControl>) -> Self {
-        Self { grades, script, control, cache: Vec::new(), poison: None, late: None }
+        Self { grades, script, control, cache: Vec::new(), poison: None, lost: None, late: None }
     }
 
     /// As a device that computes by itself: a pass runs some time after it was submitted, when
@@ -209,6 +212,10 @@ impl StubBackend {
         match fault {
             Some(Fault::Fail(error)) => {
                 self.write(batch, |_| RUBBISH);
+                return Err(error);
+            }
+            Some(Fault::Lose(error)) => {
+                self.lost = Some(error.clone());
                 return Err(error);
             }
             Some(Fault::Panic) => panic!("a fault injected by a test"),
@@ -294,6 +301,10 @@ impl Backend for StubBackend {
             max_positions: 1 << 20,
             overlaps: self.late.is_some(),
         }
+    }
+
+    fn lost(&mut self) -> Option<Error> {
+        self.lost.clone()
     }
 
     fn reserve_kv(&mut self, blocks: usize) -> Result<()> {

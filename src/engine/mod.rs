@@ -126,7 +126,7 @@ pub struct Engine {
 /// Ends the engine when told, and tells whether it died.
 pub struct EngineGuard {
     engine: Engine,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Result<()>>,
     ended: watch::Receiver<()>,
 }
 
@@ -160,7 +160,7 @@ impl Engine {
             .name("engine".into())
             .spawn(move || {
                 let _last_words = last_words;
-                worker.run(&receiver);
+                worker.run(&receiver)
             })
             .map_err(|error| Error::internal("the engine's thread could not be started").with_cause(error))?;
         let engine = Self { sender, shared };
@@ -222,13 +222,13 @@ impl Engine {
 }
 
 impl EngineGuard {
-    /// Refuses new jobs, finishes what is queued, joins the thread; an error if it panicked.
-    /// Blocks: call it off the async threads.
+    /// Refuses new jobs, finishes what is queued, joins the thread; an error if it panicked or the
+    /// device was lost. Blocks: call it off the async threads.
     pub fn stop(self) -> Result<()> {
         self.engine.shared.stopping.store(true, Ordering::Release);
         // The thread may be gone already: joining tells.
         let _ = self.engine.sender.send(Message::Stop);
-        self.thread.join().map_err(|_| Error::internal("the engine's thread panicked"))
+        self.thread.join().map_err(|_| Error::internal("the engine's thread panicked"))?
     }
 
     /// Resolves when the thread ends for any reason.

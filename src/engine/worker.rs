@@ -44,6 +44,8 @@ pub(super) struct Worker {
     busy_since: Instant,
     /// Explain sequences that hold memory.
     decoding: usize,
+    /// Why the device computes nothing any more.
+    lost: Option<Error>,
 }
 
 const SCORE: usize = 0;
@@ -92,10 +94,13 @@ impl Worker {
             landed: Instant::now(),
             busy_since: Instant::now(),
             decoding: 0,
+            lost: None,
         }
     }
 
-    pub(super) fn run(mut self, inbox: &mpsc::Receiver<Message>) {
+    /// Until it is told to stop and has done all; or, as an error, until the device is lost. What waits then is
+    /// dropped, which answers it.
+    pub(super) fn run(mut self, inbox: &mpsc::Receiver<Message>) -> Result<()> {
         let mut open = true;
         while open || !self.scheduler.is_idle() || self.is_flying() {
             open = self.receive(inbox, open);
@@ -103,7 +108,11 @@ impl Worker {
             if let Some(flight) = self.land(inbox, &mut open) {
                 self.end(flight);
             }
+            if let Some(error) = self.lost.take() {
+                return Err(error);
+            }
         }
+        Ok(())
     }
 
     fn is_flying(&self) -> bool {
@@ -149,6 +158,9 @@ impl Worker {
     }
 
     fn should_submit(&self) -> bool {
+        if self.lost.is_some() {
+            return false;
+        }
         let (score, explain) = self.scheduler.waiting();
         let [scores, steps] = self.flights.each_ref().map(VecDeque::len);
         match scores {
@@ -384,6 +396,9 @@ impl Worker {
 
     fn fail(&mut self, score: Vec<ScoreJob>, explain: Vec<ExplainSequence>, error: &Error) {
         self.decoding -= explain.len();
+        if self.lost.is_none() {
+            self.lost = self.backend.lost();
+        }
         // Each request that it fails logs the cause; this line says that they share it.
         tracing::debug!(error = %error.message(), score = score.len(), explain = explain.len(), "a batch failed");
         score.into_iter().for_each(|job| job.ticket.fail(error.clone()));

@@ -6,7 +6,7 @@
 // MOCK_CUDA_INIT: what cuInit answers; MOCK_CUDA_DEVICES: how many there are;
 // MOCK_CUDA_CAPABILITY: 90 for 9.0; MOCK_CUDA_REFUSES_KERNELS: the fatbin does not load;
 // MOCK_CUDA_MEMORY_MIB: how much there is; MOCK_CUDA_NAN_TOKEN: its embedding is no number;
-// MOCK_CUDA_SEED: another order; MOCK_CUDA_WRONG_PRODUCTS: what is in the names of those of
+// MOCK_CUDA_FAULT_TOKEN: a kernel that meets it fails; MOCK_CUDA_SEED: another order; MOCK_CUDA_WRONG_PRODUCTS: what is in the names of those of
 // our own products whose first number is wrong.
 #define VERDICT_SHIM
 #include "kernels.cu"
@@ -25,7 +25,7 @@ namespace {
 using Work = std::function<void()>;
 using Address = unsigned long long;
 
-enum Status { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
+enum Status { SUCCESS = 0, LAUNCH_FAILED = 719, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
               NOT_READY = 600, CAPTURING = 900 };
 enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MULTIPROCESSORS = 16, SHARED_OF_MULTIPROCESSOR = 81 };
 enum LaunchAttribute { CLUSTER_DIMENSION = 4, PROGRAMMATIC = 6 };
@@ -141,11 +141,16 @@ void report() {
            kernels_by_name["attention_hopper"]);
 }
 
-// One sequence's numbers are none from the start.
+// What calls say once a kernel has failed: it stays so.
+bool faulted = false;
+int state() { return faulted ? LAUNCH_FAILED : SUCCESS; }
+
+// One sequence's numbers are none from the start; or it is a fault of the device.
 void embed_with_nan(const int* plan, const bf16* table, float* residual, int hidden) {
     embed(plan, table, residual, hidden);
-    static const int bad = setting("MOCK_CUDA_NAN_TOKEN", -1);
+    static const int bad = setting("MOCK_CUDA_NAN_TOKEN", -1), fault = setting("MOCK_CUDA_FAULT_TOKEN", -1);
     int row = blockIdx.x;
+    if (row < plan[ROWS] && list<int>(plan, TOKENS)[row] == fault) faulted = true;
     if (threadIdx.x == 0 && row < plan[ROWS] && list<int>(plan, TOKENS)[row] == bad) residual[static_cast<size_t>(row) * hidden] = NAN;
 }
 
@@ -200,7 +205,7 @@ int cuDevicePrimaryCtxRetain(void** context, int) { *context = &streams; return 
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxGetCurrent(void** context) { *context = &streams; return SUCCESS; }
 int cuCtxSetCurrent(void*) { return SUCCESS; }
-int cuCtxSynchronize() { run_until(is_idle); return SUCCESS; }
+int cuCtxSynchronize() { run_until(is_idle); return state(); }
 int cuCtxGetStreamPriorityRange(int* least, int* greatest) { *least = 0, *greatest = -5; return SUCCESS; }
 
 int cuStreamCreateWithPriority(void** stream, unsigned, int priority) {
@@ -240,14 +245,14 @@ int cuEventRecord(void* event, void* stream) {
 int cuEventQuery(void* event) {
     auto* asked = static_cast<Event*>(event);
     for (int i = order() % 40; i > 0; --i) step();
-    if (asked->passed == asked->recorded) return SUCCESS;
+    if (asked->passed == asked->recorded) return state();
     ++too_early;
     return NOT_READY;
 }
 int cuEventSynchronize(void* event) {
     auto* asked = static_cast<Event*>(event);
     run_until([=] { return asked->passed == asked->recorded; });
-    return SUCCESS;
+    return state();
 }
 
 int cuMemAlloc_v2(Address* at, size_t bytes) {
@@ -287,6 +292,7 @@ int cuMemcpyHtoD_v2(Address to, const void* from, size_t bytes) {
 }
 int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* stream) {
     if (!inside(to, bytes)) return INVALID_VALUE;
+    if (faulted) return LAUNCH_FAILED;
     submit(stream, [=] { memcpy(reinterpret_cast<void*>(to), from, bytes); });
     return SUCCESS;
 }

@@ -10,6 +10,28 @@ pub(super) const BAD_TOKEN: u32 = 99;
 
 type Answer = oneshot::Receiver<Result<Scored>>;
 
+/// After a fault of the device nothing is computed any more: the engine ends, and says why.
+#[test]
+#[ignore = "needs the mock that tests/cuda.rs builds"]
+fn a_fault_of_the_device_ends_the_engine() {
+    let model = model("qwen3");
+    let (engine, guard) =
+        Engine::start(on(Device::Cuda, &model), engine_config(), Arc::default()).expect("starts");
+    let score = |tokens: &[u32]| {
+        let (job, answer) = job(tokens, 0);
+        engine.score_all(vec![job]);
+        answer.blocking_recv().map_err(|_| "dropped")
+    };
+    score(&[20, 21, 22]).expect("answered").expect("scored");
+    let error = score(&[20, BAD_TOKEN, 22]).expect("answered").expect_err("the device fails");
+    assert_eq!(error.message(), "device: cuda: a pass: an error of the mock");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(guard.ended());
+    assert!(!engine.is_alive(std::time::Duration::from_secs(3600)));
+    let error = guard.stop().expect_err("it was lost");
+    assert_eq!(error.message(), "device: cuda: it is lost: an error of the mock");
+}
+
 /// A number that is none stays with the prompts that hold the token that brings it.
 #[test]
 #[ignore = "needs the mock that tests/cuda.rs builds"]

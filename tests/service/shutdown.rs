@@ -126,6 +126,17 @@ async fn a_dead_engine_ends_the_server() {
 }
 
 #[tokio::test]
+async fn a_lost_device_ends_the_server() {
+    let server = TestServer::start().await;
+    server.stub.inject(Fault::Lose(verdict::error::Error::internal("the device is gone")));
+    let answer = server.score(&json!({"query": "q", "documents": ["d"]})).await;
+    assert!(answer.status.is_server_error(), "{}", answer.status);
+    let failure = server.ended().await.expect_err("lost");
+    let Failure::Runtime(error) = failure else { panic!("{failure:?}") };
+    assert_eq!(error.message(), "the device is gone");
+}
+
+#[tokio::test]
 async fn a_failed_batch_fails_its_requests_alone() {
     let server = TestServer::start().await;
     server.stub.inject(Fault::Fail(verdict::error::Error::internal("out of memory")));

@@ -23,7 +23,7 @@ mod start;
 mod stream;
 mod trial;
 
-use cudarc::driver::DriverError;
+use cudarc::driver::{DriverError, result};
 
 use super::{Backend, Description, Options, Pass, Reading};
 use crate::{
@@ -213,6 +213,16 @@ impl Backend for CudaBackend {
         let cache = cache.as_ref().map_or(0, |(_, region)| region.base());
         lane.submit(*submitted, &plan, (asked, blocks), shared, cache)?;
         Ok(Pass::Running(*submitted))
+    }
+
+    fn lost(&mut self) -> Option<Error> {
+        // A fault of a kernel is told by every call from then on.
+        self.gpu
+            .context
+            .bind_to_thread()
+            .and_then(|()| result::ctx::synchronize())
+            .map_err(fault("it is lost"))
+            .err()
     }
 
     fn is_done(&mut self, pass: &Pass) -> bool {
