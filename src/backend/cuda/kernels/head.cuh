@@ -137,8 +137,8 @@ DEVICE void bring_activations(const Reader& reader, int piece, int stage) {
 }
 
 // One partial a chunk of tokens and an answer that is read. A block takes chunk after chunk, the stages of which follow
-// one another: it never waits for the first of a chunk. Blocks of the same chunks and other answers are neighbours: they
-// find the weights in the cache.
+// one another: it never waits for the first of a chunk. Blocks of the same chunks and other answers are neighbours, so
+// that the cache may have their weights.
 KERNEL void __launch_bounds__(128, 4) vocabulary(const int* plan, const bf16* normed, const bf16* rest, const bf16* matrix,
                                                  int tokens, Partial* partials, int hidden) {
     constexpr int AHEAD = VOCABULARY_STAGES - 1;
