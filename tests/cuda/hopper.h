@@ -132,9 +132,8 @@ UNORDERED static void barrier_wait(Barrier* barrier, u32 parity) {
 static inline void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     shim::bring(map, column, row, to, barrier, 1u << shim::rank());
 }
-template <int BLOCKS>
-static inline void bring_tile_to_all(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
-    shim::bring(map, column, row, to, barrier, (1u << BLOCKS) - 1);
+static inline void bring_tile_to_both(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
+    shim::bring(map, column, row, to, barrier, (1u << CLUSTER) - 1);
 }
 
 static inline void products_begin() {}

@@ -24,7 +24,7 @@ struct Trial {
     const std::vector<bf16>&x, &w;
     int into, rows, outputs, depth;
 
-    std::vector<float> by(Multiply kernel, Dim grid, unsigned cluster, unsigned threads, size_t shared, int x_tile, int w_tile, int of_w) const {
+    std::vector<float> by(Multiply kernel, Dim grid, unsigned threads, size_t shared, int x_tile, int w_tile, int of_w) const {
         std::vector<bf16> narrow(rows * outputs, 0x7fc0);
         std::vector<float> wider(rows * outputs);
         for (size_t i = 0; i < wider.size(); ++i) wider[i] = static_cast<float>(i % 13);
@@ -33,7 +33,7 @@ struct Trial {
                                                 shim::encode(w_map, w.data(), depth, of_w, depth * 2, DEPTH, w_tile));
         void* y = into == INTO_ROWS ? static_cast<void*>(narrow.data()) : wider.data();
         Product product{into, rows, outputs, depth};
-        shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y, product); }, cluster, true);
+        shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y, product); }, CLUSTER, true);
         for (size_t i = 0; i < narrow.size() && into == INTO_ROWS; ++i) wider[i] = from_bf16(narrow[i]);
         return wider;
     }
@@ -42,14 +42,14 @@ struct Trial {
         int of_w = outputs * (gated ? 2 : 1);
         Dim grid{static_cast<unsigned>(of_w / width.outputs), static_cast<unsigned>((rows + X_ROWS - 1) / X_ROWS)};
         size_t shared = width.stages * (width.stage + 2 * sizeof(Barrier));
-        return by(gated ? width.gated : width.plain, grid, FEW_CLUSTER, 160, shared, X_ROWS / FEW_CLUSTER, width.outputs / (gated ? 2 : 1), of_w);
+        return by(gated ? width.gated : width.plain, grid, 160, shared, X_ROWS / CLUSTER, width.outputs / (gated ? 2 : 1), of_w);
     }
 
     std::vector<float> of_many(int width, unsigned clusters, bool gated = false) const {
         const Width& of = width == 256 ? MANY_WIDTHS[2] : width == 128 ? MANY_WIDTHS[1] : MANY_WIDTHS[0];
         size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
         int of_w = outputs * (gated ? 2 : 1);
-        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, CLUSTER, 128 * GROUPS + 32, shared, TILE, width / CLUSTER, of_w);
+        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, TILE, width / CLUSTER, of_w);
     }
 };
 
@@ -91,7 +91,7 @@ void products_of_few_rows() {
         int around = (2 * width.stages + 3) * DEPTH;
         for (auto [rows, depth] : {std::pair{1, 64}, {64, around}, {70, 200}, {130, 72}}) {
             if (few && (rows != 64 || width.outputs > 64 || width.outputs % 32 != 16)) continue;
-            int outputs = FEW_CLUSTER * width.outputs * (rows == 70 ? 2 : 1);
+            int outputs = CLUSTER * width.outputs * (rows == 70 ? 2 : 1);
             std::vector<bf16> x = halves(rows * depth, 0.3f), w = halves(outputs * depth, 0.3f);
             std::string name = "product " + std::to_string(width.outputs) + " of " + std::to_string(rows) + " x " + std::to_string(depth);
             for (int into : {INTO_ROWS, INTO_WIDE, INTO_SUM}) {

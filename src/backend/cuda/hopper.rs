@@ -31,9 +31,8 @@ const MANY_WIDTHS: [usize; 3] = [64, 128, 256];
 const TILE_COSTS: [f64; 3] = [0.6, 1.0, 1.75];
 /// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
-/// Blocks of a cluster for few rows, and for many; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
-const FEW_CLUSTER: usize = 2;
-const MANY_CLUSTER: usize = 2;
+/// Blocks of a cluster; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
+const CLUSTER: usize = 2;
 const STAGE_DEPTH: usize = 64;
 const ALIGNMENT: usize = 1024;
 const BARRIER_BYTES: usize = 8;
@@ -94,16 +93,16 @@ impl Hopper {
             let stage = (FEW_TILE + width) * STAGE_DEPTH * 2;
             let stages = (RING_BYTES / stage).min(MOST_STAGES);
             let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES);
-            let named = |name: String| launch(gpu, &name, FEW_CLUSTER, FEW_THREADS, shared);
+            let named = |name: String| launch(gpu, &name, FEW_THREADS, shared);
             let plain = named(format!("few_rows_{width}"))?;
             let gated = (width != WIDTHS[0]).then(|| named(format!("few_rows_gated_{width}"))).transpose()?;
-            Ok(Few { width, plain, gated, blocks: FEW_CLUSTER * plain.clusters_at_once()? })
+            Ok(Few { width, plain, gated, blocks: CLUSTER * plain.clusters_at_once()? })
         };
         let many = |(width, tile_cost): (usize, f64)| -> Result<Many> {
             let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
             // One more barrier for the turns of each warpgroup.
             let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
-            let named = |name: String| launch(gpu, &name, MANY_CLUSTER, MANY_THREADS, shared);
+            let named = |name: String| launch(gpu, &name, MANY_THREADS, shared);
             let (plain, gated) =
                 (named(format!("many_rows_{width}"))?, named(format!("many_rows_gated_{width}"))?);
             Ok(Many { width, tile_cost, plain, gated, clusters: plain.clusters_at_once()? })
@@ -118,7 +117,7 @@ impl Hopper {
     /// The narrowest blocks that all run at once; else the widest. `gated` if the outputs are gates and ups.
     fn few(&self, outputs: usize, rows: usize, gated: bool) -> Option<&Few> {
         let whole = |kernel: &&Few| {
-            outputs.is_multiple_of(FEW_CLUSTER * kernel.width) && (kernel.gated.is_some() || !gated)
+            outputs.is_multiple_of(CLUSTER * kernel.width) && (kernel.gated.is_some() || !gated)
         };
         let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(FEW_TILE);
         let mut usable = self.few.iter().filter(whole);
@@ -136,7 +135,7 @@ impl Hopper {
             work.div_ceil(kernel.clusters.max(1)) as f64 * kernel.tile_cost
         };
         usable
-            .map(|kernel| (kernel, rows.div_ceil(MANY_CLUSTER * MANY_TILE) * (outputs / kernel.width)))
+            .map(|kernel| (kernel, rows.div_ceil(CLUSTER * MANY_TILE) * (outputs / kernel.width)))
             .min_by(|a, b| cost(a).total_cmp(&cost(b)))
     }
 
@@ -184,7 +183,7 @@ impl Hopper {
             false => (kernel.plain, kernel.width),
         };
         let grid = (w.outputs / kernel.width, rows.div_ceil(FEW_TILE));
-        Ok((Launch { grid, ..launch }, FEW_TILE / FEW_CLUSTER, w_tile))
+        Ok((Launch { grid, ..launch }, FEW_TILE / CLUSTER, w_tile))
     }
 
     /// The same for many.
@@ -193,15 +192,15 @@ impl Hopper {
         let (kernel, work) =
             found.ok_or_else(|| Error::internal("a product whose outputs are not whole tiles"))?;
         let launch = if gated { kernel.gated } else { kernel.plain };
-        let grid = (MANY_CLUSTER * work.min(kernel.clusters).max(1), 1);
-        Ok((Launch { grid, ..launch }, MANY_TILE, kernel.width / MANY_CLUSTER))
+        let grid = (CLUSTER * work.min(kernel.clusters).max(1), 1);
+        Ok((Launch { grid, ..launch }, MANY_TILE, kernel.width / CLUSTER))
     }
 }
 
 /// All but the grid of a kernel's launch.
-fn launch(gpu: &Gpu, name: &str, cluster: usize, threads: u32, shared: usize) -> Result<Launch> {
+fn launch(gpu: &Gpu, name: &str, threads: u32, shared: usize) -> Result<Launch> {
     let kernel = gpu.function(name, shared)?;
-    Ok(Launch { kernel, grid: (cluster, 1), threads, shared, cluster: cluster as u32, early: true })
+    Ok(Launch { kernel, grid: (CLUSTER, 1), threads, shared, cluster: CLUSTER as u32, early: true })
 }
 
 /// How the device finds tiles of [`STAGE_DEPTH`] columns and so many rows in a matrix of bf16; behind its edges

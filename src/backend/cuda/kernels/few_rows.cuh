@@ -3,13 +3,12 @@
 //
 // What such a product takes is bringing w from memory. So every multiprocessor gets its share of the
 // outputs, w is asked for before the kernel before this one has ended (x is not: that one writes it), and
-// the blocks of a cluster, which multiply the same 64 rows of x, bring half of them each, to both.
+// the two blocks of a cluster, which multiply the same 64 rows of x, bring half of them each, to both.
 // A warp copies, a warpgroup multiplies; a ring of stages lies between them. A sum is of its products
 // in order, so its bits depend neither on how many rows there are nor on how outputs are shared out.
 #pragma once
 #include "hopper.cuh"
 
-constexpr int FEW_CLUSTER = 2;                 // blocks
 constexpr int X_ROWS = 64;                     // rows of x to a block
 constexpr int X_BYTES = X_ROWS * DEPTH * 2;    // of a stage
 constexpr int RING_BYTES = 200 << 10;          // most of all stages
@@ -90,7 +89,7 @@ DEVICE void put_gated(const float (&sums)[OUTPUTS / 8][4], bf16* y, int first, i
 template <int OUTPUTS, bool GATED>
 DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, int output, int outputs, int pieces, u32 rank,
                          bf16* stages, Barrier* full, Barrier* empty) {
-    constexpr int RING = Ring<OUTPUTS>::STAGES, STAGE = Ring<OUTPUTS>::BYTES / 2, PART = X_ROWS / FEW_CLUSTER;
+    constexpr int RING = Ring<OUTPUTS>::STAGES, STAGE = Ring<OUTPUTS>::BYTES / 2, PART = X_ROWS / CLUSTER;
     auto bring_w = [&](int piece, int stage) {
         barrier_expect(full + stage, Ring<OUTPUTS>::BYTES);
         bf16* to = stages + stage * STAGE + X_BYTES / 2;
@@ -100,14 +99,14 @@ DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, int ou
     };
     auto bring_x = [&](int piece, int stage) {
         bf16* to = stages + stage * STAGE + rank * PART * DEPTH;
-        bring_tile_to_all<FEW_CLUSTER>(x, piece * DEPTH, row + rank * PART, to, full + stage);
+        bring_tile_to_both(x, piece * DEPTH, row + rank * PART, to, full + stage);
     };
     int first = pieces < RING ? pieces : RING;
     for (int piece = 0; piece < first; ++piece) bring_w(piece, piece);
     after_the_kernel_before();
     for (int piece = 0; piece < first; ++piece) bring_x(piece, piece);
     for (int piece = first, stage = 0; piece < pieces; ++piece) {
-        // All blocks are done with what lay here.
+        // Both blocks are done with what lay here.
         barrier_wait(empty + stage, (piece / RING - 1) & 1);
         bring_w(piece, stage);
         bring_x(piece, stage);
@@ -130,7 +129,7 @@ DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], int pieces, const bf1
         products_commit();
         // The stage before is read.
         products_wait<1>();
-        if (piece > 0 && piece - 1 + RING < pieces) release<FEW_CLUSTER>(empty + last);
+        if (piece > 0 && piece - 1 + RING < pieces) release(empty + last);
         last = stage;
         stage = stage + 1 == RING ? 0 : stage + 1;
     }
@@ -146,7 +145,7 @@ DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Prod
     Barrier* empty = full + RING;
     int row = blockIdx.y * X_ROWS, output = blockIdx.x * (GATED ? OUTPUTS / 2 : OUTPUTS);
     int pieces = (product.depth + DEPTH - 1) / DEPTH;
-    set_up_barriers<FEW_CLUSTER>(full, empty, RING, 4);
+    set_up_barriers(full, empty, RING, 4);
     if (threadIdx.x < 128) {
         float sums[OUTPUTS / 8][4];
         after_the_kernel_before();
@@ -157,7 +156,7 @@ DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Prod
     } else if (threadIdx.x == 128) {
         bring_stages<OUTPUTS, GATED>(x, w, row, output, product.outputs, pieces, cluster_rank(), stages, full, empty);
     }
-    // The other blocks' last copies find this one's memory.
+    // The other block's last copies find this one's memory.
     cluster_sync();
 }
 

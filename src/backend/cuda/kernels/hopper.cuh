@@ -11,6 +11,7 @@ struct alignas(64) TensorMap {
 typedef unsigned long long Barrier;
 
 constexpr int DEPTH = 64;    // columns of a tile: 128 bytes, as the swizzle has it
+constexpr int CLUSTER = 2;   // blocks
 
 // The upper word of what tensor cores are told of a tile: eight rows 1,024 bytes further, 128-byte swizzle
 // (PTX ISA, matrix descriptor of wgmma).
@@ -74,13 +75,12 @@ DEVICE void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barr
         : "memory");
 }
 
-// To the same place of every block of a cluster of BLOCKS; each one's barrier counts.
-template <int BLOCKS>
-DEVICE void bring_tile_to_all(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
+// To the same place of both blocks; each one's barrier counts.
+DEVICE void bring_tile_to_both(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
         "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_at(to)),
-        "l"(&map), "r"(shared_at(barrier)), "r"(column), "r"(row), "h"(static_cast<unsigned short>((1 << BLOCKS) - 1))
+        "l"(&map), "r"(shared_at(barrier)), "r"(column), "r"(row), "h"(static_cast<unsigned short>(3))
         : "memory");
 }
 
@@ -179,12 +179,11 @@ DEVICE void multiply_held(float (*sums)[4], const u32 (&x)[4], unsigned long lon
 #ifdef HOPPER
 // Of every stage: full when the copying thread has said how much is to come, and it has; empty when so many warps of
 // each block have read it. All blocks of a cluster know of them behind this, and of what the first thread set up before.
-template <int BLOCKS>
 DEVICE void set_up_barriers(Barrier* full, Barrier* empty, int stages, int readers) {
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < stages; ++stage) {
             barrier_init(full + stage, 1);
-            barrier_init(empty + stage, readers * BLOCKS);
+            barrier_init(empty + stage, readers * CLUSTER);
         }
         barriers_set_up();
     }
@@ -198,9 +197,8 @@ DEVICE bf16* first_stage(unsigned char* shared) {
 
 // This warp has read a stage: its first lanes tell one block of the cluster each. Only of a stage that is brought again:
 // who waits for that is still there to be told, and one that has ended must not be reached.
-template <int BLOCKS>
 DEVICE void release(Barrier* empty) {
-    if (threadIdx.x % 32 < BLOCKS) barrier_arrive(empty, threadIdx.x % 32);
+    if (threadIdx.x % 32 < CLUSTER) barrier_arrive(empty, threadIdx.x % 32);
 }
 
 // The lower word: where it begins, and where its next 64 columns do if it is transposed, in units of 16 bytes. Of

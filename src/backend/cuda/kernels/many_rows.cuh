@@ -9,7 +9,6 @@
 #pragma once
 #include "few_rows.cuh"
 
-constexpr int CLUSTER = 2;  // blocks
 constexpr int TILE = 128;   // rows of x to a tile
 constexpr int GROUPS = 2;   // of four warps, that multiply
 
@@ -100,7 +99,7 @@ DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& p
     auto bring_w = [&](int output, int piece, int stage) {
         barrier_expect(full + stage, Wheel<OUTPUTS>::BYTES);
         bf16* to = stages + stage * STAGE + (TILE + rank * HALF) * DEPTH;
-        bring_tile_to_all<CLUSTER>(w, piece * DEPTH, output + static_cast<int>(rank) * second, to, full + stage);
+        bring_tile_to_both(w, piece * DEPTH, output + static_cast<int>(rank) * second, to, full + stage);
     };
     auto bring_x = [&](int row, int piece, int stage) {
         bring_tile(x, piece * DEPTH, row + static_cast<int>(rank) * TILE, stages + stage * STAGE, full + stage);
@@ -152,11 +151,11 @@ DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int piece
             }
             products_commit();
             products_wait<1>();
-            if (piece > 0 && turn * pieces + piece - 1 + STAGES < most) release<CLUSTER>(empty + last);
+            if (piece > 0 && turn * pieces + piece - 1 + STAGES < most) release(empty + last);
             last = at.stage;
         }
         products_wait<0>();
-        if ((turn + 1) * pieces - 1 + STAGES < most) release<CLUSTER>(empty + last);
+        if ((turn + 1) * pieces - 1 + STAGES < most) release(empty + last);
         Place place = place_of<OUTPUTS, GATED>(tile, product.rows);
         int first = place.row + static_cast<int>(rank) * TILE + first_part * PART + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
 #pragma unroll
@@ -181,7 +180,7 @@ DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     int tiles = pairs * (product.outputs / (GATED ? OUTPUTS / 2 : OUTPUTS)), pieces = (product.depth + DEPTH - 1) / DEPTH;
     u32 rank = cluster_rank();
     for (int group = 0; group < GROUPS && threadIdx.x == 0; ++group) barrier_init(turns + group, 4);
-    set_up_barriers<CLUSTER>(full, empty, STAGES, Wheel<OUTPUTS>::READERS);
+    set_up_barriers(full, empty, STAGES, Wheel<OUTPUTS>::READERS);
     if (threadIdx.x < 128 * GROUPS) {
         after_the_kernel_before();
         multiply_tiles<OUTPUTS, GATED>(y, product, tiles, pieces, rank, stages, full, empty, turns);
