@@ -52,8 +52,10 @@ pub(crate) struct Answer {
     pub(crate) computed_tokens: u64,
     pub(crate) shared_tokens: u64,
     pub(crate) cached_tokens: u64,
-    /// Since it was sent: the scores, where reasons follow.
-    pub(crate) scores_after: Option<Duration>,
+    /// When the scores were there, since it was sent; reading what they are comes after.
+    pub(crate) after: Duration,
+    /// Whether reasons follow them.
+    pub(crate) explained: bool,
     /// Since it was sent: the first piece of a reason.
     pub(crate) reason_after: Option<Duration>,
     /// Reasons that were read to their end, and those that were shed.
@@ -117,12 +119,13 @@ impl Client {
             200 if ask.way == Way::Sse => events(response, sent).await.map(Outcome::Ok),
             200 => {
                 let body = response.into_body().collect().await?.to_bytes();
+                let after = sent.elapsed();
                 let body: Value = serde_json::from_slice(&body)?;
                 anyhow::ensure!(
                     body["results"].as_array().is_some_and(|results| results.len() == ask.pairs),
                     "an answer without all results"
                 );
-                Ok(Outcome::Ok(answer(&body)))
+                Ok(Outcome::Ok(answer(&body, after)))
             }
             429 => {
                 let body = response.into_body().collect().await?.to_bytes();
@@ -150,11 +153,12 @@ impl Client {
     async fn grpc(&self, ask: &Ask, number: usize) -> Result<Outcome> {
         let wire = ask.wire.as_deref().cloned().context("no message")?;
         let channel = self.channels[number % self.channels.len()].clone();
+        let sent = Instant::now();
         match RelevanceServiceClient::new(channel).score(wire).await {
             Ok(response) => {
-                let response = response.into_inner();
+                let (after, response) = (sent.elapsed(), response.into_inner());
                 anyhow::ensure!(response.results.len() == ask.pairs, "an answer without all results");
-                Ok(Outcome::Ok(from_wire(&response)))
+                Ok(Outcome::Ok(from_wire(&response, after)))
             }
             Err(status) => Ok(match status.code() {
                 tonic::Code::ResourceExhausted => {
@@ -196,10 +200,11 @@ fn is_io(error: &(dyn std::error::Error + 'static), kind: std::io::ErrorKind) ->
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == kind)
 }
 
-fn answer(body: &Value) -> Answer {
+fn answer(body: &Value, after: Duration) -> Answer {
     let (usage, timing) = (&body["usage"], &body["timing_ms"]);
     let count = |name: &str| usage[name].as_u64().unwrap_or(0);
     Answer {
+        after,
         queue_ms: timing["queue"].as_f64().unwrap_or(0.0),
         compute_ms: timing["compute"].as_f64().unwrap_or(0.0),
         prompt_tokens: count("prompt_tokens"),
@@ -210,9 +215,10 @@ fn answer(body: &Value) -> Answer {
     }
 }
 
-fn from_wire(response: &pb::ScoreResponse) -> Answer {
+fn from_wire(response: &pb::ScoreResponse, after: Duration) -> Answer {
     let (usage, timing) = (response.usage.unwrap_or_default(), response.timing_ms.unwrap_or_default());
     Answer {
+        after,
         queue_ms: timing.queue,
         compute_ms: timing.compute,
         prompt_tokens: usage.prompt_tokens,
@@ -237,8 +243,9 @@ async fn events(response: Response<Incoming>, sent: Instant) -> Result<Answer> {
                 |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
             match field("event: ") {
                 "scores" => {
-                    read = answer(&serde_json::from_str(field("data: "))?);
-                    read.scores_after = Some(sent.elapsed());
+                    let after = sent.elapsed();
+                    read = answer(&serde_json::from_str(field("data: "))?, after);
+                    read.explained = true;
                 }
                 "reason" if read.reason_after.is_none() => read.reason_after = Some(sent.elapsed()),
                 "reason_done" if event.contains("\"shed\"") => read.shed += 1,

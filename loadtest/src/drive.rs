@@ -136,13 +136,7 @@ pub(crate) async fn waiting(
                     one.tally().counts.sent += 1;
                     match outcome {
                         Outcome::Ok(answer) => {
-                            one.tally().answered(
-                                &answer,
-                                due.elapsed(),
-                                Duration::ZERO,
-                                one.slo_ms,
-                                ask.pairs,
-                            );
+                            one.tally().answered(&answer, Duration::ZERO, one.slo_ms, &ask);
                         }
                         Outcome::Refused(_) => one.tally().refused(due.elapsed(), false),
                         Outcome::Unavailable => one.tally().counts.unavailable += 1,
@@ -189,12 +183,11 @@ async fn follow(shared: &Shared, plan: Plan, number: usize) {
             },
         };
         let (due, last) = (if attempt == 0 { due } else { sent }, attempt == retries);
-        let after = due.elapsed();
         match outcome {
             Outcome::Ok(answer) => {
                 let mut tally = shared.tally();
                 tally.counts.retried_ok += u64::from(attempt > 0);
-                return tally.answered(&answer, after, sent - due, shared.slo_ms, ask.pairs);
+                return tally.answered(&answer, sent - due, shared.slo_ms, &ask);
             }
             Outcome::Refused(wait) => {
                 // From its sending: what the client's own lateness adds is no refusal's time.

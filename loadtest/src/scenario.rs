@@ -75,6 +75,9 @@ pub(crate) struct Traffic {
     pub(crate) cancel_within_ms: f64,
     #[serde(default)]
     pub(crate) explain_top_n: Option<usize>,
+    /// Load beside what is timed: its latency is not counted.
+    #[serde(default)]
+    pub(crate) aside: bool,
     /// How often a refused request is sent again, each time after what Retry-After says.
     #[serde(default)]
     pub(crate) retries: usize,

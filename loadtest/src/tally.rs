@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::{client::Answer, scenario::Step};
+use crate::{client::Answer, scenario::Step, texts::Ask};
 
 /// Three digits, up to ten minutes, in microseconds.
 const LONGEST_US: u64 = 600_000_000;
@@ -103,23 +103,20 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// An answer that was there `after` it should have been sent.
-    pub(crate) fn answered(
-        &mut self,
-        answer: &Answer,
-        after: Duration,
-        lag: Duration,
-        slo_ms: f64,
-        pairs: usize,
-    ) {
+    /// An answer to a request that was sent `lag` after it should have been.
+    pub(crate) fn answered(&mut self, answer: &Answer, lag: Duration, slo_ms: f64, ask: &Ask) {
         self.counts.ok += 1;
-        self.ok_pairs += pairs as u64;
+        self.ok_pairs += ask.pairs as u64;
         // Where reasons follow, the scores are what is waited for.
-        let there = answer.scores_after.map_or(after, |scores| scores + lag);
+        let there = answer.after + lag;
         self.good += u64::from(there.as_secs_f64() * 1e3 <= slo_ms);
         self.queue.add_ms(answer.queue_ms);
         self.compute.add_ms(answer.compute_ms);
-        if answer.scores_after.is_some() { &mut self.scores } else { &mut self.latency }.add(there);
+        match answer.explained {
+            true => self.scores.add(there),
+            false if ask.aside => {}
+            false => self.latency.add(there),
+        }
         if let Some(reason) = answer.reason_after {
             self.first_reason.add(reason + lag);
         }
@@ -232,12 +229,13 @@ mod tests {
     fn what_is_late_is_no_goodput() {
         let mut tally = Tally::default();
         let ms = Duration::from_millis;
-        tally.answered(&Answer::default(), ms(90), ms(0), 100.0, 1);
-        tally.answered(&Answer::default(), ms(110), ms(0), 100.0, 1);
-        // Scores count from when they should have been asked for, not from when the client got to it.
-        let explained = Answer { scores_after: Some(ms(60)), ..Answer::default() };
-        tally.answered(&explained, ms(500), ms(30), 100.0, 1);
-        tally.answered(&explained, ms(500), ms(50), 100.0, 1);
-        assert_eq!((tally.counts.ok, tally.good), (4, 2));
+        let answer = |after| Answer { after: ms(after), ..Answer::default() };
+        // It counts from when it should have been asked for, not from when the client got to it.
+        for (after, lag) in [(90, 0), (110, 0), (60, 30), (60, 50)] {
+            tally.answered(&answer(after), ms(lag), 100.0, &Ask::default());
+        }
+        tally.answered(&answer(20), ms(0), 100.0, &Ask { aside: true, ..Ask::default() });
+        assert_eq!((tally.counts.ok, tally.good), (5, 3));
+        assert_eq!(tally.latency.spread().count, 4, "what is sent aside is not timed");
     }
 }

@@ -11,13 +11,15 @@ const QUERIES: &str = include_str!("../corpus/queries.txt");
 const HOT: u64 = 8;
 
 /// One request, in the form of its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ask {
     pub(crate) way: Way,
     pub(crate) body: String,
     pub(crate) wire: Option<Box<pb::ScoreRequest>>,
     pub(crate) pairs: usize,
     pub(crate) deadline_ms: Option<u64>,
+    /// Whether its latency is not counted.
+    pub(crate) aside: bool,
 }
 
 impl Ask {
@@ -79,7 +81,7 @@ impl Texts {
             }
             body = json.to_string();
         }
-        Ask { way: traffic.way, body, wire, pairs, deadline_ms: traffic.deadline_ms }
+        Ask { way: traffic.way, body, wire, pairs, deadline_ms: traffic.deadline_ms, aside: traffic.aside }
     }
 
     /// Passages one after the other, from a word of one of them on, cut to a length.
@@ -122,6 +124,7 @@ mod tests {
             cancel: 0.0,
             cancel_within_ms: 0.0,
             explain_top_n: None,
+            aside: false,
             retries: 0,
         }
     }

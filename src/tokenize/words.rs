@@ -14,13 +14,13 @@ use std::{
 use serde_json::Value;
 
 /// Words that are remembered at most; then all are forgotten. With [`LONGEST`] it bounds the
-/// memory to about 25 MB, and to about 6 MB for text as people write it.
+/// memory to about 26 MB, and to about 10 MB for text as people write it.
 const MOST: usize = 1 << 16;
-/// Bytes of a word that is remembered at most.
-const LONGEST: usize = 32;
+/// Bytes of a word that is remembered at most: with its length it is 32 bytes.
+const LONGEST: usize = 31;
 
 /// A token of a word, and the bytes of the word it stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Piece {
     id: u32,
     start: u8,
@@ -30,10 +30,83 @@ struct Piece {
 /// Tokens of a text, each with the bytes it stands for.
 type Tokens = Vec<(u32, Range<usize>)>;
 
+/// A word in four words of the machine, zeros behind it, its length in the last byte: it is compared, and found in a
+/// table, without looking elsewhere in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Word([u64; 4]);
+
+/// What of each part of a [`Word`] belongs to a word of so many bytes.
+static MASKS: [[u64; 4]; LONGEST + 1] = {
+    let mut masks = [[0; 4]; LONGEST + 1];
+    let mut len = 0;
+    while len <= LONGEST {
+        let mut byte = 0;
+        while byte < len {
+            masks[len][byte / 8] |= 0xff << (8 * (byte % 8));
+            byte += 1;
+        }
+        len += 1;
+    }
+    masks
+};
+
+impl Word {
+    /// The word at `range` of a text; `None` if it is too long.
+    fn at(text: &[u8], range: &Range<usize>) -> Option<Self> {
+        let masks = MASKS.get(range.len())?;
+        let mut parts = match text[range.start..].first_chunk() {
+            Some(chunk) => Self::parts(chunk),
+            None => {
+                let mut chunk = [0; 32];
+                chunk[..range.len()].copy_from_slice(&text[range.clone()]);
+                Self::parts(&chunk)
+            }
+        };
+        parts.iter_mut().zip(masks).for_each(|(part, mask)| *part &= mask);
+        parts[3] |= (range.len() as u64) << 56;
+        Some(Self(parts))
+    }
+
+    fn parts(chunk: &[u8; 32]) -> [u64; 4] {
+        let (parts, _) = chunk.as_chunks();
+        std::array::from_fn(|i| u64::from_le_bytes(parts[i]))
+    }
+}
+
+/// The tokens of a word; most have one or two.
+#[derive(Debug)]
+enum Pieces {
+    Few([Piece; 3], u8),
+    Many(Box<[Piece]>),
+}
+
+impl Pieces {
+    fn new(tokens: Tokens) -> Self {
+        // A word's bytes are at most LONGEST, so positions in it fit.
+        let piece =
+            |(id, range): (u32, Range<usize>)| Piece { id, start: range.start as u8, end: range.end as u8 };
+        let mut few = [Piece::default(); 3];
+        if tokens.len() > few.len() {
+            return Self::Many(tokens.into_iter().map(piece).collect());
+        }
+        let count = tokens.len() as u8;
+        few.iter_mut().zip(tokens).for_each(|(place, token)| *place = piece(token));
+        Self::Few(few, count)
+    }
+
+    fn as_slice(&self) -> &[Piece] {
+        match self {
+            Self::Few(few, count) => &few[..usize::from(*count)],
+            Self::Many(many) => many,
+        }
+    }
+}
+
 /// Words and their tokens.
 #[derive(Debug, Default)]
 pub(super) struct Words {
-    known: RwLock<HashMap<Box<str>, Box<[Piece]>>>,
+    /// Hashed with a key that is drawn at start, as what is hashed is what users send.
+    known: RwLock<HashMap<Word, Pieces, ahash::RandomState>>,
 }
 
 impl Words {
@@ -48,23 +121,23 @@ impl Words {
         let mut learned = Vec::new();
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         for range in ranges(text) {
-            let (word, at) = (&text[range.clone()], range.start);
-            if let Some(pieces) = known.get(word) {
-                pieces.iter().for_each(|p| each(p.id, at + usize::from(p.start)..at + usize::from(p.end)));
+            let at = range.start;
+            let word = Word::at(text.as_bytes(), &range);
+            if let Some(pieces) = word.and_then(|word| known.get(&word)) {
+                let pieces = pieces.as_slice().iter();
+                pieces.for_each(|p| each(p.id, at + usize::from(p.start)..at + usize::from(p.end)));
                 continue;
             }
-            let tokens = encode(word)?;
+            let tokens = encode(&text[range])?;
             tokens.iter().for_each(|(id, range)| each(*id, at + range.start..at + range.end));
-            if word.len() <= LONGEST {
-                learned.push((word, tokens));
-            }
+            learned.extend(word.map(|word| (word, tokens)));
         }
         drop(known);
         self.learn(learned);
         Ok(())
     }
 
-    fn learn(&self, learned: Vec<(&str, Tokens)>) {
+    fn learn(&self, learned: Vec<(Word, Tokens)>) {
         if learned.is_empty() {
             return;
         }
@@ -72,15 +145,8 @@ impl Words {
         if known.len() + learned.len() > MOST {
             known.clear();
         }
-        for (word, tokens) in learned.into_iter().take(MOST) {
-            // A word's bytes are at most LONGEST, so positions in it fit.
-            let piece = |(id, range): (u32, Range<usize>)| Piece {
-                id,
-                start: range.start as u8,
-                end: range.end as u8,
-            };
-            known.insert(word.into(), tokens.into_iter().map(piece).collect());
-        }
+        let learned = learned.into_iter().take(MOST);
+        known.extend(learned.map(|(word, tokens)| (word, Pieces::new(tokens))));
     }
 }
 
@@ -92,12 +158,12 @@ fn ranges(text: &str) -> impl Iterator<Item = Range<usize>> {
         if start >= bytes.len() {
             return None;
         }
-        let cut = |i: &usize| {
-            bytes[*i] == b' ' && bytes[i - 1].is_ascii_graphic() && bytes[i + 1].is_ascii_graphic()
+        let cut = |around: &[u8; 3]| {
+            around[1] == b' ' && around[0].is_ascii_graphic() && around[2].is_ascii_graphic()
         };
-        let end = (start + 1..bytes.len().saturating_sub(1)).find(cut).unwrap_or(bytes.len());
-        let range = start..end;
-        start = end;
+        let next = bytes[start..].array_windows().position(cut);
+        let range = start..next.map_or(bytes.len(), |before| start + before + 1);
+        start = range.end;
         Some(range)
     })
 }

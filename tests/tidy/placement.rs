@@ -35,7 +35,8 @@ const CUDA: &[&str] = &["src/backend/cuda/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 46] = [
+const TABLE: [(&str, Place); 47] = [
+    ("ahash", Only(&["src/tokenize/"])),
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
     ("bytes", Only(SERVER)),
