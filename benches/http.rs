@@ -1,6 +1,7 @@
 //! From HTTP in to HTTP out with no model behind: latency at one client, rate
 //! at many, beside a bare handler that returns a body of the same size, and with
-//! traces of none, a tenth and all of the requests.
+//! traces of none, a tenth and all of the requests; then what one client waits
+//! for beside the passes of a device that computes by itself, as a GPU does.
 //!
 //! Server and clients share the machine: what is printed includes the load
 //! generator. `cargo bench --bench http -- SECONDS` sets how long each part runs.
@@ -23,7 +24,7 @@ use tokio::{
 use verdict::{
     backend::{
         Backend,
-        stub::{StubBackend, StubControl},
+        stub::{StubBackend, StubControl, StubPace},
     },
     config::{Config, Settings},
     model::Model,
@@ -57,7 +58,7 @@ fn main() {
         ("all", traced(1.0)),
         ("verdict again", server),
     ] {
-        let alone = one_client(address, span);
+        let alone = one_client(address, &requests(), span);
         let (rate, crowd) = many_clients(address, span);
         println!(
             "{name:>13}: 1 client p50 {:6.1} µs p99 {:6.1} µs | {CLIENTS} clients {rate:8.0} requests/s p50 {:6.0} µs p99 {:6.0} µs",
@@ -68,16 +69,33 @@ fn main() {
         );
     }
     assert_eq!(check(&ask(server)), scores, "the same scores after the load");
+    for (ms, documents, words) in [(1.4, 1, 80), (2.4, 16, 46), (8.4, 16, 232)] {
+        let pass = Duration::from_secs_f64(ms / 1e3);
+        let address = serve(&runtime, None, Some(pass));
+        let beside: Vec<f64> =
+            one_client(address, &texts(documents, words), span).iter().map(|us| us - ms * 1e3).collect();
+        println!(
+            "beside a pass of {ms} ms, {documents} documents of {words} words: p50 {:6.1} µs p95 {:6.1} µs",
+            quantile(&beside, 0.5),
+            quantile(&beside, 0.95)
+        );
+    }
 }
 
 /// A server over the stub that traces a share of its requests. Nobody collects: spans are made, queued and
 /// encoded, and not sent.
 fn verdict(runtime: &Runtime, traced: Option<f64>) -> SocketAddr {
+    serve(runtime, traced, None)
+}
+
+/// The same; or over a device whose every pass takes so long, while the processor does what it likes.
+fn serve(runtime: &Runtime, traced: Option<f64>, pass: Option<Duration>) -> SocketAddr {
     let settings = Settings {
         port: Some(0),
         admin_port: Some(0),
         otlp_endpoint: traced.map(|_| "http://127.0.0.1:9".to_owned()),
         trace_sample: traced,
+        batch_tokens: Some(8192),
         ..Settings::default()
     };
     let config = Config::new(settings).expect("valid settings");
@@ -89,7 +107,12 @@ fn verdict(runtime: &Runtime, traced: Option<f64>) -> SocketAddr {
         let address = server.address();
         let mut phases = server.phases();
         let load = move || {
-            let backend = StubBackend::new(grades, vec![0], Arc::new(StubControl::default()));
+            let control = Arc::new(StubControl::default());
+            let mut backend = StubBackend::new(grades, vec![0], Arc::clone(&control));
+            if let Some(overhead) = pass {
+                control.pace(StubPace { overhead, token: Duration::ZERO });
+                backend = backend.overlapping();
+            }
             Ok((model, Box::new(backend) as Box<dyn Backend>))
         };
         tokio::spawn(server.run(load, std::future::pending()));
@@ -121,9 +144,27 @@ fn requests() -> Vec<Vec<u8>> {
 }
 
 fn request(number: usize) -> Vec<u8> {
-    let body = format!(
+    post_score(&format!(
         r#"{{"query":"wireless earbuds {number} for running","documents":["sport earbuds, sweatproof {number}","garden hose"]}}"#
-    );
+    ))
+}
+
+/// Requests of as many documents, each of so many words of the load generator's passages.
+fn texts(documents: usize, length: usize) -> Vec<Vec<u8>> {
+    let words: Vec<&str> = include_str!("../loadtest/corpus/passages.txt").split_whitespace().collect();
+    let document = |number: usize| {
+        let from = number * 7919 % (words.len() - length);
+        words[from..from + length].join(" ")
+    };
+    let request = |number: usize| {
+        let documents: Vec<String> = (0..documents).map(|i| document(number * documents + i)).collect();
+        let query = format!("which of them is number {number}");
+        post_score(&serde_json::json!({"query": query, "documents": documents}).to_string())
+    };
+    (0..REQUESTS).map(request).collect()
+}
+
+fn post_score(body: &str) -> Vec<u8> {
     let length = body.len();
     format!("POST /score HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
         .into_bytes()
@@ -173,11 +214,11 @@ fn check(answer: &str) -> Vec<f64> {
 }
 
 /// Latencies in microseconds of one client that waits for each answer.
-fn one_client(address: SocketAddr, span: Duration) -> Vec<f64> {
+fn one_client(address: SocketAddr, requests: &[Vec<u8>], span: Duration) -> Vec<f64> {
     let mut stream = TcpStream::connect(address).expect("connected");
     stream.set_nodelay(true).expect("set");
-    let (requests, mut buffer) = (requests(), vec![0; 1 << 16]);
-    for request in &requests {
+    let mut buffer = vec![0; 1 << 16];
+    for request in requests.iter().take(REQUESTS / 4) {
         exchange(&mut stream, request, &mut buffer);
     }
     let mut next = requests.iter().cycle();

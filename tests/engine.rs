@@ -125,6 +125,22 @@ fn a_dropped_request_runs_none_of_its_pairs() {
 }
 
 #[test]
+fn a_request_is_woken_when_all_its_pairs_of_a_batch_are_answered() {
+    let (engine, guard, control) = stub(EngineConfig::default());
+    let first = hold(&engine, &control);
+    let mut answers =
+        (0..50).map(|i| score(&engine, &[3, 4, i], false, None)).collect::<Vec<_>>().into_iter();
+    control.release();
+    // It waits for its pairs in order.
+    wait(answers.next().expect("the first")).expect("scored");
+    for mut answer in answers {
+        answer.try_recv().expect("is there already").expect("scored");
+    }
+    wait(first).expect("scored");
+    guard.stop().expect("stops");
+}
+
+#[test]
 fn a_pass_is_cut_to_the_time_that_passes_may_take() {
     let tokens = |config: EngineConfig| {
         let (engine, guard, control) = stub(config);

@@ -10,7 +10,7 @@ use std::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Backend, Description, IN_FLIGHT, Pass, Reading};
@@ -51,6 +51,12 @@ pub struct StubPace {
     pub token: Duration,
 }
 
+impl StubPace {
+    fn time(&self, batch: &TokenTree) -> Duration {
+        self.overhead + self.token * u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX)
+    }
+}
+
 /// What the next pass does instead of answering.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -83,6 +89,11 @@ impl StubControl {
     /// From now on passes take time.
     pub fn pace(&self, pace: StubPace) {
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
+    }
+
+    fn time(&self, batch: &TokenTree) -> Option<Duration> {
+        let pace = *self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.map(|pace| pace.time(batch))
     }
 
     fn allow(&self, passes: Option<usize>) {
@@ -160,8 +171,17 @@ pub struct StubBackend {
 #[derive(Default)]
 struct Late {
     submitted: usize,
-    waiting: VecDeque<(usize, TokenTree)>,
+    waiting: VecDeque<Waiting>,
+    /// When all that was submitted is over, if passes take time.
+    free: Option<Instant>,
     results: HashMap<usize, Result<Vec<Reading>>>,
+}
+
+struct Waiting {
+    number: usize,
+    batch: TokenTree,
+    /// When it is over.
+    due: Option<Instant>,
 }
 
 impl Late {
@@ -169,13 +189,14 @@ impl Late {
     /// before it, unless it must follow them.
     fn next(&self) -> Option<usize> {
         let free = |at: &usize| {
-            let (_, batch) = &self.waiting[*at];
-            let mut before = self.waiting.iter().take(*at).map(|(_, batch)| batch);
+            let batch = &self.waiting[*at].batch;
+            let mut before = self.waiting.iter().take(*at).map(|other| &other.batch);
             !before.any(|other| {
                 other.is_explain() == batch.is_explain() || batch.blocks().must_follow(&other.blocks())
             })
         };
-        (0..self.waiting.len()).rev().find(free)
+        let over = |at: &usize| self.waiting[*at].due.is_none_or(|due| Instant::now() >= due);
+        (0..self.waiting.len()).rev().find(free).filter(over)
     }
 }
 
@@ -201,7 +222,7 @@ impl StubBackend {
                 return;
             }
             let waiting = self.late.as_mut().and_then(|late| late.waiting.remove(at));
-            let Some((number, batch)) = waiting else { return };
+            let Some(Waiting { number, batch, .. }) = waiting else { return };
             let result = self.compute(&batch);
             self.late.iter_mut().for_each(|late| drop(late.results.insert(number, result.clone())));
         }
@@ -222,10 +243,9 @@ impl StubBackend {
             Some(Fault::NotFinite(token)) => self.poison = Some(token),
             None => {}
         }
-        let pace = *self.control.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(StubPace { overhead, token }) = pace {
+        if let (Some(time), None) = (self.control.time(batch), &self.late) {
             #[expect(clippy::disallowed_methods, reason = "a pass that takes time is what is asked for")]
-            std::thread::sleep(overhead + token * u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX));
+            std::thread::sleep(time);
         }
         self.control.tokens.fetch_add(batch.tokens.len(), Ordering::SeqCst);
         self.control.answers.fetch_add(batch.answers.len(), Ordering::SeqCst);
@@ -320,10 +340,14 @@ impl Backend for StubBackend {
 
     fn submit(&mut self, batch: &TokenTree) -> Result<Pass> {
         let Some(late) = &mut self.late else { return self.run(batch).map(Pass::Done) };
-        let beside = late.waiting.iter().filter(|(_, other)| other.is_explain() == batch.is_explain());
+        let beside = late.waiting.iter().filter(|other| other.batch.is_explain() == batch.is_explain());
         assert!(beside.count() < IN_FLIGHT, "more passes on a lane than may be in flight");
         late.submitted += 1;
-        late.waiting.push_back((late.submitted, batch.clone()));
+        if let Some(time) = self.control.time(batch) {
+            let now = Instant::now();
+            late.free = Some(late.free.map_or(now, |free| free.max(now)) + time);
+        }
+        late.waiting.push_back(Waiting { number: late.submitted, batch: batch.clone(), due: late.free });
         self.control.submitted.fetch_add(1, Ordering::SeqCst);
         Ok(Pass::Running(late.submitted))
     }

@@ -49,8 +49,11 @@ proptest! {
         pieces in prop::collection::vec(prop_oneof![
             "[ -~]{0,5}",
             "[ \\t\n\r\u{b}\u{c}\u{1c}\u{85}\u{a0}\u{3000}]{0,3}",
-            prop::sample::select(vec!["'s", "'LL", " 12", "3.5", "e\u{301}", "\u{301}", "Σ", "ς", "İ", "北京 a", "…", " .\n"])
-                .prop_map(str::to_owned),
+            prop::sample::select(vec![
+                "'s", "'LL", " 12", "3.5", "e\u{301}", "\u{301}", "Σ", "ς", "İ", "北京 a", "…", " .\n", " ", "é", " ёж",
+                "한", " \u{1112}", "\u{1161}", " \u{93f}", "\u{345}", "Ⅷ ", " ½", "\u{64b}", "ﷺ", "ab",
+            ])
+            .prop_map(str::to_owned),
             "\\PC{0,3}",
         ], 0..12),
     ) {

@@ -1,6 +1,6 @@
 //! A memory of how words are tokenized: most words of a request were seen before.
 //!
-//! Sound only for tokenizers that always begin a new piece at a space between two visible ASCII
+//! Sound only for tokenizers that always begin a new piece at a space between two visible
 //! characters, so that a text cut there gives the same tokens piece by piece. [`splits_at_spaces`]
 //! recognises those whose pattern and normalizer are known to be so; for others there is no
 //! memory and texts are tokenized whole.
@@ -150,7 +150,7 @@ impl Words {
     }
 }
 
-/// The words of a text: each begins at its start or at a space between two visible ASCII characters.
+/// The words of a text: each begins at its start or at a space between two [`is_visible`] characters.
 fn ranges(text: &str) -> impl Iterator<Item = Range<usize>> {
     let bytes = text.as_bytes();
     let mut start = 0;
@@ -158,14 +158,26 @@ fn ranges(text: &str) -> impl Iterator<Item = Range<usize>> {
         if start >= bytes.len() {
             return None;
         }
-        let cut = |around: &[u8; 3]| {
-            around[1] == b' ' && around[0].is_ascii_graphic() && around[2].is_ascii_graphic()
-        };
-        let next = bytes[start..].array_windows().position(cut);
-        let range = start..next.map_or(bytes.len(), |before| start + before + 1);
+        let mut around = bytes[start..].array_windows().enumerate();
+        let next = around.find_map(|(i, around)| {
+            let at = start + i + 1;
+            let [before, b' ', after] = *around else { return None };
+            let beyond_ascii = || {
+                text[..at].chars().next_back().is_some_and(is_visible)
+                    && text[at + 1..].chars().next().is_some_and(is_visible)
+            };
+            let ascii = before.is_ascii_graphic() && after.is_ascii_graphic();
+            (ascii || (!(before.is_ascii() && after.is_ascii()) && beyond_ascii())).then_some(at)
+        });
+        let range = start..next.unwrap_or(bytes.len());
         start = range.end;
         Some(range)
     })
+}
+
+/// Certainly not white space, to whichever version of Unicode.
+fn is_visible(character: char) -> bool {
+    character.is_ascii_graphic() || (!character.is_ascii() && character.is_alphanumeric())
 }
 
 /// Patterns of GPT's kind: after a visible character none of their branches crosses a space.
@@ -234,7 +246,8 @@ mod tests {
     #[test]
     fn words_begin_at_spaces_between_visible_characters() {
         assert_eq!(words("a b, c.\nd  e f"), ["a", " b,", " c.\nd  e", " f"]);
-        assert_eq!(words("é x é\u{301} y "), ["é x é\u{301} y "]);
+        assert_eq!(words("é x é\u{301} y "), ["é", " x", " é\u{301} y "]);
+        assert_eq!(words("что это — ёж\u{a0} и"), ["что", " это — ёж\u{a0} и"]);
         assert_eq!(words(" a b "), [" a", " b "]);
         assert_eq!(words(""), [""; 0]);
     }
