@@ -3,7 +3,9 @@
 
 use std::{
     path::Path,
-    sync::Arc,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -124,19 +126,33 @@ fn a_dropped_request_runs_none_of_its_pairs() {
     guard.stop().expect("stops");
 }
 
+/// Counts, when it is woken, whose answers are not there yet.
+struct Missing {
+    answers: Mutex<Vec<oneshot::Receiver<Result<Scored>>>>,
+    found: mpsc::UnboundedSender<usize>,
+}
+
+impl Wake for Missing {
+    fn wake(self: Arc<Self>) {
+        let mut answers = self.answers.lock().expect("sound");
+        let missing = answers.iter_mut().filter_map(|answer| answer.try_recv().err()).count();
+        self.found.send(missing).expect("somebody waits");
+    }
+}
+
 #[test]
 fn a_request_is_woken_when_all_its_pairs_of_a_batch_are_answered() {
     let (engine, guard, control) = stub(EngineConfig::default());
-    let first = hold(&engine, &control);
-    let mut answers =
-        (0..50).map(|i| score(&engine, &[3, 4, i], false, None)).collect::<Vec<_>>().into_iter();
-    control.release();
+    let held = hold(&engine, &control);
     // It waits for its pairs in order.
-    wait(answers.next().expect("the first")).expect("scored");
-    for mut answer in answers {
-        answer.try_recv().expect("is there already").expect("scored");
-    }
-    wait(first).expect("scored");
+    let mut first = score(&engine, &[3, 4, 0], false, None);
+    let others = (1..50).map(|i| score(&engine, &[3, 4, i], false, None)).collect();
+    let (found, mut missing) = mpsc::unbounded_channel();
+    let waker = Waker::from(Arc::new(Missing { answers: Mutex::new(others), found }));
+    assert!(Pin::new(&mut first).poll(&mut Context::from_waker(&waker)).is_pending());
+    control.release();
+    assert_eq!(missing.blocking_recv(), Some(0));
+    wait(held).expect("scored");
     guard.stop().expect("stops");
 }
 
