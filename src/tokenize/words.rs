@@ -162,12 +162,12 @@ fn ranges(text: &str) -> impl Iterator<Item = Range<usize>> {
         let next = around.find_map(|(i, around)| {
             let at = start + i + 1;
             let [before, b' ', after] = *around else { return None };
-            let beyond_ascii = || {
+            let ascii = before.is_ascii_graphic() && after.is_ascii_graphic();
+            let any = || {
                 text[..at].chars().next_back().is_some_and(is_visible)
                     && text[at + 1..].chars().next().is_some_and(is_visible)
             };
-            let ascii = before.is_ascii_graphic() && after.is_ascii_graphic();
-            (ascii || (!(before.is_ascii() && after.is_ascii()) && beyond_ascii())).then_some(at)
+            (ascii || any()).then_some(at)
         });
         let range = start..next.unwrap_or(bytes.len());
         start = range.end;
