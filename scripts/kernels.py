@@ -47,6 +47,9 @@ REGISTERS = {
     "few_rows_gated_96": 128,
     "few_rows_gated_128": 168,
     "few_rows_gated_192": 224,
+    # With a block of attention beside it.
+    "few_rows_turned_64": 128,
+    "few_rows_turned_128": 192,
     # 288 threads.
     "many_rows_64": 224,
     "many_rows_128": 224,
@@ -54,6 +57,7 @@ REGISTERS = {
     "many_rows_gated_128": 224,
     "many_rows_256": 224,
     "many_rows_gated_256": 224,
+    "many_rows_turned_128": 224,
 }
 ROW_REGISTERS = 64
 KERNELS = 17
@@ -72,7 +76,8 @@ HOPPER = "90a"
 FEW_ROWS = {8: 1, 16: 1, 32: 1, 48: 2, 64: 1, 96: 2, 128: 2, 192: 3}
 HOPPER_PRODUCTS = {f"few_rows_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items()}
 HOPPER_PRODUCTS |= {f"few_rows_gated_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items() if outputs > 8}
-HOPPER_PRODUCTS |= {f"many_rows_{kind}": 8 for kind in ("64", "128", "gated_64", "gated_128")}
+HOPPER_PRODUCTS |= {"few_rows_turned_64": 4, "few_rows_turned_128": 8}
+HOPPER_PRODUCTS |= {f"many_rows_{kind}": 8 for kind in ("64", "128", "gated_64", "gated_128", "turned_128")}
 HOPPER_PRODUCTS |= {f"many_rows_{kind}": 4 for kind in ("256", "gated_256")}
 HOPPER_PRODUCTS |= {"attention_hopper_128": 128 // 16 + 4}
 

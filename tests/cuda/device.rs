@@ -231,7 +231,13 @@ pub(super) fn job(
 #[test]
 #[ignore = "needs a GPU, or the mock that tests/cuda.rs builds"]
 fn caches_and_reasons_change_nothing() {
-    let model = model("qwen3");
+    for name in ["qwen3", "yarn"] {
+        caches_change_nothing_of(name);
+    }
+}
+
+fn caches_change_nothing_of(name: &str) {
+    let model = model(name);
     let mut backend = gpu(&model);
     let block = backend.describe().kv_block_bytes;
     let mut runner = cases(3);

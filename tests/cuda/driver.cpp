@@ -28,6 +28,7 @@ using Address = unsigned long long;
 enum Status { SUCCESS = 0, LAUNCH_FAILED = 719, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500,
               NOT_READY = 600, CAPTURING = 900 };
 enum Attribute { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MULTIPROCESSORS = 16, SHARED_OF_MULTIPROCESSOR = 81 };
+constexpr int MAX_DYNAMIC_SHARED = 8;  // of a function
 enum LaunchAttribute { CLUSTER_DIMENSION = 4, PROGRAMMATIC = 6 };
 
 // As cuLaunchKernelEx has them.
@@ -135,9 +136,11 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 
 void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
-           "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many, %zu attentions of warpgroups\n",
+           "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many, %zu turned of few, %zu turned of many, %zu rotations, "
+           "%zu attentions of warpgroups\n",
            graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
            kernels_by_name["many_rows"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"],
+           kernels_by_name["few_rows_turned"], kernels_by_name["many_rows_turned"], kernels_by_name["rotate"],
            kernels_by_name["attention_hopper"]);
 }
 
@@ -163,7 +166,7 @@ std::vector<Kernel> kernels = {
     ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(few_rows_gated_16),
     ENTRY(few_rows_gated_32), ENTRY(few_rows_gated_48), ENTRY(few_rows_gated_64), ENTRY(few_rows_gated_96),
     ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_64), ENTRY(many_rows_128),
-    ENTRY(many_rows_256), ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128), ENTRY(many_rows_gated_256)};
+    ENTRY(many_rows_256), ENTRY(few_rows_turned_64), ENTRY(few_rows_turned_128), ENTRY(many_rows_turned_128), ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128), ENTRY(many_rows_gated_256)};
 
 }  // namespace
 
@@ -319,8 +322,8 @@ int cuModuleGetFunction(void** function, void*, const char* name) {
     }
     return NOT_FOUND;
 }
-int cuFuncSetAttribute(void* function, int, int value) {
-    static_cast<Kernel*>(function)->shared = value;
+int cuFuncSetAttribute(void* function, int attribute, int value) {
+    if (attribute == MAX_DYNAMIC_SHARED) static_cast<Kernel*>(function)->shared = value;
     return SUCCESS;
 }
 int cuLaunchKernelEx(const Config* config, void* function, void** parameters, void**) {

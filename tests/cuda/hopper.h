@@ -109,6 +109,12 @@ static inline void cluster_sync() {
     shim::acquire(met);
 }
 
+static inline void tell_block(float* place, u32 rank, float value) {
+    size_t at = reinterpret_cast<char*>(place) - shim::shared_of(shim::rank());
+    if (at + 4 > shim::shared_stride) shim::fail("a number for another block lies outside shared memory");
+    *reinterpret_cast<float*>(shim::shared_of(rank) + at) = value;
+}
+
 UNORDERED static void barrier_init(Barrier* barrier, int arrivals) {
     shim::barrier_of(barrier, shim::rank()) = {0, static_cast<int16_t>(arrivals), static_cast<uint8_t>(arrivals), 0, 0};
 }

@@ -310,6 +310,7 @@ static inline float from_bf16(bf16 x) { return shim::bits(static_cast<uint32_t>(
 static inline u32 pack_bf16(float low, float high) { return shim::round_bf16(low) | shim::round_bf16(high) << 16; }
 static inline float power_of_two(float x) { return exp2f(x); }
 static inline float __fdividef(float x, float y) { return x / y; }
+static inline float __fmul_rn(float x, float y) { return x * y; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __uint_as_float(u32 x) { return shim::bits(x); }
 

@@ -47,7 +47,8 @@ struct Attention {
     stages: i32,
 }
 
-/// What attention does to queries as it reads them; a bias or norm that the model lacks is 0.
+/// What attention does to queries as it reads them; a bias or norm that the model lacks is 0, and so are the cosines of
+/// queries that their product turned.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Turn {

@@ -21,9 +21,9 @@ use half::bf16;
 use super::{
     gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, refused},
     graph::Graph,
-    hopper::{Hopper, Own},
+    hopper::{Finish, Hopper, Own},
     memory::upload,
-    trial::{TRIAL_ROWS, Trial, download, wait},
+    trial::{After, TRIAL_ROWS, Trial, download, wait},
 };
 use crate::error::{Error, Result};
 
@@ -36,14 +36,16 @@ const CANDIDATES_OF_CLASS: usize = 16;
 /// is little of it.
 const TIMED_WEIGHTS: usize = 16;
 const TIMED_WEIGHTS_OF_MANY_ROWS: (usize, usize) = (1024, 4);
-/// What the kernel for gates takes, which our own products save: seconds, and bytes a second. (On an H100, of 3,072 gates:
-/// 1.8 microseconds for 128 rows, 8.1 for 1,024, 33 for 4,480.)
+/// What our own products save: seconds, and bytes a second. The kernel for gates (on an H100, of 3,072: 1.8 microseconds for
+/// 128 rows, 8.1 for 1,024, 33 for 4,480); `rotate`, and what attention takes to turn queries (of 2,048 queries and 1,024
+/// keys: 4.7 microseconds for 128 rows, 18 for 4,480).
 const GATES: (f64, f64) = (1.2e-6, 2.6e12);
+const TURNS: (f64, f64) = (4.4e-6, 2.7e12);
 /// How often the clock is asked; the least time counts.
 const ROUNDS: usize = 2;
 
 /// Chooses ways for products of up to `rows` rows with matrices of the shape of `weights`, all of one shape, and their
-/// result; `gated` if their outputs are gates and ups.
+/// result, of which becomes what `after` says.
 ///
 /// # Errors
 ///
@@ -52,12 +54,12 @@ pub(super) fn choose(
     gemm: &mut Gemm,
     context: &Arc<CudaContext>,
     weights: &[Matrix],
-    (into, gated): (Output, bool),
+    (into, after): (Output, After),
     (rows, on): (usize, On<'_>),
 ) -> Result<()> {
     let Some(w) = weights.first() else { return Ok(()) };
-    let trial = Trial::of(context, w, into, rows)?;
-    let mut bench = Bench { gemm, weights, gated, trial, expected: Vec::new(), on };
+    let trial = Trial::of(context, w, (into, after), rows)?;
+    let mut bench = Bench { gemm, weights, trial, expected: Vec::new(), on };
     let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
     let mut reference = None;
     for way in &candidates {
@@ -86,8 +88,9 @@ pub(super) fn choose(
         fastest[at] = if needed { bench.fastest(&reference, least, CLASSES[at])? } else { fastest[at - 1] };
         least = CLASSES[at] + 1;
     }
+    let finish = bench.trial.finish;
     drop(bench);
-    gemm.keep(w, into, Ways { fastest, reference });
+    gemm.keep(w, into, &finish, Ways { fastest, reference });
     Ok(())
 }
 
@@ -95,8 +98,6 @@ pub(super) fn choose(
 struct Bench<'a> {
     gemm: &'a Gemm,
     weights: &'a [Matrix],
-    /// Whether the outputs are gates and ups.
-    gated: bool,
     trial: Trial,
     /// What the reference makes of [`TRIAL_ROWS`] rows.
     expected: Vec<u16>,
@@ -109,7 +110,9 @@ impl Bench<'_> {
         let rows = [least, least.midpoint(most), most].map(|rows| rows.min(TRIAL_ROWS));
         let base = self.cost(reference, most)?.unwrap_or(Duration::MAX);
         let (mut best, mut shortest) = (*reference, base);
-        let own = [Own::FewRows, Own::ManyRows].into_iter().filter(|own| self.hopper(*own, most).is_some());
+        let own = [Own::FewRowsShort, Own::FewRows, Own::ManyRows]
+            .into_iter()
+            .filter(|own| self.hopper(*own, most).is_some());
         let own = own.map(Way::Own);
         if self.gemm.hopper.as_ref().is_some_and(|hopper| hopper.always) {
             for way in own.clone() {
@@ -149,27 +152,30 @@ impl Bench<'_> {
     /// Our own kernels, if one of them takes so many rows.
     fn hopper(&self, own: Own, rows: usize) -> Option<&Hopper> {
         let hopper = self.gemm.hopper.as_ref();
-        hopper.filter(|hopper| hopper.takes(own, &self.weights[0], rows, self.gated))
+        hopper.filter(|hopper| hopper.takes(own, &self.weights[0], rows, &self.trial.finish))
     }
 
-    /// How long a way takes for `rows` rows, with the gates if its outputs are gates and ups. `None` if it does not take
-    /// so many.
+    /// How long a way takes for `rows` rows, with what is done to the result. `None` if it does not take so many.
     fn cost(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Matrix { outputs, depth, .. } = self.weights[0];
-        let Some(own) = own_of(way) else {
-            // Gates and ups are read, and half as much is written, two bytes each.
-            let gates = Duration::from_secs_f64(GATES.0 + (rows * outputs * 3) as f64 / GATES.1);
-            let took = self.time(way, rows)?;
-            return Ok(took.map(|took| if self.gated { took + gates } else { took }));
-        };
         let took = self.time(way, rows)?;
-        tracing::debug!(?own, outputs, depth, rows, ?took, "a kernel of our own");
-        Ok(took)
+        if let Some(own) = own_of(way) {
+            tracing::debug!(?own, outputs, depth, rows, ?took, "a kernel of our own");
+            return Ok(took);
+        }
+        let numbers = (rows * outputs) as f64;
+        let after = match self.trial.finish {
+            Finish::Nothing => 0.0,
+            // Gates and ups are read, and half as much is written, two bytes each.
+            Finish::Gates => GATES.0 + numbers * 3.0 / GATES.1,
+            Finish::Turn(_) => TURNS.0 + numbers * 2.0 / TURNS.1,
+        };
+        Ok(took.map(|took| took + Duration::from_secs_f64(after)))
     }
 
     /// Whether a way gives what is expected of it.
     fn is_right(&self, way: &Way, rows: &[usize]) -> Result<bool> {
-        let right = self.repeats(way, rows)? && self.gates(way, rows[rows.len() - 1])?;
+        let right = self.repeats(way, rows)? && self.finishes(way, rows[rows.len() - 1])?;
         if let (false, Some(own)) = (right, own_of(way)) {
             let Matrix { outputs, depth, .. } = self.weights[0];
             tracing::debug!(?own, outputs, depth, ?rows, "a kernel of our own has other results");
@@ -177,31 +183,28 @@ impl Bench<'_> {
         Ok(right)
     }
 
-    /// Whether our own kernel's gates, put together with their ups, are what those of the product give; true if it
-    /// puts none together.
-    fn gates(&self, way: &Way, rows: usize) -> Result<bool> {
-        let (Some(own), true, Some(hopper)) = (own_of(way), self.gated, &self.gemm.hopper) else {
-            return Ok(true);
-        };
+    /// Whether what our own kernel does to a product is right.
+    fn finishes(&self, way: &Way, rows: usize) -> Result<bool> {
+        let (Some(own), Some(hopper)) = (own_of(way), &self.gemm.hopper) else { return Ok(true) };
         let w = Matrix { at: self.trial.w.base(), ..self.weights[0] };
-        let inner = w.outputs / 2;
+        let outputs = match self.trial.finish {
+            Finish::Nothing => return Ok(true),
+            Finish::Gates => w.outputs / 2,
+            Finish::Turn(_) => w.outputs,
+        };
         let (x, y) = (self.trial.x.base(), self.trial.y.base());
-        upload(y, &vec![0u16; rows * inner])?;
-        if hopper.multiply((own, true), &w, x, (y, Output::Rows), rows, self.on.stream).is_err() {
+        upload(y, &vec![0u16; rows * outputs])?;
+        let how = (own, &self.trial.finish);
+        if hopper.multiply(how, &w, x, (y, Output::Rows), rows, self.on.stream).is_err() {
             return Ok(false);
         }
-        let found = download(y, rows * inner, self.on.stream)?;
-        let wide = |half: u16| bf16::from_bits(half).to_f32();
-        let rows = self.expected.chunks_exact(w.outputs).zip(found.chunks_exact(inner));
-        Ok(rows.into_iter().all(|(both, found)| {
-            let (gates, ups) = both.split_at(inner);
-            gates.iter().zip(ups).zip(found).all(|((&gate, &up), &found)| {
-                let (gate, up) = (wide(gate), wide(up));
-                let right = up * (gate / (1.0 + (-gate).exp()));
-                // The device's own power of two, and rounding.
-                (wide(found) - right).abs() <= right.abs() / 128.0 + up.abs() * 1e-6
-            })
-        }))
+        let found = download(y, rows * outputs, self.on.stream)?;
+        let mut rows = self.expected.chunks_exact(w.outputs).zip(found.chunks_exact(outputs));
+        Ok(match self.trial.finish {
+            Finish::Gates => rows.all(|(both, found)| are_gates_of(both, found)),
+            // The trial turns by nothing.
+            _ => rows.all(|(right, found)| right == found),
+        })
     }
 
     /// What the heuristic proposes for so many rows, without split-K, best first.
@@ -274,16 +277,17 @@ impl Bench<'_> {
         Ok(true)
     }
 
-    /// The mean time of a product, of our own with its gates, the least of some rounds; `None` if the algorithm does not
+    /// The mean time of a product, of our own with what is done to it, the least of some rounds; `None` if the algorithm does not
     /// take so many rows, or cannot be recorded: as in a pass of few rows, where it counts most, the device finds the
     /// next by itself.
     fn time(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Trial { x, y, into, .. } = &self.trial;
+        let as_in_a_pass = self.trial.as_in_a_pass();
         let (many, fewer) = TIMED_WEIGHTS_OF_MANY_ROWS;
         let turns = self.weights.iter().take(if rows > many { fewer } else { TIMED_WEIGHTS });
         let run = |w| match (own_of(way), &self.gemm.hopper) {
-            (Some(own), Some(hopper)) if self.gated => {
-                hopper.multiply((own, true), w, x.base(), (y.base(), *into), rows, self.on.stream)
+            (Some(own), Some(hopper)) => {
+                hopper.multiply((own, &as_in_a_pass), w, x.base(), (y.base(), *into), rows, self.on.stream)
             }
             _ => self.gemm.run(w, x.base(), (y.base(), *into), rows, way, self.on),
         };
@@ -307,6 +311,18 @@ impl Bench<'_> {
         }
         Ok(Some(least / turns.len() as u32))
     }
+}
+
+/// Whether `found` is what becomes of gates and ups.
+fn are_gates_of(both: &[u16], found: &[u16]) -> bool {
+    let wide = |half: u16| bf16::from_bits(half).to_f32();
+    let (gates, ups) = both.split_at(found.len());
+    gates.iter().zip(ups).zip(found).all(|((&gate, &up), &found)| {
+        let (gate, up) = (wide(gate), wide(up));
+        let right = up * (gate / (1.0 + (-gate).exp()));
+        // The device's own power of two, and rounding.
+        (wide(found) - right).abs() <= right.abs() / 128.0 + up.abs() * 1e-6
+    })
 }
 
 fn own_of(way: &Way) -> Option<Own> {

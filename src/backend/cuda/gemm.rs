@@ -1,6 +1,11 @@
 //! Matrix products, the way that `choose` found at start: by an algorithm of cublasLt, or by `hopper`.
 
-use std::{collections::HashMap, ffi::c_void, sync::Arc};
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    mem::{Discriminant, discriminant},
+    sync::Arc,
+};
 
 use cudarc::{
     cublaslt::{
@@ -11,7 +16,7 @@ use cudarc::{
 };
 
 use super::{
-    hopper::{Hopper, Own},
+    hopper::{Finish, Hopper, Own},
     memory::{Address, Region},
 };
 use crate::error::{Error, Result};
@@ -95,13 +100,13 @@ pub(super) struct On<'a> {
     pub(super) workspace: &'a Workspace,
 }
 
-/// cublasLt, what there is beside it, and the ways of each shape (outputs, depth) and result.
+/// cublasLt, what there is beside it, and the ways of each shape (outputs, depth), result, and what is done to it.
 pub(super) struct Gemm {
     pub(super) handle: sys::cublasLtHandle_t,
     /// y = x · wᵀ, in cublasLt's order by column.
     pub(super) product: sys::cublasLtMatmulDesc_t,
     pub(super) hopper: Option<Hopper>,
-    ways: HashMap<(usize, usize, Output), Ways>,
+    ways: HashMap<(usize, usize, Output, Discriminant<Finish>), Ways>,
 }
 
 impl Gemm {
@@ -132,34 +137,50 @@ impl Gemm {
         rows: usize,
         on: On<'_>,
     ) -> Result<()> {
-        let ways = self.ways.get(&(w.outputs, w.depth, y.1));
-        let ways = ways.ok_or_else(|| Error::internal("a product of an unknown shape"))?;
-        // Not every number of rows of a class was tried; what an algorithm does not take it refuses unlaunched.
-        let run = |way| self.run(w, x, y, rows, way, on);
-        run(&ways.fastest[class(rows)]).or_else(|_| run(&ways.reference))
+        self.by(self.ways(w, y.1, &Finish::Nothing)?, w, x, y, rows, on)
     }
 
-    /// y\[rows, inner\] = silu(gates) · ups, of the product with w\[gates, then ups; depth\], in one; false if that is
-    /// not the way for so many rows, and nothing was done.
-    pub(super) fn multiply_gated(
+    /// The product in bf16, to `finished` with what is to be done to it, if one kernel does both; else as it is to `y`, and
+    /// false.
+    pub(super) fn multiply_and_finish(
         &self,
         w: &Matrix,
         x: Address,
-        y: Address,
-        rows: usize,
+        (y, finished): (Address, Address),
+        (rows, finish): (usize, &Finish),
         on: On<'_>,
     ) -> Result<bool> {
-        let way = self.ways.get(&(w.outputs, w.depth, Output::Rows)).map(|ways| &ways.fastest[class(rows)]);
-        match (way, &self.hopper) {
-            (Some(Way::Own(own)), Some(hopper)) if hopper.takes(*own, w, rows, true) => {
-                hopper.multiply((*own, true), w, x, (y, Output::Rows), rows, on.stream).map(|()| true)
+        let ways = self.ways(w, Output::Rows, finish)?;
+        match (&ways.fastest[class(rows)], &self.hopper) {
+            (Way::Own(own), Some(hopper)) if hopper.takes(*own, w, rows, finish) => {
+                let y = (finished, Output::Rows);
+                hopper.multiply((*own, finish), w, x, y, rows, on.stream).map(|()| true)
             }
-            _ => Ok(false),
+            _ => self.by(ways, w, x, (y, Output::Rows), rows, on).map(|()| false),
         }
     }
 
-    pub(super) fn keep(&mut self, w: &Matrix, into: Output, ways: Ways) {
-        self.ways.insert((w.outputs, w.depth, into), ways);
+    pub(super) fn keep(&mut self, w: &Matrix, into: Output, finish: &Finish, ways: Ways) {
+        self.ways.insert((w.outputs, w.depth, into, discriminant(finish)), ways);
+    }
+
+    fn ways(&self, w: &Matrix, into: Output, finish: &Finish) -> Result<&Ways> {
+        let ways = self.ways.get(&(w.outputs, w.depth, into, discriminant(finish)));
+        ways.ok_or_else(|| Error::internal("a product of an unknown shape"))
+    }
+
+    /// Not every number of rows of a class was tried; what an algorithm does not take it refuses unlaunched.
+    fn by(
+        &self,
+        ways: &Ways,
+        w: &Matrix,
+        x: Address,
+        y: (Address, Output),
+        rows: usize,
+        on: On<'_>,
+    ) -> Result<()> {
+        let run = |way| self.run(w, x, y, rows, way, on);
+        run(&ways.fastest[class(rows)]).or_else(|_| run(&ways.reference))
     }
 
     /// The product by one of the ways.
@@ -177,7 +198,9 @@ impl Gemm {
                 let layouts = Layouts::of(w, rows, y.1)?;
                 self.by_library(w, &layouts, algorithm, (x, y.0), on).map_err(refused("a product"))
             }
-            (Way::Own(own), Some(hopper)) => hopper.multiply((*own, false), w, x, y, rows, on.stream),
+            (Way::Own(own), Some(hopper)) => {
+                hopper.multiply((*own, &Finish::Nothing), w, x, y, rows, on.stream)
+            }
             (Way::Own(_), None) => Err(Error::internal("a product by a kernel that is not there")),
         }
     }

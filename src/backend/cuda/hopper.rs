@@ -16,10 +16,16 @@ use crate::error::{Error, Result};
 const MOST_FEW_ROWS: usize = 256;
 /// Outputs to a block for few rows: for each there is a kernel, and for all but the first one for gates and ups.
 const WIDTHS: [usize; 8] = [8, 16, 32, 48, 64, 96, 128, 192];
+/// Those to a block that turns queries and keys: half a head, or one.
+const TURNED_WIDTHS: [usize; 2] = [HEAD / 2, HEAD];
+/// The width of heads that are turned as their product is computed.
+pub(super) const HEAD: usize = 128;
 /// Rows of x to a block for few rows.
 const FEW_TILE: usize = 64;
-/// Most that all stages of such a block take, and most stages.
+/// Most that all stages of a block take, and most stages. Of those of a short ring two blocks have room on a multiprocessor,
+/// or one and one of attention: the next kernel's.
 const RING_BYTES: usize = 200 << 10;
+const SHORT_RING_BYTES: usize = 110 << 10;
 const MOST_STAGES: usize = 16;
 /// A warpgroup that multiplies and a warp that copies.
 const FEW_THREADS: u32 = 128 + 32;
@@ -41,34 +47,83 @@ const BARRIER_BYTES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Own {
     FewRows,
+    /// With a short ring of stages.
+    FewRowsShort,
     ManyRows,
+}
+
+/// What is done to a product's sums before they are written.
+#[derive(Clone, Copy)]
+pub(super) enum Finish {
+    Nothing,
+    /// The outputs are gates and then as many ups, which are put together.
+    Gates,
+    /// They are heads of queries, keys and values.
+    Turn(Turned),
+}
+
+/// What turns them, as the kernels have it; a bias or norm that the model lacks is 0.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Turned {
+    pub(super) plan: Address,
+    /// f32, one for each output.
+    pub(super) bias: Address,
+    pub(super) query_norm: Address,
+    pub(super) key_norm: Address,
+    pub(super) cosines: Address,
+    pub(super) sines: Address,
+    pub(super) cache: Address,
+    /// The first of the outputs; keys' heads follow, and as many values'.
+    pub(super) query_heads: i32,
+    pub(super) kv_heads: i32,
+    pub(super) layer: i32,
+    pub(super) layers: i32,
+    pub(super) epsilon: f32,
 }
 
 /// The kernels.
 pub(super) struct Hopper {
-    /// One of each of [`WIDTHS`].
-    few: Vec<Few>,
-    /// One of each of [`MANY_WIDTHS`].
-    many: Vec<Many>,
+    few: Finishes<Few>,
+    many: Finishes<Many>,
     /// Whether they are chosen wherever they have the right bits, faster or not.
     pub(super) always: bool,
 }
 
-#[derive(Clone, Copy)]
+/// Kernels by what they do to sums, of each width.
+struct Finishes<T> {
+    plain: Vec<T>,
+    gated: Vec<T>,
+    turned: Vec<T>,
+}
+
+impl<T> Finishes<T> {
+    fn of(&self, finish: &Finish) -> &[T] {
+        match finish {
+            Finish::Nothing => &self.plain,
+            Finish::Gates => &self.gated,
+            Finish::Turn(_) => &self.turned,
+        }
+    }
+}
+
 struct Few {
     width: usize,
-    plain: Launch,
-    gated: Option<Launch>,
-    /// Blocks that the device holds at once.
+    long: Ring,
+    short: Ring,
+    /// Blocks that the device holds at once, one to a multiprocessor.
     blocks: usize,
 }
 
-#[derive(Clone, Copy)]
+struct Ring {
+    stages: usize,
+    launch: Launch,
+}
+
 struct Many {
     width: usize,
     tile_cost: f64,
-    plain: Launch,
-    gated: Launch,
+    launch: Launch,
     /// Clusters that the device holds at once.
     clusters: usize,
 }
@@ -81,6 +136,36 @@ struct Product {
     rows: i32,
     outputs: i32,
     depth: i32,
+    /// Of few rows.
+    stages: i32,
+}
+
+impl Few {
+    fn load(gpu: &Gpu, kind: &str, width: usize) -> Result<Self> {
+        let stage = (FEW_TILE + width) * STAGE_DEPTH * 2;
+        let ring = |bytes: usize| -> Result<Ring> {
+            let stages = (bytes / stage).min(MOST_STAGES);
+            // Behind them what blocks tell each other of each row.
+            let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES) + FEW_TILE * 4;
+            Ok(Ring { stages, launch: launch(gpu, &format!("few_rows_{kind}{width}"), FEW_THREADS, shared)? })
+        };
+        // A kernel is allowed as much as was asked for last.
+        let (short, long) = (ring(SHORT_RING_BYTES)?, ring(RING_BYTES)?);
+        let blocks = CLUSTER * long.launch.clusters_at_once()?;
+        Ok(Self { width, long, short, blocks })
+    }
+}
+
+impl Many {
+    fn load(gpu: &Gpu, kind: &str, width: usize) -> Result<Self> {
+        let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
+        // One more barrier for the turns of each warpgroup.
+        let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
+        let launch = launch(gpu, &format!("many_rows_{kind}{width}"), MANY_THREADS, shared)?;
+        let tile_cost = MANY_WIDTHS.iter().zip(TILE_COSTS).find(|(of, _)| **of == width);
+        let tile_cost = tile_cost.map_or(1.0, |(_, cost)| cost);
+        Ok(Self { width, tile_cost, launch, clusters: launch.clusters_at_once()? })
+    }
 }
 
 impl Hopper {
@@ -89,38 +174,33 @@ impl Hopper {
         if !gpu.is_hopper() || gpu.products == Products::Library {
             return Ok(None);
         }
-        let few = |width: usize| -> Result<Few> {
-            let stage = (FEW_TILE + width) * STAGE_DEPTH * 2;
-            let stages = (RING_BYTES / stage).min(MOST_STAGES);
-            let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES);
-            let named = |name: String| launch(gpu, &name, FEW_THREADS, shared);
-            let plain = named(format!("few_rows_{width}"))?;
-            let gated = (width != WIDTHS[0]).then(|| named(format!("few_rows_gated_{width}"))).transpose()?;
-            Ok(Few { width, plain, gated, blocks: CLUSTER * plain.clusters_at_once()? })
+        let few = |kind, widths: &[usize]| -> Result<Vec<Few>> {
+            widths.iter().map(|&width| Few::load(gpu, kind, width)).collect()
         };
-        let many = |(width, tile_cost): (usize, f64)| -> Result<Many> {
-            let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
-            // One more barrier for the turns of each warpgroup.
-            let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
-            let named = |name: String| launch(gpu, &name, MANY_THREADS, shared);
-            let (plain, gated) =
-                (named(format!("many_rows_{width}"))?, named(format!("many_rows_gated_{width}"))?);
-            Ok(Many { width, tile_cost, plain, gated, clusters: plain.clusters_at_once()? })
+        let many = |kind, widths: &[usize]| -> Result<Vec<Many>> {
+            widths.iter().map(|&width| Many::load(gpu, kind, width)).collect()
         };
         Ok(Some(Self {
-            few: WIDTHS.into_iter().map(few).collect::<Result<_>>()?,
-            many: MANY_WIDTHS.into_iter().zip(TILE_COSTS).map(many).collect::<Result<_>>()?,
+            few: Finishes {
+                plain: few("", &WIDTHS)?,
+                gated: few("gated_", &WIDTHS[1..])?,
+                turned: few("turned_", &TURNED_WIDTHS)?,
+            },
+            many: Finishes {
+                plain: many("", &MANY_WIDTHS)?,
+                gated: many("gated_", &MANY_WIDTHS)?,
+                // Of a wider one both warpgroups would turn at the same time, and the tensor cores wait.
+                turned: many("turned_", &[HEAD])?,
+            },
             always: gpu.products == Products::Own,
         }))
     }
 
-    /// The narrowest blocks that all run at once; else the widest. `gated` if the outputs are gates and ups.
-    fn few(&self, outputs: usize, rows: usize, gated: bool) -> Option<&Few> {
-        let whole = |kernel: &&Few| {
-            outputs.is_multiple_of(CLUSTER * kernel.width) && (kernel.gated.is_some() || !gated)
-        };
+    /// The narrowest blocks that all run at once; else the widest.
+    fn few(&self, outputs: usize, rows: usize, finish: &Finish) -> Option<&Few> {
+        let whole = |kernel: &&Few| outputs.is_multiple_of(CLUSTER * kernel.width);
         let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(FEW_TILE);
-        let mut usable = self.few.iter().filter(whole);
+        let mut usable = self.few.of(finish).iter().filter(whole);
         usable
             .clone()
             .find(|kernel| blocks(kernel) <= kernel.blocks)
@@ -129,8 +209,8 @@ impl Hopper {
     }
 
     /// The tiles of which the device has done all soonest.
-    fn many(&self, outputs: usize, rows: usize) -> Option<(&Many, usize)> {
-        let usable = self.many.iter().filter(|kernel| outputs.is_multiple_of(kernel.width));
+    fn many(&self, outputs: usize, rows: usize, finish: &Finish) -> Option<(&Many, usize)> {
+        let usable = self.many.of(finish).iter().filter(|kernel| outputs.is_multiple_of(kernel.width));
         let cost = |&(kernel, work): &(&Many, usize)| {
             work.div_ceil(kernel.clusters.max(1)) as f64 * kernel.tile_cost
         };
@@ -139,29 +219,29 @@ impl Hopper {
             .min_by(|a, b| cost(a).total_cmp(&cost(b)))
     }
 
-    /// Whether there is a kernel for products with `w` of so many rows; `gated` if its outputs are gates and ups.
-    pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize, gated: bool) -> bool {
+    /// Whether there is a kernel for products with `w` of so many rows.
+    pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize, finish: &Finish) -> bool {
         match own {
-            Own::FewRows => self.few(w.outputs, rows, gated).is_some(),
-            Own::ManyRows => self.many(w.outputs, rows).is_some(),
+            Own::FewRows | Own::FewRowsShort => self.few(w.outputs, rows, finish).is_some(),
+            Own::ManyRows => self.many(w.outputs, rows, finish).is_some(),
         }
     }
 
-    /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ, or added to it; or, `gated`, y\[rows, outputs / 2\] =
-    /// silu(gates) · ups, of gates and then ups.
+    /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ, or added to it; turned, or gates and ups put together, which are
+    /// half as many.
     pub(super) fn multiply(
         &self,
-        (own, gated): (Own, bool),
+        (own, finish): (Own, &Finish),
         w: &Matrix,
         x: Address,
         (y, into): (Address, Output),
         rows: usize,
         stream: sys::CUstream,
     ) -> Result<()> {
-        let outputs = if gated { w.outputs / 2 } else { w.outputs };
-        let (launch, x_tile, w_tile) = match own {
-            Own::FewRows => self.few_rows(w, rows, gated)?,
-            Own::ManyRows => self.many_rows(w, rows, gated)?,
+        let outputs = if let Finish::Gates = finish { w.outputs / 2 } else { w.outputs };
+        let (launch, stages, x_tile, w_tile) = match own {
+            Own::FewRows | Own::FewRowsShort => self.few_rows(own, w, rows, finish)?,
+            Own::ManyRows => self.many_rows(w, rows, finish)?,
         };
         let of_x = tiles(x, rows, w.depth, x_tile)?;
         let of_w = tiles(w.at, w.outputs, w.depth, w_tile)?;
@@ -170,30 +250,37 @@ impl Hopper {
             Output::Wide => 1,
             Output::Sum => 2,
         };
-        let product = Product { into, rows: int(rows), outputs: int(outputs), depth: int(w.depth) };
-        launch.put(stream, parameters![of_x, of_w, y, product])
+        let (rows, depth, stages) = (int(rows), int(w.depth), int(stages));
+        let product = Product { into, rows, outputs: int(outputs), depth, stages };
+        match finish {
+            Finish::Turn(turned) => launch.put(stream, parameters![of_x, of_w, y, product, *turned]),
+            _ => launch.put(stream, parameters![of_x, of_w, y, product]),
+        }
     }
 
-    /// The launch, and how many rows of x and of w are brought at once.
-    fn few_rows(&self, w: &Matrix, rows: usize, gated: bool) -> Result<(Launch, usize, usize)> {
-        let none = || Error::internal("a product that is not of few rows");
-        let kernel = self.few(w.outputs, rows, gated).ok_or_else(none)?;
-        let (launch, w_tile) = match gated {
-            true => (kernel.gated.ok_or_else(none)?, kernel.width / 2),
-            false => (kernel.plain, kernel.width),
-        };
+    /// The launch, stages, and how many rows of x and of w are brought at once.
+    fn few_rows(
+        &self,
+        own: Own,
+        w: &Matrix,
+        rows: usize,
+        finish: &Finish,
+    ) -> Result<(Launch, usize, usize, usize)> {
+        let found = self.few(w.outputs, rows, finish);
+        let kernel = found.ok_or_else(|| Error::internal("a product that is not of few rows"))?;
+        let w_tile = if let Finish::Nothing = finish { kernel.width } else { kernel.width / 2 };
+        let ring = if own == Own::FewRowsShort { &kernel.short } else { &kernel.long };
         let grid = (w.outputs / kernel.width, rows.div_ceil(FEW_TILE));
-        Ok((Launch { grid, ..launch }, FEW_TILE / CLUSTER, w_tile))
+        Ok((Launch { grid, ..ring.launch }, ring.stages, FEW_TILE / CLUSTER, w_tile))
     }
 
     /// The same for many.
-    fn many_rows(&self, w: &Matrix, rows: usize, gated: bool) -> Result<(Launch, usize, usize)> {
-        let found = self.many(w.outputs, rows);
+    fn many_rows(&self, w: &Matrix, rows: usize, finish: &Finish) -> Result<(Launch, usize, usize, usize)> {
+        let found = self.many(w.outputs, rows, finish);
         let (kernel, work) =
             found.ok_or_else(|| Error::internal("a product whose outputs are not whole tiles"))?;
-        let launch = if gated { kernel.gated } else { kernel.plain };
         let grid = (CLUSTER * work.min(kernel.clusters).max(1), 1);
-        Ok((Launch { grid, ..launch }, MANY_TILE, kernel.width / CLUSTER))
+        Ok((Launch { grid, ..kernel.launch }, 0, MANY_TILE, kernel.width / CLUSTER))
     }
 }
 

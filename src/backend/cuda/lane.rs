@@ -166,6 +166,7 @@ impl Lane {
             grades: shared.grades,
             selected: false,
             pending: 0,
+            turned: false,
         };
         let replayed = match bucket(exact, *capacity) {
             Some(bucket) => graphs.launch(bucket, stream.0, || forward(&mut pass(bucket)))?,

@@ -43,6 +43,7 @@ use ops::part;
 use plan::{Plan, TILE_ROWS};
 use start::Gpu;
 use stream::Priority;
+use trial::After;
 
 /// Longer reasons than this end with `length`.
 const REASON_ROOM: usize = 4096;
@@ -150,17 +151,21 @@ fn choose_products(
     let (q, kv) = (config.query_width(), config.kv_width());
     let each = |of: &dyn Fn(&Layer) -> Matrix| placed.layers.iter().map(of).collect::<Vec<_>>();
     // Gates and ups may be put together as they are computed, if nothing is added to them.
-    let gated = !config.mlp_bias;
+    let gates = if config.mlp_bias { After::Nothing } else { After::Gates };
+    let heads = |queries| match config.head_dim {
+        hopper::HEAD => After::Heads { queries, keys: config.kv_heads },
+        _ => After::Nothing,
+    };
     let products = [
-        (each(&|layer| layer.qkv), (Output::Rows, false), rows),
+        (each(&|layer| layer.qkv), (Output::Rows, heads(config.heads)), rows),
         // The last layer's queries are the answers' alone, and so is what is not rounded.
-        (each(&|layer| part(&layer.qkv, 0, q)), (Output::Rows, false), answers),
-        (each(&|layer| part(&layer.qkv, q, 2 * kv)), (Output::Rows, false), rows),
-        (each(&|layer| layer.output), (Output::Sum, false), rows),
-        (each(&|layer| layer.gate_up), (Output::Rows, gated), rows),
-        (each(&|layer| layer.gate_up), (Output::Wide, false), answers),
-        (each(&|layer| layer.gate_up), (Output::Sum, false), answers),
-        (each(&|layer| layer.down), (Output::Sum, false), rows),
+        (each(&|layer| part(&layer.qkv, 0, q)), (Output::Rows, After::Nothing), answers),
+        (each(&|layer| part(&layer.qkv, q, 2 * kv)), (Output::Rows, heads(0)), rows),
+        (each(&|layer| layer.output), (Output::Sum, After::Nothing), rows),
+        (each(&|layer| layer.gate_up), (Output::Rows, gates), rows),
+        (each(&|layer| layer.gate_up), (Output::Wide, After::Nothing), answers),
+        (each(&|layer| layer.gate_up), (Output::Sum, After::Nothing), answers),
+        (each(&|layer| layer.down), (Output::Sum, After::Nothing), rows),
     ];
     for (weights, into, rows) in &products {
         choose(&mut gemm, &gpu.context, weights, *into, (*rows, on))?;

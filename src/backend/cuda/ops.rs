@@ -4,7 +4,8 @@ use super::{
     attention::{Shape, Turn},
     buffers::Buffers,
     gemm::{Gemm, Matrix, Output},
-    launch::{Queue, Rotation},
+    hopper::{self, Finish, Turned},
+    launch::{Queue, Rotation, int},
     load::{Layer, Placed},
     memory::Address,
     plan::{Extent, Word},
@@ -29,6 +30,8 @@ pub(super) struct Pass<'a> {
     pub(super) selected: bool,
     /// A bias that is yet to be added to the residual, or 0.
     pub(super) pending: Address,
+    /// Whether the layer's queries are turned already.
+    pub(super) turned: bool,
 }
 
 impl Pass<'_> {
@@ -74,14 +77,19 @@ impl Pass<'_> {
         if rest == 0 { Ok(()) } else { self.multiply(w, rest, (y, Output::Sum)) }
     }
 
-    /// The gates' product and the gates in one kernel, if that is the way; false if nothing was done.
-    fn gated_at_once(&self, layer: usize) -> Result<bool> {
+    /// Gates and ups; whether they are put together already.
+    fn multiply_gates(&self, layer: usize) -> Result<bool> {
         let (weights, buffers) = (self.layer(layer), self.buffers);
-        if self.selected || weights.gate_up_bias != 0 {
-            return Ok(false);
+        let (w, x) = (&weights.gate_up, self.normed());
+        if self.selected {
+            let to = (buffers.gate_up, Output::Wide);
+            return self.multiply_whole(w, (x, self.rest()), to).map(|()| false);
         }
-        let (rows, on) = (self.rows().0, self.queue.on);
-        self.gemm.multiply_gated(&weights.gate_up, self.normed(), buffers.activated, rows, on)
+        if weights.gate_up_bias != 0 {
+            return self.multiply(w, x, (buffers.gate_up, Output::Rows)).map(|()| false);
+        }
+        let (to, rows) = ((buffers.gate_up, buffers.activated), self.rows().0);
+        self.gemm.multiply_and_finish(w, x, to, (rows, &Finish::Gates), self.queue.on)
     }
 
     /// Where what a product's input lost in rounding goes: the answers' rows alone, in the last layer,
@@ -108,13 +116,38 @@ impl Pass<'_> {
         self.queue.rotate(self.extent.rows, shape, buffer, (bias, weights.key_norm), tables, self.cache)
     }
 
+    /// So many columns of queries, of keys and of values; whether they are turned already.
+    fn multiply_heads(&self, layer: usize, w: &Matrix, queries: usize) -> Result<bool> {
+        let (config, weights) = (self.config, self.layer(layer));
+        let (x, to) = (self.normed(), self.buffers.qkv);
+        if config.head_dim != hopper::HEAD {
+            return self.multiply(w, x, (to, Output::Rows)).map(|()| false);
+        }
+        let before = ((config.query_width() - queries) * 4) as Address;
+        let turn = Finish::Turn(Turned {
+            plan: self.queue.plan,
+            bias: if weights.qkv_bias == 0 { 0 } else { weights.qkv_bias + before },
+            query_norm: weights.query_norm,
+            key_norm: weights.key_norm,
+            cosines: self.weights.cosines,
+            sines: self.weights.sines,
+            cache: self.cache,
+            query_heads: int(queries / config.head_dim),
+            kv_heads: int(config.kv_heads),
+            layer: int(layer),
+            layers: int(config.layers),
+            epsilon: config.rms_norm_eps,
+        });
+        self.gemm.multiply_and_finish(w, x, (to, to), (self.rows().0, &turn), self.queue.on)
+    }
+
     /// What queries become as attention reads them.
     fn turn(&self, layer: usize) -> Turn {
         let weights = self.layer(layer);
         Turn {
             bias: weights.qkv_bias,
             norm: weights.query_norm,
-            cosines: self.weights.cosines,
+            cosines: if self.turned { 0 } else { self.weights.cosines },
             sines: self.weights.sines,
             epsilon: self.config.rms_norm_eps,
         }
@@ -154,14 +187,16 @@ impl Ops for Pass<'_> {
     /// In all layers but the last, the queries too: one product gives all three.
     fn keys_values(&mut self, layer: usize) -> Result<()> {
         let (q, kv) = (self.config.query_width(), self.config.kv_width());
-        let (w, to) = (self.layer(layer).qkv, self.buffers.qkv);
-        if self.is_last(layer) {
-            self.multiply(&part(&w, q, 2 * kv), self.normed(), (to, Output::Rows))?;
-            self.rotate(layer, to, 2 * kv)
-        } else {
-            self.multiply(&w, self.normed(), (to, Output::Rows))?;
-            self.rotate(layer, to + (q * 2) as Address, q + 2 * kv)
+        let to = self.buffers.qkv;
+        let queries = if self.is_last(layer) { 0 } else { q };
+        let w = part(&self.layer(layer).qkv, q - queries, queries + 2 * kv);
+        self.turned = self.multiply_heads(layer, &w, queries)?;
+        if !self.turned {
+            self.rotate(layer, to + (queries * 2) as Address, queries + 2 * kv)?;
         }
+        // Those of the last layer have a product of their own.
+        self.turned &= queries > 0;
+        Ok(())
     }
 
     fn select_answers(&mut self) -> Result<()> {
@@ -214,12 +249,9 @@ impl Ops for Pass<'_> {
 
     fn mlp(&mut self, layer: usize) -> Result<()> {
         let (buffers, activated) = (self.buffers, (self.buffers.activated, self.rest()));
-        if !self.gated_at_once(layer)? {
-            let weights = self.layer(layer);
-            let into = if self.selected { Output::Wide } else { Output::Rows };
-            self.multiply_whole(&weights.gate_up, (self.normed(), self.rest()), (buffers.gate_up, into))?;
+        if !self.multiply_gates(layer)? {
             let (inner, gates) = (self.config.intermediate_size, (buffers.gate_up, self.selected));
-            self.queue.silu_mul(self.rows(), gates, weights.gate_up_bias, activated, inner)?;
+            self.queue.silu_mul(self.rows(), gates, self.layer(layer).gate_up_bias, activated, inner)?;
         }
         let (w, bias) = (self.layer(layer).down, self.layer(layer).down_bias);
         self.add(&w, activated, bias)

@@ -90,6 +90,15 @@ impl Plan {
         plan
     }
 
+    /// A plan of so many rows at position 0 that are not kept, to try products with: of rows it tells no more.
+    pub(super) fn of_lone_rows(rows: usize) -> Self {
+        let mut plan = Self { words: vec![0; HEADER], extent: Extent { rows, ..Extent::default() } };
+        plan.words[Word::Rows as usize] = word(rows);
+        plan.put(Word::Positions, (0..rows).map(|_| 0));
+        plan.put(Word::Slots, (0..rows).map(|_| -1));
+        plan
+    }
+
     /// Words that a plan of so many rows can have, beside what its runs and blocks need.
     pub(super) fn most_words(rows: usize, answers: usize) -> usize {
         HEADER + 32 + rows * (3 + TILE) + answers * (2 + TILE)

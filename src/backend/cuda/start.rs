@@ -95,12 +95,22 @@ impl Gpu {
         // SAFETY: the module is loaded, and stays so as long as this value.
         let found = unsafe { result::module::get_function(self.module, symbol) };
         let function = found.map_err(fault(&format!("the kernel {name}")))?;
+        let set = |attribute, value: c_int| {
+            // SAFETY: the function was found above.
+            unsafe { sys::cuFuncSetAttribute(function, attribute, value).result() }
+        };
+        use sys::CUfunction_attribute as Attribute;
         // A block gets 48 KiB unasked.
         if shared > 48 << 10 {
-            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function was found above.
-            let allowed = unsafe { sys::cuFuncSetAttribute(function, most, shared as c_int).result() };
-            allowed.map_err(fault(&format!("{shared} bytes of shared memory for {name}")))?;
+            set(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as c_int)
+                .map_err(fault(&format!("{shared} bytes of shared memory for {name}")))?;
+        }
+        // Kernels that begin while the one before still runs have the same division of a multiprocessor's memory into
+        // shared memory and cache as that one: another division waits until it is empty. It is a wish.
+        if self.is_hopper() {
+            let most = sys::CUshared_carveout::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as c_int;
+            set(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, most)
+                .map_err(fault(&format!("shared memory for {name}")))?;
         }
         Ok(function)
     }

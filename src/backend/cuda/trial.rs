@@ -7,16 +7,34 @@ use cudarc::driver::{CudaContext, result as driver, sys as cuda};
 use super::{
     fault,
     gemm::{CLASSES, Matrix, Output},
+    hopper::{Finish, HEAD, Turned},
+    launch::int,
     memory::{Address, Region, upload},
+    plan::Plan,
 };
 use crate::error::Result;
 
 /// Rows of the product that the reference is chosen with.
 pub(super) const TRIAL_ROWS: usize = 512;
 
+/// What becomes of a product's outputs.
+#[derive(Clone, Copy)]
+pub(super) enum After {
+    /// They are as they are.
+    Nothing,
+    /// They are gates and then ups.
+    Gates,
+    /// They are so many heads of queries, and of keys and as many values, of [`HEAD`] each.
+    Heads { queries: usize, keys: usize },
+}
+
 /// Operands to try an algorithm with.
 pub(super) struct Trial {
     pub(super) into: Output,
+    /// What is done to them; heads are turned by nothing.
+    pub(super) finish: Finish,
+    /// What that is done by: a plan of rows at position 0, with no place in a cache, ones and zeros.
+    tables: Option<Tables>,
     pub(super) w: Region,
     pub(super) x: Region,
     pub(super) y: Region,
@@ -24,7 +42,12 @@ pub(super) struct Trial {
 
 impl Trial {
     /// For products of up to `rows` rows.
-    pub(super) fn of(context: &Arc<CudaContext>, w: &Matrix, into: Output, rows: usize) -> Result<Self> {
+    pub(super) fn of(
+        context: &Arc<CudaContext>,
+        w: &Matrix,
+        (into, after): (Output, After),
+        rows: usize,
+    ) -> Result<Self> {
         let depth = w.depth;
         // Timed are more rows than are compared: the numbers in those do not matter.
         let most = CLASSES
@@ -54,7 +77,62 @@ impl Trial {
             }
         }
         upload(x.base(), &numbers)?;
-        Ok(Self { into, w, x, y })
+        let (finish, tables) = match after {
+            After::Nothing => (Finish::Nothing, None),
+            After::Gates => (Finish::Gates, None),
+            After::Heads { queries, keys } => {
+                let tables = Tables::of(context, most)?;
+                (Finish::Turn(tables.turned(queries, keys)), Some(tables))
+            }
+        };
+        Ok(Self { into, finish, tables, w, x, y })
+    }
+
+    /// What is done to outputs in a pass, to be timed: norms too, by ones.
+    pub(super) fn as_in_a_pass(&self) -> Finish {
+        match (self.finish, &self.tables) {
+            (Finish::Turn(turned), Some(tables)) => {
+                let ones = tables.ones.base();
+                Finish::Turn(Turned { query_norm: ones, key_norm: ones, ..turned })
+            }
+            (finish, _) => finish,
+        }
+    }
+}
+
+struct Tables {
+    plan: Region,
+    ones: Region,
+    zeros: Region,
+}
+
+impl Tables {
+    fn of(context: &Arc<CudaContext>, rows: usize) -> Result<Self> {
+        let plan = Plan::of_lone_rows(rows).words;
+        let region = |bytes| Region::allocate(context, bytes, "a trial of cublasLt");
+        let tables =
+            Self { plan: region(plan.len() * 4)?, ones: region(HEAD * 4)?, zeros: region(HEAD * 4)? };
+        upload(tables.plan.base(), &plan)?;
+        upload(tables.ones.base(), &[1.0f32; HEAD])?;
+        upload(tables.zeros.base(), &[0.0f32; HEAD])?;
+        Ok(tables)
+    }
+
+    fn turned(&self, queries: usize, keys: usize) -> Turned {
+        Turned {
+            plan: self.plan.base(),
+            bias: 0,
+            query_norm: 0,
+            key_norm: 0,
+            cosines: self.ones.base(),
+            sines: self.zeros.base(),
+            cache: 0,
+            query_heads: int(queries),
+            kv_heads: int(keys),
+            layer: 0,
+            layers: 1,
+            epsilon: 0.0,
+        }
     }
 }
 

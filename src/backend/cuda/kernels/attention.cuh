@@ -7,23 +7,15 @@
 // fixes, whichever segments hold its keys and whoever shares its tile: what lies behind it
 // has weight exactly zero. Softmax is rescaled as it goes (Milakov and Gimelshein, 2018).
 //
-// Queries are as the product left them: bias, head norm and rotary embedding are theirs on the way to registers.
+// Queries that their product did not turn get bias, head norm and rotary embedding on the way to registers.
 //
 // A row that is alone, an answer or a decoded token, has its query heads for rows and the warps share its
 // keys: of every tile each takes 16. Their sums are joined in one order, by absolute position too.
 #pragma once
 #include "keys.cuh"
+#include "turn.cuh"
 
 constexpr int TILE_ROWS = 64;
-
-// What queries become on the way to registers.
-struct Turn {
-    const float* bias;   // of all heads, or null
-    const float* norm;   // or null
-    const float* cosines;
-    const float* sines;  // both [position][dim / 2]
-    float epsilon;
-};
 
 // The 16 rows of a warp.
 template <int DIM>
@@ -133,9 +125,6 @@ DEVICE void begin(Rows<DIM>& rows) {
     }
 }
 
-// Two floats that lie together.
-DEVICE float2 two(const float* from) { return *reinterpret_cast<const float2*>(from); }
-
 // The queries of one half of the rows, of which this lane's lies at `from`. It holds every fourth pair of it, so both
 // elements that turn together.
 template <int DIM>
@@ -145,25 +134,21 @@ DEVICE void read_queries(Rows<DIM>& rows, int half, const bf16* from) {
         rows.queries[p / 2][half + p % 2 * 2] = *reinterpret_cast<const u32*>(from + p * 8 + threadIdx.x % 4 * 2);
 }
 
-// Cosines and sines of one half of the rows, as its lanes need them.
+// Cosines and sines of one half of the rows, if they are to be turned.
 template <int DIM>
-struct Angles {
-    float2 cosines[DIM / 16], sines[DIM / 16];
-};
-template <int DIM>
-DEVICE void read_angles(Angles<DIM>& angles, const Turn& turn, int position) {
-    size_t at = static_cast<size_t>(position) * (DIM / 2) + threadIdx.x % 4 * 2;
+DEVICE void read_angles_of(Angles<DIM / 16>& angles, const Turn& turn, int position) {
+    if (turn.cosines == nullptr) return;
 #pragma unroll
-    for (int p = 0; p < DIM / 16; ++p) angles.cosines[p] = two(turn.cosines + at + p * 8), angles.sines[p] = two(turn.sines + at + p * 8);
+    for (int p = 0; p < DIM / 16; ++p) angles.of[p] = angle_of(turn.cosines, turn.sines, position, DIM / 2, threadIdx.x % 4 * 2, p);
 }
 
 // Bias, norm and rotation of what was read, of a query of head `head`.
 template <int DIM>
-DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, const Angles<DIM>& angles, int head) {
+DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, const Angles<DIM / 16>& angles, int head) {
     constexpr int PAIRS = DIM / 8;
+    if (turn.cosines == nullptr) return;
     int first = threadIdx.x % 4 * 2;
     float x[PAIRS][2];
-    float squares = 0.0f;
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) {
         u32 pair = rows.queries[p / 2][half + p % 2 * 2];
@@ -172,27 +157,10 @@ DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, const Angl
             float2 bias = two(turn.bias + head * DIM + p * 8 + first);
             x[p][0] += bias.x, x[p][1] += bias.y;
         }
-        squares += x[p][0] * x[p][0] + x[p][1] * x[p][1];
     }
-    // Four lanes hold a row.
-    squares += __shfl_xor_sync(FULL, squares, 1);
-    squares += __shfl_xor_sync(FULL, squares, 2);
-    if (turn.norm != nullptr) {
-        float scale = rsqrtf(squares / static_cast<float>(DIM) + turn.epsilon);
-#pragma unroll
-        for (int p = 0; p < PAIRS; ++p) {
-            float2 gain = two(turn.norm + p * 8 + first);
-            x[p][0] *= scale * gain.x, x[p][1] *= scale * gain.y;
-        }
-    }
-#pragma unroll
-    for (int p = 0; p < PAIRS / 2; ++p) {
-        float2 cosine = angles.cosines[p], sine = angles.sines[p];
-        float *a = x[p], *b = x[p + PAIRS / 2];
-        float a0 = a[0], a1 = a[1];
-        a[0] = a0 * cosine.x - b[0] * sine.x, a[1] = a1 * cosine.y - b[1] * sine.y;
-        b[0] = b[0] * cosine.x + a0 * sine.x, b[1] = b[1] * cosine.y + a1 * sine.y;
-    }
+    float scale = norm_scale(whole_squares<PAIRS / 2>(x), DIM, turn.epsilon);
+    const float* gains = turn.norm == nullptr ? nullptr : turn.norm + first;
+    turn_blocks<PAIRS / 2>(x, scale, gains, DIM / 2, [&](int p) { return angles.of[p]; });
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) rows.queries[p / 2][half + p % 2 * 2] = pack_bf16(x[p][0], x[p][1]);
 }
@@ -222,9 +190,9 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
         query_head[half] = head * group + pair % group;
         rows.seen[half] = tile.position + query[half] + 1;
     }
-    Angles<DIM> angles[2];
+    Angles<DIM / 16> angles[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) read_angles<DIM>(angles[half], turn, tile.position + query[half]);
+    for (int half = 0; half < 2; ++half) read_angles_of<DIM>(angles[half], turn, tile.position + query[half]);
     auto read = [&] {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -274,8 +242,8 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
 
     Rows<DIM> rows;
     rows.seen[0] = rows.seen[1] = keys.count;
-    Angles<DIM> angles;
-    read_angles<DIM>(angles, turn, tile.position);
+    Angles<DIM / 16> angles;
+    read_angles_of<DIM>(angles, turn, tile.position);
     // Behind the last query head the first is taken again, and not written.
     int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
     for (int& of : row) of = of < group ? of : 0;

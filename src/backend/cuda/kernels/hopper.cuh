@@ -57,6 +57,14 @@ DEVICE void barrier_arrive(Barrier* barrier, u32 rank) {
         : "memory");
 }
 
+// A number, to the same place of another block of the cluster; it is there behind `cluster_sync`.
+DEVICE void tell_block(float* place, u32 rank, float value) {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nst.shared::cluster.f32 [there], %2;\n}" ::"r"(shared_at(place)),
+        "r"(rank), "f"(value)
+        : "memory");
+}
+
 // Waits for the end of the phase with this parity.
 DEVICE void barrier_wait(Barrier* barrier, u32 parity) {
     asm volatile(
@@ -188,6 +196,14 @@ DEVICE void set_up_barriers(Barrier* full, Barrier* empty, int stages, int reade
         barriers_set_up();
     }
     cluster_sync();
+}
+
+// A place in the ring of stages, and how often it was passed.
+struct Stop {
+    int stage, round;
+};
+DEVICE void advance(Stop& at, int stages) {
+    if (++at.stage == stages) at.stage = 0, ++at.round;
 }
 
 // Where stages begin in a block's shared memory: the swizzle repeats after 1,024 bytes.

@@ -1,4 +1,5 @@
-// Products of many rows, for Hopper (sm_90a): y = x · wᵀ, or silu(x · gateᵀ) · (x · upᵀ) at once.
+// Products of many rows, for Hopper (sm_90a): y = x · wᵀ, or silu(x · gateᵀ) · (x · upᵀ) at once, or queries, keys and
+// values turned.
 //
 // There the tensor cores are to be kept busy. A block stays on its multiprocessor and works on tiles of 128
 // rows by 256 rows of w, or by 128 or 64 where that keeps more blocks busy, one after another; a warp keeps the ring of
@@ -11,6 +12,7 @@
 
 constexpr int TILE = 128;   // rows of x to a tile
 constexpr int GROUPS = 2;   // of four warps, that multiply
+constexpr int RING_BYTES = 200 << 10;  // most of all stages
 
 // By rows of w to a tile.
 template <int OUTPUTS>
@@ -24,78 +26,25 @@ struct Wheel {
 };
 
 #ifdef HOPPER
-// Four lanes that hold pairs of the same row: of blocks 0 to 3 before, of one block each after.
-DEVICE void transpose(u32 (&pairs)[4]) {
-    int lane = threadIdx.x % 4;
-#pragma unroll
-    for (int step = 1; step <= 2; step *= 2) {
-        bool upper = lane & step;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (i & step) continue;
-            u32 sent = upper ? pairs[i] : pairs[i + step];
-            u32 got = __shfl_xor_sync(FULL, sent, step);
-            if (upper) pairs[i] = got;
-            else pairs[i + step] = got;
-        }
-    }
-}
-
-// Four blocks of eight columns, from `to` on: 16 bytes a lane.
-DEVICE void put_blocks(u32 (&pairs)[4], bf16* to, bool valid) {
-    transpose(pairs);
-    if (valid) *reinterpret_cast<Quads*>(to + threadIdx.x % 4 * 8) = {{pairs[0], pairs[1], pairs[2], pairs[3]}};
-}
-
-// Rows of bf16, of this thread's blocks of eight columns; or of half as many that gates and ups make.
-template <int OUTPUTS, bool GATED>
-DEVICE void put_narrow(const float (&sums)[OUTPUTS / 8][4], bf16* y, int row, int rows, int output, int outputs) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        int at = row + 8 * half;
-        bf16* to = y + static_cast<size_t>(at) * outputs + output;
-#pragma unroll
-        for (int n = 0; n < OUTPUTS / 8 / (GATED ? 2 : 1); n += 4) {
-            u32 pairs[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float* of = sums[n + i] + 2 * half;
-                if constexpr (GATED) pairs[i] = gated_pair(of, sums[n + i + OUTPUTS / 16] + 2 * half);
-                else pairs[i] = pack_bf16(of[0], of[1]);
-            }
-            put_blocks(pairs, to + n * 8, at < rows);
-        }
-    }
-}
-
 // Tiles in order of a cluster: pairs of row tiles first, so that those under way share rows of w.
 struct Place {
     int row;     // first of x, of the cluster's first block
     int output;  // first of y
 };
-template <int OUTPUTS, bool GATED>
+template <int OUTPUTS, Kind KIND>
 DEVICE Place place_of(int tile, int rows) {
     int pairs = (rows + CLUSTER * TILE - 1) / (CLUSTER * TILE);
-    return {tile % pairs * CLUSTER * TILE, tile / pairs * (GATED ? OUTPUTS / 2 : OUTPUTS)};
-}
-
-// A place in the ring, and how often it was passed.
-struct Stop {
-    int stage, round;
-};
-template <int STAGES>
-DEVICE void advance(Stop& at) {
-    if (++at.stage == STAGES) at.stage = 0, ++at.round;
+    return {tile % pairs * CLUSTER * TILE, tile / pairs * (KIND == GATED ? OUTPUTS / 2 : OUTPUTS)};
 }
 
 // The copying thread: of every tile, of every stage.
-template <int OUTPUTS, bool GATED>
+template <int OUTPUTS, Kind KIND>
 DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& product, int tiles, int pieces,
                         u32 rank, bf16* stages, Barrier* full, Barrier* empty) {
     constexpr int STAGES = Wheel<OUTPUTS>::STAGES, STAGE = Wheel<OUTPUTS>::BYTES / 2, HALF = Wheel<OUTPUTS>::HALF;
     int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
     // The second half of w's rows: the next of them, or the ups of the first.
-    int second = GATED ? product.outputs : HALF;
+    int second = KIND == GATED ? product.outputs : HALF;
     auto bring_w = [&](int output, int piece, int stage) {
         barrier_expect(full + stage, Wheel<OUTPUTS>::BYTES);
         bf16* to = stages + stage * STAGE + (TILE + rank * HALF) * DEPTH;
@@ -106,12 +55,12 @@ DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& p
     };
     // Of the first tile w's rows are asked for before the kernel before this one is done.
     int early = cluster < tiles ? (pieces < STAGES ? pieces : STAGES) : 0;
-    for (int piece = 0; piece < early; ++piece) bring_w(place_of<OUTPUTS, GATED>(cluster, product.rows).output, piece, piece);
+    for (int piece = 0; piece < early; ++piece) bring_w(place_of<OUTPUTS, KIND>(cluster, product.rows).output, piece, piece);
     after_the_kernel_before();
     Stop at = {0, 0};
     for (int tile = cluster; tile < tiles; tile += clusters) {
-        Place place = place_of<OUTPUTS, GATED>(tile, product.rows);
-        for (int piece = 0; piece < pieces; ++piece, advance<STAGES>(at)) {
+        Place place = place_of<OUTPUTS, KIND>(tile, product.rows);
+        for (int piece = 0; piece < pieces; ++piece, advance(at, STAGES)) {
             bool asked = tile == cluster && piece < early;
             if (at.round > 0) barrier_wait(empty + at.stage, (at.round - 1) & 1);
             if (!asked) bring_w(place.output, piece, at.stage);
@@ -120,11 +69,44 @@ DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& p
     }
 }
 
+// This warp's sums of 16 rows of each part of a tile.
+template <int OUTPUTS, Kind KIND>
+DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4], void* y, const Place& place,
+                     const Product& product, const Turned& turned) {
+    constexpr int PARTS = Wheel<OUTPUTS>::PARTS, PART = 64;
+    int lane_row = place.row + static_cast<int>(threadIdx.x) % 32 / 4;
+    bf16* narrow = static_cast<bf16*>(y);
+    if constexpr (KIND == TURNED) {
+        // Row by row, and the next ones move up: all at once would need more registers than there are.
+        u32 pairs[2 * PARTS][OUTPUTS / 8];
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) round_sums<OUTPUTS / 16>(pairs + 2 * part, sums[part]);
+        Seats seats = seats_of(turned.plan, product.rows);
+#pragma unroll 1
+        for (int i = 0; i < 2 * PARTS; ++i) {
+            put_turned(pairs[0], narrow, seat_of(seats, lane_row + i / 2 * PART + i % 2 * 8), place.output, product, turned);
+#pragma unroll
+            for (int next = 1; next < 2 * PARTS; ++next) {
+#pragma unroll
+                for (int n = 0; n < OUTPUTS / 8; ++n) pairs[next - 1][n] = pairs[next][n];
+            }
+        }
+    } else {
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            if (KIND == GATED || product.into == INTO_ROWS)
+                put_narrow<OUTPUTS, KIND == GATED>(sums[part], narrow, lane_row + part * PART, product.rows, place.output, product.outputs);
+            else
+                put_sums<OUTPUTS>(sums[part], y, product.into, place.row + part * PART, product.rows, place.output, product.outputs);
+        }
+    }
+}
+
 // A warpgroup: every other tile of the block, or half the rows of each. `turns[g]` ends a phase when the stages of the
 // tile before one of group g's are all full: who waited for a stage sooner could take an earlier round's for its own.
-template <int OUTPUTS, bool GATED>
-DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int pieces, u32 rank, const bf16* stages,
-                           Barrier* full, Barrier* empty, Barrier* turns) {
+template <int OUTPUTS, Kind KIND>
+DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned, int tiles, int pieces, u32 rank,
+                           const bf16* stages, Barrier* full, Barrier* empty, Barrier* turns) {
     using Of = Wheel<OUTPUTS>;
     constexpr int STAGES = Of::STAGES, STAGE = Of::BYTES / 2, PART = 64;
     constexpr bool TOGETHER = Of::SHARED_TILES;
@@ -134,10 +116,22 @@ DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int piece
     int most = (tiles - static_cast<int>(blockIdx.x) / CLUSTER + clusters - 1) / clusters * pieces;
     for (int turn = begin, tile = blockIdx.x / CLUSTER + begin * clusters; tile < tiles; turn += step_tiles, tile += step_tiles * clusters) {
         float sums[Of::PARTS][OUTPUTS / 8][4];
+        // The first product of a tile does not read them. But the compiler cannot know, and would keep the last tile's for
+        // it while they are turned, which needs their registers.
+        if (KIND == TURNED) {
+#pragma unroll
+            for (int part = 0; part < Of::PARTS; ++part) {
+#pragma unroll
+                for (int n = 0; n < OUTPUTS / 8; ++n) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) sums[part][n][i] = 0.0f;
+                }
+            }
+        }
         Stop at = {turn * pieces % STAGES, turn * pieces / STAGES};
         int last = 0;
         if (!TOGETHER && turn > 0) barrier_wait(turns + group, (turn - 1) / GROUPS & 1);
-        for (int piece = 0; piece < pieces; ++piece, advance<STAGES>(at)) {
+        for (int piece = 0; piece < pieces; ++piece, advance(at, STAGES)) {
             barrier_wait(full + at.stage, at.round & 1);
             if (!TOGETHER && piece == pieces - 1 && threadIdx.x % 32 == 0) barrier_arrive(turns + (group ^ 1), rank);
             u32 from_x = tile_descriptor(stages + at.stage * STAGE + first_part * PART * DEPTH);
@@ -156,49 +150,47 @@ DEVICE void multiply_tiles(void* y, const Product& product, int tiles, int piece
         }
         products_wait<0>();
         if ((turn + 1) * pieces - 1 + STAGES < most) release(empty + last);
-        Place place = place_of<OUTPUTS, GATED>(tile, product.rows);
-        int first = place.row + static_cast<int>(rank) * TILE + first_part * PART + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
-#pragma unroll
-        for (int part = 0; part < Of::PARTS; ++part) {
-            int row = first + part * PART;
-            if (GATED || product.into == INTO_ROWS)
-                put_narrow<OUTPUTS, GATED>(sums[part], static_cast<bf16*>(y), row + static_cast<int>(threadIdx.x) % 32 / 4, product.rows, place.output, product.outputs);
-            else
-                put_sums<OUTPUTS>(sums[part], y, product.into, row, product.rows, place.output, product.outputs);
-        }
+        Place place = place_of<OUTPUTS, KIND>(tile, product.rows);
+        place.row += static_cast<int>(rank) * TILE + first_part * PART + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+        put_tile<OUTPUTS, KIND>(sums, y, place, product, turned);
     }
 }
 
-template <int OUTPUTS, bool GATED>
-DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Product& product) {
+template <int OUTPUTS, Kind KIND>
+DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Product& product, const Turned& turned) {
     constexpr int STAGES = Wheel<OUTPUTS>::STAGES;
     SHARED(unsigned char, unaligned);
     bf16* stages = first_stage(unaligned);
     Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(stages) + STAGES * Wheel<OUTPUTS>::BYTES);
     Barrier *empty = full + STAGES, *turns = empty + STAGES;
     int pairs = (product.rows + CLUSTER * TILE - 1) / (CLUSTER * TILE);
-    int tiles = pairs * (product.outputs / (GATED ? OUTPUTS / 2 : OUTPUTS)), pieces = (product.depth + DEPTH - 1) / DEPTH;
+    int tiles = pairs * (product.outputs / (KIND == GATED ? OUTPUTS / 2 : OUTPUTS)), pieces = (product.depth + DEPTH - 1) / DEPTH;
     u32 rank = cluster_rank();
     for (int group = 0; group < GROUPS && threadIdx.x == 0; ++group) barrier_init(turns + group, 4);
     set_up_barriers(full, empty, STAGES, Wheel<OUTPUTS>::READERS);
     if (threadIdx.x < 128 * GROUPS) {
         after_the_kernel_before();
-        multiply_tiles<OUTPUTS, GATED>(y, product, tiles, pieces, rank, stages, full, empty, turns);
+        multiply_tiles<OUTPUTS, KIND>(y, product, turned, tiles, pieces, rank, stages, full, empty, turns);
     } else if (threadIdx.x == 128 * GROUPS) {
-        bring_tiles<OUTPUTS, GATED>(x, w, product, tiles, pieces, rank, stages, full, empty);
+        bring_tiles<OUTPUTS, KIND>(x, w, product, tiles, pieces, rank, stages, full, empty);
     }
     cluster_sync();
 }
 
-#define MANY_ROWS(NAME, OUTPUTS, GATED) \
+#define MANY_ROWS(NAME, OUTPUTS, KIND) \
     KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) NAME(const __grid_constant__ TensorMap x, \
                                                              const __grid_constant__ TensorMap w, void* y, Product product) { \
-        many_rows<OUTPUTS, GATED>(x, w, y, product); \
+        many_rows<OUTPUTS, KIND>(x, w, y, product, {}); \
     }
-MANY_ROWS(many_rows_64, 64, false)
-MANY_ROWS(many_rows_128, 128, false)
-MANY_ROWS(many_rows_256, 256, false)
-MANY_ROWS(many_rows_gated_64, 64, true)
-MANY_ROWS(many_rows_gated_128, 128, true)
-MANY_ROWS(many_rows_gated_256, 256, true)
+MANY_ROWS(many_rows_64, 64, PLAIN)
+MANY_ROWS(many_rows_128, 128, PLAIN)
+MANY_ROWS(many_rows_256, 256, PLAIN)
+MANY_ROWS(many_rows_gated_64, 64, GATED)
+MANY_ROWS(many_rows_gated_128, 128, GATED)
+MANY_ROWS(many_rows_gated_256, 256, GATED)
+KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) many_rows_turned_128(const __grid_constant__ TensorMap x,
+                                                                         const __grid_constant__ TensorMap w, bf16* y,
+                                                                         Product product, Turned turned) {
+    many_rows<HEAD, TURNED>(x, w, y, product, turned);
+}
 #endif

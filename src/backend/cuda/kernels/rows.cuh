@@ -1,6 +1,6 @@
 // What works row by row: embedding, residual add and RMS norm, rotary embedding, the MLP's gate.
 #pragma once
-#include "device.cuh"
+#include "turn.cuh"
 
 // residual[row] = embedding of the row's token. A block of 256 a row.
 KERNEL void embed(const int* plan, const bf16* table, float* residual, int hidden) {
@@ -107,7 +107,7 @@ struct Rotation {
 };
 
 // Bias, head norm and rotary embedding of keys, bias of values, in place; both are put into the cache where the
-// plan keeps them. Queries are turned where they are read, in attention. DIM / 8 lanes a head.
+// plan keeps them. Where their product did not do it: queries are turned by attention then. DIM / 8 lanes a head.
 template <int DIM>
 DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const float* bias, const float* norm,
                    const float* cosines, const float* sines, bf16* cache) {
@@ -134,13 +134,17 @@ DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const f
             b[i] += bias[head * DIM + second + i];
         }
     }
-    // Every lane takes part in the sum.
-    float squares = 0.0f;
-    for (int i = 0; i < 4; ++i) squares += a[i] * a[i] + b[i] * b[i];
-    for (int step = LANES / 2; step > 0; step /= 2) squares += __shfl_xor_sync(FULL, squares, step);
+    // Every lane takes part in the sum, which is that of `half_squares`: neighbouring blocks, then their lanes, then halves.
+    float squares[2] = {squares_of(a, b), squares_of(a + 2, b + 2)};
+    for (int step = 2; step < LANES / 2; step *= 2) {
+        for (float& of : squares) of += __shfl_xor_sync(FULL, of, step);
+    }
+    float sum = squares[0] + squares[1];
+    sum += __shfl_xor_sync(FULL, sum, 1);
+    sum += __shfl_xor_sync(FULL, sum, LANES / 2);
     if (!active) return;
     if (!value && norm != nullptr) {
-        float scale = rsqrtf(squares / static_cast<float>(DIM) + shape.epsilon);
+        float scale = norm_scale(sum, DIM, shape.epsilon);
         for (int i = 0; i < 4; ++i) {
             a[i] *= scale * norm[first + i];
             b[i] *= scale * norm[second + i];
@@ -149,11 +153,7 @@ DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const f
     if (!value) {
         size_t at = (static_cast<size_t>(position) * (DIM / 2) + first) / 4;
         Floats cosine = reinterpret_cast<const Floats*>(cosines)[at], sine = reinterpret_cast<const Floats*>(sines)[at];
-        for (int i = 0; i < 4; ++i) {
-            float x = a[i], y = b[i];
-            a[i] = x * cosine.of[i] - y * sine.of[i];
-            b[i] = y * cosine.of[i] + x * sine.of[i];
-        }
+        for (int i = 0; i < 4; ++i) turn_two(a[i], b[i], cosine.of[i], sine.of[i]);
     }
     Pairs x = {{pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3])}}, y = {{pack_bf16(b[0], b[1]), pack_bf16(b[2], b[3])}};
     *reinterpret_cast<Pairs*>(vector + first) = x;

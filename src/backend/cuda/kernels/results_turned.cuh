@@ -1,0 +1,116 @@
+// What becomes of the sums of queries, keys and values, for Hopper: bias, head norm and rotary embedding (`turn.cuh`), rows
+// where attention reads them, and keys and values in the cache where the plan keeps them. That is what `rotate` and
+// attention's way to registers do, bit by bit, without writing and reading them once more.
+#pragma once
+#include "results.cuh"
+#include "turn.cuh"
+
+constexpr int HEAD = 128;  // outputs
+
+// Queries' heads are a product's first outputs, keys' and values' follow.
+struct Turned {
+    const int* plan;
+    const float* bias;        // of all outputs, or null
+    const float* query_norm;  // or null
+    const float* key_norm;    // or null
+    const float* cosines;
+    const float* sines;
+    bf16* cache;
+    int query_heads;
+    int kv_heads;
+    int layer;
+    int layers;
+    float epsilon;
+};
+
+#ifdef HOPPER
+// What the plan says of rows.
+struct Seats {
+    const int *positions, *slots;
+    int rows;
+};
+DEVICE Seats seats_of(const int* plan, int rows) {
+    return {list<int>(plan, POSITIONS), list<int>(plan, SLOTS), rows < plan[ROWS] ? rows : plan[ROWS]};
+}
+
+// The head that outputs from one on are of, or half of it, and which of its columns are this lane's first.
+struct Head {
+    int number, column;
+};
+
+DEVICE bool is_value(const Turned& turned, const Head& head) { return head.number >= turned.query_heads + turned.kv_heads; }
+
+// Where a row of it lies.
+struct Seat {
+    int row, position, slot;
+    bool valid;
+};
+// What is behind the last row is turned as the first, and not written.
+DEVICE Seat seat_of(const Seats& seats, int row) {
+    bool valid = row < seats.rows;
+    return {row, valid ? seats.positions[row] : 0, valid ? seats.slots[row] : -1, valid};
+}
+
+DEVICE Angle angle_of(const Turned& turned, const Head& head, const Seat& seat, int block) {
+    return angle_of(turned.cosines, turned.sines, seat.position, HEAD / 2, head.column, block);
+}
+
+// The first column of a block's pairs, or of its partners.
+DEVICE int column_of(int n, int blocks) { return n < blocks ? n * 8 : HEAD / 2 + (n - blocks) * 8; }
+
+// Sums as the product is: rounded. Half as many registers, before others are needed.
+template <int BLOCKS>
+DEVICE void round_sums(u32 (*pairs)[2 * BLOCKS], const float (*sums)[4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int n = 0; n < 2 * BLOCKS; ++n) pairs[half][n] = pack_bf16(sums[n][2 * half], sums[n][2 * half + 1]);
+    }
+}
+
+// A row of it, with its bias.
+template <int BLOCKS>
+DEVICE void read_row(float (*x)[2], const u32 (&pairs)[2 * BLOCKS], const Turned& turned, const Head& head) {
+#pragma unroll
+    for (int n = 0; n < 2 * BLOCKS; ++n) {
+        x[n][0] = low(pairs[n]), x[n][1] = high(pairs[n]);
+        if (turned.bias == nullptr) continue;
+        float2 bias = two(turned.bias + head.number * HEAD + head.column + column_of(n, BLOCKS));
+        x[n][0] += bias.x, x[n][1] += bias.y;
+    }
+}
+
+// Turns a row, by the squares of its whole head, and writes it to y, [rows][outputs].
+template <int BLOCKS, class Find>
+DEVICE void put_row(float (*x)[2], float squares, const Seat& seat, const Turned& turned, const Head& head, bf16* y, int outputs, Find angle) {
+    int kept = head.number - turned.query_heads;
+    if (!is_value(turned, head)) {
+        const float* gains = kept < 0 ? turned.query_norm : turned.key_norm;
+        if (gains != nullptr) gains += head.column;
+        turn_blocks<BLOCKS>(x, norm_scale(squares, HEAD, turned.epsilon), gains, HEAD / 2, angle);
+    }
+    int first = head.column - static_cast<int>(threadIdx.x) % 4 * 2;
+    bf16* to = y + static_cast<size_t>(seat.row) * outputs + head.number * HEAD + first;
+    bool keep = kept >= 0 && seat.slot >= 0;
+    bf16* cached = keep ? turned.cache + cache_at(seat.slot, turned.layer, turned.layers, turned.kv_heads, kept, HEAD) + first : nullptr;
+#pragma unroll
+    for (int n = 0; n < 2 * BLOCKS; n += 4) {
+        u32 pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) pairs[i] = pack_bf16(x[n + i][0], x[n + i][1]);
+        transpose(pairs);
+        if (seat.valid) put_blocks(pairs, to + column_of(n, BLOCKS));
+        if (keep) put_blocks(pairs, cached + column_of(n, BLOCKS));
+    }
+}
+
+// A row of a head's product.
+DEVICE void put_turned(const u32 (&pairs)[HEAD / 8], bf16* y, const Seat& seat, int output, const Product& product, const Turned& turned) {
+    constexpr int BLOCKS = HEAD / 16;
+    Head head = {output / HEAD, static_cast<int>(threadIdx.x) % 4 * 2};
+    float x[2 * BLOCKS][2];
+    read_row<BLOCKS>(x, pairs, turned, head);
+    float squares = whole_squares<BLOCKS>(x);
+    put_row<BLOCKS>(x, squares, seat, turned, head, y, product.outputs, [&](int p) { return angle_of(turned, head, seat, p); });
+}
+#endif
