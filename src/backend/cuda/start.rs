@@ -105,8 +105,8 @@ impl Gpu {
             set(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as c_int)
                 .map_err(fault(&format!("{shared} bytes of shared memory for {name}")))?;
         }
-        // Kernels that begin while the one before still runs have the same division of a multiprocessor's memory into
-        // shared memory and cache as that one: another division waits until it is empty. It is a wish.
+        // Kernels that begin while the one before still runs wish for the same division of memory into shared memory and
+        // cache: a change of it may wait for the device (CUDA's documentation of cudaFuncSetCacheConfig).
         if self.is_hopper() {
             let most = sys::CUshared_carveout::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as c_int;
             set(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, most)
