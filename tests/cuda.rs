@@ -265,6 +265,12 @@ fn each_way_to_have_no_gpu_is_one_line() {
     assert_eq!(library, expected);
     let products = with("VERDICT_CUDA_PRODUCTS", "mine");
     assert_eq!(products, "device: cuda: VERDICT_CUDA_PRODUCTS is fastest, own or library, not \"mine\"");
+    let own =
+        [("VERDICT_CUDA_PRODUCTS", "own".to_owned()), ("MOCK_CUDA_FAULT_KERNEL", "few_rows".to_owned())];
+    let fault = refusal(&[mock.found(), own.to_vec()].concat());
+    let expected = "device: cuda: a product: an error of the mock; \
+                    VERDICT_CUDA_PRODUCTS=library leaves out products of our own";
+    assert_eq!(fault, expected);
     let other = with("VERDICT_CUDA_KERNELS", "/nowhere/k.fatbin");
     assert!(other.starts_with("device: cuda: VERDICT_CUDA_KERNELS: /nowhere/k.fatbin: "), "{other}");
 }

@@ -7,7 +7,7 @@
 // MOCK_CUDA_CAPABILITY: 90 for 9.0; MOCK_CUDA_REFUSES_KERNELS: the fatbin does not load;
 // MOCK_CUDA_MEMORY_MIB: how much there is; MOCK_CUDA_NAN_TOKEN: its embedding is no number;
 // MOCK_CUDA_FAULT_TOKEN: a kernel that meets it fails; MOCK_CUDA_SEED: another order; MOCK_CUDA_WRONG_PRODUCTS: what is in the names of those of
-// our own products whose first number is wrong.
+// our own products whose first number is wrong; MOCK_CUDA_FAULT_KERNEL: a kernel with that in its name fails.
 #define VERDICT_SHIM
 #include "kernels.cu"
 
@@ -227,7 +227,7 @@ int cuStreamDestroy_v2(void* stream) {
 int cuStreamSynchronize(void* stream) {
     if (recording) return CAPTURING;
     run_until([=] { return static_cast<Stream*>(stream)->queue.empty(); });
-    return SUCCESS;
+    return state();
 }
 int cuStreamWaitEvent(void* stream, void* event, unsigned) {
     auto* awaited = static_cast<Event*>(event);
@@ -348,7 +348,10 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     uint16_t* wrong = nullptr;
     const char* wrong_name = getenv("MOCK_CUDA_WRONG_PRODUCTS");
     if (wrong_name && cluster > 1 && name.find(wrong_name) != name.npos) memcpy(&wrong, parameters[2], sizeof wrong);
+    const char* fault_name = getenv("MOCK_CUDA_FAULT_KERNEL");
+    bool faults = fault_name && name.find(fault_name) != name.npos;
     submit(config->stream, [=] {
+        faulted |= faults;
         ++kernels_by_priority[priority];
         ++kernels_by_name[name], early += programmatic;
         shim::launch(grid, block, shared, body, cluster, programmatic);
