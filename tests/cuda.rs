@@ -116,12 +116,10 @@ fn products_of_our_own_change_nothing() {
     // is the other one's alone.
     let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", "turned".to_owned())]].concat();
     let apart = passed(&run("device::among_many_rows_as_alone", &wrong));
-    assert!(told(&bits, "turned of few") > 0 && told(&bits, "turned of many") > 0, "{bits}");
     assert_eq!(2 * told(&bits, "rotations"), told(&apart, "rotations"), "{apart}\n{bits}");
     let steps = passed(&run("lanes::a_sequence_is_decoded_alone_as_among_others", &environment));
     assert!(told(&steps, "products of few rows") > 0, "{steps}");
-    let kept = passed(&run("device::caches_and_reasons_change_nothing", &environment));
-    assert!(told(&kept, "turned of few") > 0, "{kept}");
+    passed(&run("device::caches_and_reasons_change_nothing", &environment));
     passed(&run("device::probabilities_are_those_of_transformers", &environment));
     // Only Hopper has them.
     environment.push(("MOCK_CUDA_CAPABILITY", "100".to_owned()));

@@ -136,11 +136,11 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 
 void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
-           "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many, %zu turned of few, %zu turned of many, %zu rotations, "
+           "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many, %zu rotations, "
            "%zu attentions of warpgroups\n",
            graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
            kernels_by_name["many_rows"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"],
-           kernels_by_name["few_rows_turned"], kernels_by_name["many_rows_turned"], kernels_by_name["rotate"],
+           kernels_by_name["rotate"],
            kernels_by_name["attention_hopper"]);
 }
 

@@ -23,6 +23,7 @@ use super::{
     graph::Graph,
     hopper::{Finish, Hopper, Own},
     memory::upload,
+    start::PRODUCTS_VARIABLE,
     trial::{After, TRIAL_ROWS, Trial, download, wait},
 };
 use crate::error::{Error, Result};
@@ -158,7 +159,7 @@ impl Bench<'_> {
     /// How long a way takes for `rows` rows, with what is done to the result. `None` if it does not take so many.
     fn cost(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
         let Matrix { outputs, depth, .. } = self.weights[0];
-        let took = self.time(way, rows)?;
+        let took = self.time(way, rows).map_err(blaming(way))?;
         if let Some(own) = own_of(way) {
             tracing::debug!(?own, outputs, depth, rows, ?took, "a kernel of our own");
             return Ok(took);
@@ -175,7 +176,8 @@ impl Bench<'_> {
 
     /// Whether a way gives what is expected of it.
     fn is_right(&self, way: &Way, rows: &[usize]) -> Result<bool> {
-        let right = self.repeats(way, rows)? && self.finishes(way, rows[rows.len() - 1])?;
+        let right = self.repeats(way, rows).map_err(blaming(way))?
+            && self.finishes(way, rows[rows.len() - 1]).map_err(blaming(way))?;
         if let (false, Some(own)) = (right, own_of(way)) {
             let Matrix { outputs, depth, .. } = self.weights[0];
             tracing::debug!(?own, outputs, depth, ?rows, "a kernel of our own has other results");
@@ -310,6 +312,19 @@ impl Bench<'_> {
             }
         }
         Ok(Some(least / turns.len() as u32))
+    }
+}
+
+/// A kernel of our own that faults takes the device from the whole process: the error says how to do without.
+fn blaming(way: &Way) -> impl FnOnce(Error) -> Error {
+    let own = own_of(way).is_some();
+    move |error| match own {
+        true => {
+            let what =
+                format!("{}; {PRODUCTS_VARIABLE}=library leaves out products of our own", error.message());
+            Error::internal(what).with_cause(error)
+        }
+        false => error,
     }
 }
 

@@ -31,10 +31,9 @@ const MOST_STAGES: usize = 16;
 const FEW_THREADS: u32 = 128 + 32;
 /// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
 const MANY_TILE: usize = 128;
-const MANY_WIDTHS: [usize; 3] = [64, 128, 256];
 /// What a tile of each costs beside one of 128: of 64, x is brought as often (assumed); of 256, less is brought for each
 /// product (12.3 microseconds for 6.8, of gates of depth 1,024 on an H100).
-const TILE_COSTS: [f64; 3] = [0.6, 1.0, 1.75];
+const MANY_WIDTHS: [(usize, f64); 3] = [(64, 0.6), (128, 1.0), (256, 1.75)];
 /// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
 /// Blocks of a cluster; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
@@ -157,13 +156,11 @@ impl Few {
 }
 
 impl Many {
-    fn load(gpu: &Gpu, kind: &str, width: usize) -> Result<Self> {
+    fn load(gpu: &Gpu, kind: &str, (width, tile_cost): (usize, f64)) -> Result<Self> {
         let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
         // One more barrier for the turns of each warpgroup.
         let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
         let launch = launch(gpu, &format!("many_rows_{kind}{width}"), MANY_THREADS, shared)?;
-        let tile_cost = MANY_WIDTHS.iter().zip(TILE_COSTS).find(|(of, _)| **of == width);
-        let tile_cost = tile_cost.map_or(1.0, |(_, cost)| cost);
         Ok(Self { width, tile_cost, launch, clusters: launch.clusters_at_once()? })
     }
 }
@@ -177,7 +174,7 @@ impl Hopper {
         let few = |kind, widths: &[usize]| -> Result<Vec<Few>> {
             widths.iter().map(|&width| Few::load(gpu, kind, width)).collect()
         };
-        let many = |kind, widths: &[usize]| -> Result<Vec<Many>> {
+        let many = |kind, widths: &[(usize, f64)]| -> Result<Vec<Many>> {
             widths.iter().map(|&width| Many::load(gpu, kind, width)).collect()
         };
         Ok(Some(Self {
@@ -190,7 +187,7 @@ impl Hopper {
                 plain: many("", &MANY_WIDTHS)?,
                 gated: many("gated_", &MANY_WIDTHS)?,
                 // Of a wider one both warpgroups would turn at the same time, and the tensor cores wait.
-                turned: many("turned_", &[HEAD])?,
+                turned: many("turned_", &[(HEAD, 1.0)])?,
             },
             always: gpu.products == Products::Own,
         }))

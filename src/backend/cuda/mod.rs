@@ -41,7 +41,7 @@ use load::{Layer, Placed};
 use memory::Region;
 use ops::part;
 use plan::{Plan, TILE_ROWS};
-use start::{Gpu, PRODUCTS_VARIABLE};
+use start::Gpu;
 use stream::Priority;
 use trial::After;
 
@@ -167,19 +167,10 @@ fn choose_products(
         (each(&|layer| layer.gate_up), (Output::Sum, After::Nothing), answers),
         (each(&|layer| layer.down), (Output::Sum, After::Nothing), rows),
     ];
-    let own = gemm.hopper.is_some();
-    let chosen = products
-        .iter()
-        .try_for_each(|(weights, into, rows)| choose(&mut gemm, &gpu.context, weights, *into, (*rows, on)));
-    match chosen {
-        // A kernel of our own that faults takes the device from the whole process.
-        Err(error) if own => {
-            let message =
-                format!("{}; {PRODUCTS_VARIABLE}=library leaves out products of our own", error.message());
-            Err(Error::internal(message).with_cause(error))
-        }
-        chosen => chosen.map(|()| gemm),
+    for (weights, into, rows) in &products {
+        choose(&mut gemm, &gpu.context, weights, *into, (*rows, on))?;
     }
+    Ok(gemm)
 }
 
 impl Backend for CudaBackend {
