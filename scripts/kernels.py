@@ -31,7 +31,7 @@ PTX = "80"
 REGISTERS = {
     "attention_128": 248,
     "attention_64": 168,
-    "attention_32": 128,
+    "attention_32": 136,
     "attention_row_128": 224,
     "attention_row_64": 168,
     "attention_row_32": 128,

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{runtime::Handle, task::JoinHandle};
+
 use crate::{
     arrivals,
     client::{Client, Outcome},
@@ -75,22 +77,12 @@ pub(crate) async fn step(
     };
     let began = Instant::now();
     let progress = tokio::spawn(report(shared.clone(), began, rate));
-    let mut running = Vec::with_capacity(plans.len());
-    for (number, (time, mut plan)) in plans.into_iter().enumerate() {
-        plan.due = began + time;
-        tokio::time::sleep_until(plan.due.into()).await;
-        shared.tally().counts.sent += 1;
-        if shared.open.fetch_add(1, Ordering::Relaxed) >= MOST_OPEN {
-            shared.open.fetch_sub(1, Ordering::Relaxed);
-            shared.tally().failure(format!("not sent: {MOST_OPEN} requests are open"));
-            continue;
-        }
-        let one = shared.clone();
-        running.push(tokio::spawn(async move {
-            follow(&one, plan, number).await;
-            one.open.fetch_sub(1, Ordering::Relaxed);
-        }));
-    }
+    let (sender, runtime) = (shared.clone(), Handle::current());
+    let sent = tokio::task::spawn_blocking(move || send_when_due(&sender, plans, began, &runtime)).await;
+    let running = sent.unwrap_or_else(|error| {
+        shared.tally().failure(format!("the client's fault: {error}"));
+        Vec::new()
+    });
     for task in running {
         if let Err(error) = task.await {
             shared.tally().failure(format!("the client's fault: {error}"));
@@ -99,6 +91,33 @@ pub(crate) async fn step(
     progress.abort();
     eprint!("\r\x1b[K");
     shared.tally().clone()
+}
+
+/// Starts each request at its time, on a thread of its own: the runtime's timers count milliseconds, and what they are late
+/// would be taken for the server's.
+fn send_when_due(
+    shared: &Shared,
+    plans: Vec<(Duration, Plan)>,
+    began: Instant,
+    runtime: &Handle,
+) -> Vec<JoinHandle<()>> {
+    let mut running = Vec::with_capacity(plans.len());
+    for (number, (time, mut plan)) in plans.into_iter().enumerate() {
+        plan.due = began + time;
+        std::thread::sleep(plan.due.saturating_duration_since(Instant::now()));
+        shared.tally().counts.sent += 1;
+        if shared.open.fetch_add(1, Ordering::Relaxed) >= MOST_OPEN {
+            shared.open.fetch_sub(1, Ordering::Relaxed);
+            shared.tally().failure(format!("not sent: {MOST_OPEN} requests are open"));
+            continue;
+        }
+        let one = shared.clone();
+        running.push(runtime.spawn(async move {
+            follow(&one, plan, number).await;
+            one.open.fetch_sub(1, Ordering::Relaxed);
+        }));
+    }
+    running
 }
 
 /// Clients that wait for each answer before they ask again, for `span`, without

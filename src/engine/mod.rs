@@ -45,7 +45,7 @@ pub struct EngineConfig {
     pub batch_sequences: usize,
     /// Most sequences decoded at once on the explain lane.
     pub explain_sequences: usize,
-    /// The explain lane gets a step after at most this many score batches.
+    /// The explain lane gets a step after at most this many score batches in a row.
     pub explain_every: usize,
     /// KV memory of the prefix cache, in bytes; 0 turns it off.
     pub prefix_cache_bytes: usize,

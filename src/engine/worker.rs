@@ -186,8 +186,9 @@ impl Worker {
             0 if score > 0 => true,
             0 if !self.overlaps => explain > 0,
             _ if !self.overlaps => false,
-            // Beside the scores that run.
-            _ if score == 0 => explain > 0 && steps == 0,
+            // Beside scores that run only when it is its turn.
+            0 => explain > 0 && steps == 0,
+            _ if score == 0 => false,
             _ => scores < IN_FLIGHT && self.scheduler.is_full(),
         }
     }

@@ -322,17 +322,19 @@ static inline void __syncthreads() {
     shim::acquire(met);
 }
 
-static inline float __shfl_xor_sync(u32, float x, int mask) {
+static inline u32 __shfl_sync(u32, u32 x, int from) {
     shim::Lane& lane = shim::lanes[shim::current];
-    lane.in[0] = shim::bits_of(x), lane.source = (shim::current % 32) ^ mask;
+    lane.in[0] = x, lane.source = from % 32;
     shim::together([](shim::Lane* warp) {
         for (int i = 0; i < 32; ++i) warp[i].out[0] = warp[warp[i].source].in[0];
     });
-    return shim::bits(shim::lanes[shim::current].out[0]);
+    return shim::lanes[shim::current].out[0];
 }
+static inline int __shfl_sync(u32 who, int x, int from) { return static_cast<int>(__shfl_sync(who, static_cast<u32>(x), from)); }
 
-static inline u32 __shfl_xor_sync(u32 who, u32 x, int mask) {
-    return shim::bits_of(__shfl_xor_sync(who, shim::bits(x), mask));
+static inline u32 __shfl_xor_sync(u32 who, u32 x, int mask) { return __shfl_sync(who, x, (shim::current % 32) ^ mask); }
+static inline float __shfl_xor_sync(u32 who, float x, int mask) {
+    return shim::bits(__shfl_xor_sync(who, shim::bits_of(x), mask));
 }
 
 static inline void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {

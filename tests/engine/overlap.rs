@@ -124,21 +124,34 @@ fn a_failed_batch_takes_along_those_that_read_what_it_did_not_write_and_no_other
 }
 
 #[test]
-fn a_reason_goes_on_while_scores_are_on_the_device() {
-    let (engine, guard, control) = late(EngineConfig::default());
-    let kept = wait(score(&engine, &[1, 2, 3], true, None)).expect("scored").kept;
-    control.hold();
-    let held = score(&engine, &[4, 5], false, None);
-    until(|| control.submitted() == 2);
-    let mut events = explain(&engine, &[1, 2, 3], kept, 10, 20);
-    until(|| control.submitted() == 3);
-    control.hold_after(1);
-    assert!(matches!(events.blocking_recv(), Some(ExplainEvent::Token(11))), "before the scores");
-    assert_eq!(control.passes(), 2);
-    control.release();
-    assert_eq!(collect(events).0, [12, 13]);
-    wait(held).expect("scored");
-    guard.stop().expect("stops");
+fn a_step_goes_when_no_score_is_on_the_device_or_when_it_is_its_turn() {
+    // Without a turn in sight, and with one after every score batch.
+    for every in [100, 1] {
+        let (engine, guard, control) = late(EngineConfig { explain_every: every, ..EngineConfig::default() });
+        let kept = wait(score(&engine, &[1, 2, 3], true, None)).expect("scored").kept;
+        control.hold();
+        let first = score(&engine, &[4, 5], false, None);
+        until(|| control.submitted() == 2);
+        let mut events = explain(&engine, &[1, 2, 3], kept, 10, 20);
+        let mut second = four(&engine, |i| vec![6, i]);
+        until(|| control.submitted() == 3);
+        let third = four(&engine, |i| vec![7, i]);
+        // The first ends, the third goes behind the second.
+        control.hold_after(1);
+        wait(first).expect("scored");
+        if every == 1 {
+            until(|| control.submitted() == 5);
+        } else {
+            until(|| control.submitted() == 4);
+            control.hold_after(1);
+            second.drain(..).for_each(|answer| drop(wait(answer).expect("scored")));
+            assert!(control.submitted() == 4 && events.try_recv().is_err(), "the third is under way");
+        }
+        control.release();
+        second.into_iter().chain(third).for_each(|answer| drop(wait(answer).expect("scored")));
+        assert_eq!(collect(events).0, [11, 12, 13]);
+        guard.stop().expect("stops");
+    }
 }
 
 #[test]

@@ -170,8 +170,10 @@ DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, const Angl
 template <int DIM, Layout LAYOUT, class Attend>
 DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& turn, const bf16* q, const bf16* k,
                            const bf16* cache, bf16* out, bf16* buffers, Attend attend) {
-    if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return after_the_kernel_before();
-    const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
+    Header header = header_of(plan);
+    if (static_cast<int>(blockIdx.x) >= word_of(header, shape.count_at)) return after_the_kernel_before();
+    const Tile tile = list<Tile>(header, shape.tiles_at)[blockIdx.x];
+    Path path = path_of(header, tile);
     int head = blockIdx.y, group = shape.heads / shape.kv_heads;
     int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
     Keys keys = {k, cache, head, tile.position + tile.count};
@@ -205,7 +207,7 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
         for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, angles[half], query_head[half]);
         begin<DIM>(rows);
     };
-    each_tile<DIM, LAYOUT>(plan, shape, tile, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first, auto bring_next) {
+    each_tile<DIM, LAYOUT>(path, shape, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first, auto bring_next) {
         attend(rows, busy, bring_next, tile_keys, values, first, shape.scale);
     });
 
@@ -214,13 +216,15 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
         float total = rows.total[half];
         total += __shfl_xor_sync(FULL, total, 1);
         total += __shfl_xor_sync(FULL, total, 2);
-        if (!valid[half]) continue;
         float share = __fdividef(1.0f, total);
         bf16* to = out + (static_cast<size_t>(tile.query + query[half]) * shape.heads + query_head[half]) * DIM;
 #pragma unroll
-        for (int d = 0; d < DIM / 8; ++d) {
-            u32 pair = pack_bf16(rows.sums[d][2 * half] * share, rows.sums[d][2 * half + 1] * share);
-            *reinterpret_cast<u32*>(to + d * 8 + lane % 4 * 2) = pair;
+        for (int d = 0; d < DIM / 8; d += 4) {
+            u32 pairs[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) pairs[i] = pack_bf16(rows.sums[d + i][2 * half] * share, rows.sums[d + i][2 * half + 1] * share);
+            transpose(pairs);
+            if (valid[half]) put_blocks(pairs, to + d * 8);
         }
     }
 }
@@ -232,8 +236,10 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
                           const bf16* cache, bf16* out, bf16* rest) {
     constexpr int STRIDE = DIM + 8, WARPS = 4, KEYS = TILE_KEYS / WARPS;
     SHARED(bf16, buffers);  // at the end of the warps' sums
-    if (static_cast<int>(blockIdx.x) >= plan[shape.count_at]) return after_the_kernel_before();
-    const Tile tile = list<Tile>(plan, shape.tiles_at)[blockIdx.x];
+    Header header = header_of(plan);
+    if (static_cast<int>(blockIdx.x) >= word_of(header, shape.count_at)) return after_the_kernel_before();
+    const Tile tile = list<Tile>(header, shape.tiles_at)[blockIdx.x];
+    Path path = path_of(header, tile);
     int group = shape.heads / shape.kv_heads, parts = (group + 15) / 16;
     int head = blockIdx.y / parts, first_row = blockIdx.y % parts * 16;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -256,7 +262,7 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
         for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, angles, head * group + row[half]);
         begin<DIM>(rows);
     };
-    each_tile<DIM, PADDED>(plan, shape, tile, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first, auto bring_next) {
+    each_tile<DIM, PADDED>(path, shape, keys, buffers, read, prepare, [&](const bf16* tile_keys, const bf16* values, int first, auto bring_next) {
         int mine = warp * KEYS;
         bring_next();
         if (first + mine >= keys.count) return;

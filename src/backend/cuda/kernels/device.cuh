@@ -137,6 +137,20 @@ constexpr u32 FULL = 0xffffffffu;
 template <class T>
 DEVICE const T* list(const int* plan, int at) { return reinterpret_cast<const T*>(plan + plan[at]); }
 
+// A plan's header, a word to a lane: one access brings all of it.
+struct Header {
+    const int* plan;
+    int word;
+};
+DEVICE Header header_of(const int* plan) {
+    int lane = threadIdx.x % 32;
+    return {plan, lane < HEADER ? plan[lane] : 0};
+}
+DEVICE int word_of(const Header& header, int at) { return __shfl_sync(FULL, header.word, at); }
+
+template <class T>
+DEVICE const T* list(const Header& header, int at) { return reinterpret_cast<const T*>(header.plan + word_of(header, at)); }
+
 DEVICE float low(u32 pair) { return from_bf16(static_cast<bf16>(pair & 0xffffu)); }
 DEVICE float high(u32 pair) { return from_bf16(static_cast<bf16>(pair >> 16)); }
 
@@ -145,6 +159,28 @@ DEVICE void put_pair(u32* to, u32* rest, float x, float y) {
     u32 rounded = pack_bf16(x, y);
     *to = rounded;
     if (rest != nullptr) *rest = pack_bf16(x - low(rounded), y - high(rounded));
+}
+
+// Four lanes that hold pairs of the same row: of blocks 0 to 3 before, of one block each after.
+DEVICE void transpose(u32 (&pairs)[4]) {
+    int lane = threadIdx.x % 4;
+#pragma unroll
+    for (int step = 1; step <= 2; step *= 2) {
+        bool upper = lane & step;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (i & step) continue;
+            u32 sent = upper ? pairs[i] : pairs[i + step];
+            u32 got = __shfl_xor_sync(FULL, sent, step);
+            if (upper) pairs[i] = got;
+            else pairs[i + step] = got;
+        }
+    }
+}
+
+// Four blocks of eight columns that were transposed, from `to` on: 16 bytes a lane.
+DEVICE void put_blocks(const u32 (&pairs)[4], bf16* to) {
+    *reinterpret_cast<Quads*>(to + threadIdx.x % 4 * 8) = {{pairs[0], pairs[1], pairs[2], pairs[3]}};
 }
 
 DEVICE bf16 to_bf16(float x) { return static_cast<bf16>(pack_bf16(x, 0.0f) & 0xffffu); }

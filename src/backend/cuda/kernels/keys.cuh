@@ -5,7 +5,6 @@
 
 constexpr int TILE_KEYS = 64;
 constexpr int MOST_STAGES = 3;
-static_assert(MOST_STAGES == 3, "two of them are found, and brought, before all");
 // Tiles of which is known where their keys lie: of most sequences all are found before the first is worked on.
 constexpr int FOUND_TILES = 8;
 
@@ -39,22 +38,45 @@ DEVICE int place(int key, int column) {
     else return column / 64 * PANEL + key * 64 + (column % 64 ^ key % 8 * 8);
 }
 
-// Where the key at `position` lies: a batch row, or ~slot of the cache. The last run with a
-// start at or before it holds it.
-DEVICE int key_source(const int* plan, const Tile& tile, int position) {
-    const Run* runs = list<Run>(plan, RUNS) + tile.first_run;
-    int from = 0, to = tile.runs;
-    while (to - from > 1) {
-        int middle = (from + to) / 2;
-        if (runs[middle].position <= position) from = middle;
-        else to = middle;
+// The runs of a tile's keys. A warp has the first of them at hand, one to a lane, and reads what is behind.
+struct Path {
+    const Run* runs;
+    const int* blocks;
+    int count;
+    Run held;
+};
+DEVICE Path path_of(const Header& header, const Tile& tile) {
+    int lane = threadIdx.x % 32;
+    Path path = {list<Run>(header, RUNS) + tile.first_run, list<int>(header, BLOCKS), tile.runs, {}};
+    if (lane < tile.runs) path.held = path.runs[lane];
+    return path;
+}
+
+// The runs that hold the keys at TIMES positions, of which any may lie behind the last run: the last ones that start at or
+// before them. All lanes of a warp ask at once.
+template <int TIMES>
+DEVICE void runs_at(Run (&found)[TIMES], const Path& path, const int (&positions)[TIMES]) {
+    constexpr int HELD = 32;
+    int at[TIMES] = {};
+    for (int r = 1; r < path.count && r < HELD; ++r) {
+        int start = __shfl_sync(FULL, path.held.position, r);
+#pragma unroll
+        for (int j = 0; j < TIMES; ++j) at[j] = start <= positions[j] ? r : at[j];
     }
-    Run run = runs[from];
-    int i = position - run.position;
-    if (run.source >= 0) return run.source + i;
-    int token = run.start + i;
-    int block = list<int>(plan, BLOCKS)[~run.source + token / BLOCK_TOKENS];
-    return ~(block * BLOCK_TOKENS + token % BLOCK_TOKENS);
+#pragma unroll
+    for (int j = 0; j < TIMES; ++j) {
+        found[j].position = __shfl_sync(FULL, path.held.position, at[j]);
+        found[j].source = __shfl_sync(FULL, path.held.source, at[j]);
+        found[j].start = __shfl_sync(FULL, path.held.start, at[j]);
+        if (path.count <= HELD || at[j] < HELD - 1) continue;
+        int from = HELD - 1, to = path.count;
+        while (to - from > 1) {
+            int middle = (from + to) / 2;
+            if (path.runs[middle].position <= positions[j]) from = middle;
+            else to = middle;
+        }
+        found[j] = path.runs[from];
+    }
 }
 
 // Where a key and its value lie.
@@ -70,22 +92,36 @@ struct Keys {
     int count;
 };
 
-// Finds the key at `first` and this thread's place of 64. Behind the last one anything that can be read is as good.
-template <int DIM>
-DEVICE void find(const int* plan, const Attention& shape, const Tile& tile, const Keys& keys, int first, Source* sources) {
-    int key = first + static_cast<int>(threadIdx.x) % TILE_KEYS;
-    Source found = {keys.batch, keys.batch};
-    if (key < keys.count) {
-        int source = key_source(plan, tile, key);
-        if (source >= 0) {
-            found.key = keys.batch + static_cast<size_t>(source) * shape.kv_stride + keys.head * DIM;
+// Finds the keys at `first` and, TIMES of them in all, 128 further, into the ring `known`: a warp's lanes keys that follow
+// each other. Behind the last one anything that can be read is as good.
+constexpr int KNOWN = FOUND_TILES * TILE_KEYS;
+template <int DIM, int TIMES>
+DEVICE void find(const Path& path, const Attention& shape, const Keys& keys, int first, Source* known) {
+    int positions[TIMES], places[TIMES];
+#pragma unroll
+    for (int j = 0; j < TIMES; ++j) positions[j] = first + j * 128;
+    Run runs[TIMES];
+    runs_at<TIMES>(runs, path, positions);
+    // A batch row, or ~slot of the cache. Blocks are all asked for before one is needed.
+#pragma unroll
+    for (int j = 0; j < TIMES; ++j) {
+        int i = positions[j] - runs[j].position, token = runs[j].start + i;
+        places[j] = runs[j].source + i;
+        if (runs[j].source >= 0 || positions[j] >= keys.count) continue;
+        places[j] = ~(path.blocks[~runs[j].source + token / BLOCK_TOKENS] * BLOCK_TOKENS + token % BLOCK_TOKENS);
+    }
+#pragma unroll
+    for (int j = 0; j < TIMES; ++j) {
+        Source found = {keys.batch, keys.batch};
+        if (positions[j] < keys.count && runs[j].source >= 0) {
+            found.key = keys.batch + static_cast<size_t>(places[j]) * shape.kv_stride + keys.head * DIM;
             found.value = found.key + shape.values;
-        } else {
-            found.key = keys.cache + cache_at(~source, shape.layer, shape.layers, shape.kv_heads, keys.head, DIM);
+        } else if (positions[j] < keys.count) {
+            found.key = keys.cache + cache_at(~places[j], shape.layer, shape.layers, shape.kv_heads, keys.head, DIM);
             found.value = found.key + static_cast<size_t>(shape.kv_heads) * BLOCK_TOKENS * DIM;
         }
+        known[positions[j] % KNOWN] = found;
     }
-    sources[threadIdx.x % TILE_KEYS] = found;
 }
 
 // Brings one tile of keys and values, which lie at `sources`, to shared memory; zeros behind the last of `count`.
@@ -118,30 +154,25 @@ DEVICE void bring(const Source* sources, int count, bf16* to_keys, bf16* to_valu
 // stages, less the one that is worked on. `read` is called when the kernel before is done, `prepare` when copies are on
 // their way.
 template <int DIM, Layout LAYOUT, class Read, class Prepare, class Work>
-DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile, const Keys& keys, bf16* buffers,
+DEVICE void each_tile(const Path& path, const Attention& shape, const Keys& keys, bf16* buffers,
                       Read read, Prepare prepare, Work work) {
     // A stage: keys, values; behind all, where the keys of tiles lie, in a ring.
-    constexpr int SIZE = BUFFER<DIM, LAYOUT>, KNOWN = FOUND_TILES * TILE_KEYS;
-    int stages = shape.stages, ahead = (stages - 1) * TILE_KEYS;
-    Source* found = reinterpret_cast<Source*>(buffers + 2 * stages * SIZE);
-    auto sources = [&](int first) { return found + first % KNOWN; };
-    // Half the threads find one tile, half the next.
-    auto find_tiles = [&](int from, int to) {
-        for (int first = from + static_cast<int>(threadIdx.x) / TILE_KEYS * TILE_KEYS; first < to; first += 2 * TILE_KEYS)
-            find<DIM>(plan, shape, tile, keys, first, sources(first));
-    };
-    find_tiles(0, 2 * TILE_KEYS);
+    constexpr int SIZE = BUFFER<DIM, LAYOUT>;
+    int stages = shape.stages, ahead = (stages - 1) * TILE_KEYS, thread = static_cast<int>(threadIdx.x);
+    Source* known = reinterpret_cast<Source*>(buffers + 2 * stages * SIZE);
+    // Of few keys nobody finds what is not there.
+    if (keys.count <= KNOWN / 2) find<DIM, KNOWN / 256>(path, shape, keys, thread, known);
+    else find<DIM, KNOWN / 128>(path, shape, keys, thread, known);
     __syncthreads();
     // So far the plan was read alone.
     after_the_kernel_before();
     read();
     auto bring_to = [&](int first, int stage) {
         bf16* to = buffers + 2 * stage * SIZE;
-        bring<DIM, LAYOUT>(sources(first), keys.count - first, to, to + SIZE);
+        bring<DIM, LAYOUT>(known + first % KNOWN, keys.count - first, to, to + SIZE);
     };
     bring_to(0, 0);
     if (stages == MOST_STAGES) bring_to(TILE_KEYS, 1);
-    find_tiles(2 * TILE_KEYS, KNOWN < keys.count ? KNOWN : keys.count);
     prepare();
     for (int first = 0, stage = 0; first < keys.count; first += TILE_KEYS) {
         if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 2>();
@@ -150,7 +181,7 @@ DEVICE void each_tile(const int* plan, const Attention& shape, const Tile& tile,
         // Behind this everybody has this tile, has done with the one before it, into the place of which the next goes,
         // and has asked for its copies: its sources are needed no more.
         __syncthreads();
-        if (first + KNOWN < keys.count && threadIdx.x < TILE_KEYS) find<DIM>(plan, shape, tile, keys, first + KNOWN, sources(first));
+        if (first + KNOWN < keys.count && thread < TILE_KEYS) find<DIM, 1>(path, shape, keys, first + KNOWN + thread, known);
         bf16* at = buffers + 2 * stage * SIZE;
         int before = stage == 0 ? stages - 1 : stage - 1;
         work(at, at + SIZE, first, [&] { bring_to(first + ahead, before); });

@@ -64,28 +64,6 @@ DEVICE void put_gated(const float (&sums)[OUTPUTS / 8][4], bf16* y, int first, i
     }
 }
 
-// Four lanes that hold pairs of the same row: of blocks 0 to 3 before, of one block each after.
-DEVICE void transpose(u32 (&pairs)[4]) {
-    int lane = threadIdx.x % 4;
-#pragma unroll
-    for (int step = 1; step <= 2; step *= 2) {
-        bool upper = lane & step;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (i & step) continue;
-            u32 sent = upper ? pairs[i] : pairs[i + step];
-            u32 got = __shfl_xor_sync(FULL, sent, step);
-            if (upper) pairs[i] = got;
-            else pairs[i + step] = got;
-        }
-    }
-}
-
-// Four blocks of eight columns that were transposed, from `to` on: 16 bytes a lane.
-DEVICE void put_blocks(const u32 (&pairs)[4], bf16* to) {
-    *reinterpret_cast<Quads*>(to + threadIdx.x % 4 * 8) = {{pairs[0], pairs[1], pairs[2], pairs[3]}};
-}
-
 // Rows of bf16, of this thread's blocks of eight columns; or of half as many that gates and ups make.
 template <int OUTPUTS, bool GATED>
 DEVICE void put_narrow(const float (&sums)[OUTPUTS / 8][4], bf16* y, int row, int rows, int output, int outputs) {
