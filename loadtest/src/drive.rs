@@ -95,6 +95,7 @@ pub(crate) async fn step(
 
 /// Starts each request at its time, on a thread of its own: the runtime's timers count milliseconds, and what they are late
 /// would be taken for the server's.
+#[expect(clippy::disallowed_methods, reason = "the thread has nothing else to do")]
 fn send_when_due(
     shared: &Shared,
     plans: Vec<(Duration, Plan)>,

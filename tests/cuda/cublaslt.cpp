@@ -3,8 +3,8 @@
 // that sums the other way round, and for few rows one that sums as the third does
 // and refuses some numbers of rows.
 //
-// For a GPU too (nvcc -x cu -shared): there it has one algorithm, a plain kernel. compute-sanitizer's racecheck takes that,
-// and not the library's own kernels.
+// For a GPU too (nvcc -x cu -shared): there it has one algorithm, a plain kernel, for compute-sanitizer's racecheck, which
+// fails where the library's own kernels run.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -347,7 +347,8 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     std::string name = kernel->name.substr(0, kernel->name.find_last_not_of("_0123456789") + 1);
     uint16_t* wrong = nullptr;
     const char* wrong_name = getenv("MOCK_CUDA_WRONG_PRODUCTS");
-    if (wrong_name && cluster > 1 && name.find(wrong_name) != name.npos) memcpy(&wrong, parameters[2], sizeof wrong);
+    bool multiplies = name.find("_rows") != name.npos;
+    if (wrong_name && multiplies && name.find(wrong_name) != name.npos) memcpy(&wrong, parameters[2], sizeof wrong);
     const char* fault_name = getenv("MOCK_CUDA_FAULT_KERNEL");
     bool faults = fault_name && name.find(fault_name) != name.npos;
     submit(config->stream, [=] {

@@ -125,6 +125,7 @@ static inline void barrier_arrive(Barrier* barrier, u32 rank) {
     if (rank != shim::rank()) shim::owe(told);
     shim::tell(told, 0, 1);
 }
+static inline void barrier_arrive(Barrier* barrier) { barrier_arrive(barrier, shim::rank()); }
 UNORDERED static void barrier_wait(Barrier* barrier, u32 parity) {
     shim::Barrier& awaited = shim::barrier_of(barrier, shim::rank());
     if (!shim::is_over(awaited, parity)) {

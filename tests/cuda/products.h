@@ -27,7 +27,7 @@ struct Trial {
     const std::vector<bf16>&x, &w;
     int into, rows, outputs, depth;
 
-    std::vector<float> by(Multiply kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, int of_w) const {
+    std::vector<float> by(Multiply kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, int of_w, unsigned cluster) const {
         std::vector<bf16> narrow(rows * outputs, 0x7fc0);
         std::vector<float> wider(rows * outputs);
         for (size_t i = 0; i < wider.size(); ++i) wider[i] = static_cast<float>(i % 13);
@@ -36,7 +36,7 @@ struct Trial {
                                                 shim::encode(w_map, w.data(), depth, of_w, depth * 2, DEPTH, w_tile));
         void* y = into == INTO_ROWS ? static_cast<void*>(narrow.data()) : wider.data();
         Product product{into, rows, outputs, depth, stages};
-        shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y, product); }, CLUSTER, true);
+        shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y, product); }, cluster, true);
         for (size_t i = 0; i < narrow.size() && into == INTO_ROWS; ++i) wider[i] = from_bf16(narrow[i]);
         return wider;
     }
@@ -46,14 +46,14 @@ struct Trial {
         Dim grid{static_cast<unsigned>(of_w / width.outputs), static_cast<unsigned>((rows + X_ROWS - 1) / X_ROWS)};
         if (stages == 0) stages = width.stages;
         size_t shared = stages * (width.stage + 2 * sizeof(Barrier));
-        return by(gated ? width.gated : width.plain, grid, 160, shared, stages, X_ROWS / CLUSTER, width.outputs / (gated ? 2 : 1), of_w);
+        return by(gated ? width.gated : width.plain, grid, 160, shared, stages, X_ROWS, width.outputs / (gated ? 2 : 1), of_w, 1);
     }
 
     std::vector<float> of_many(int width, unsigned clusters, bool gated = false) const {
         const Width& of = width == 256 ? MANY_WIDTHS[2] : width == 128 ? MANY_WIDTHS[1] : MANY_WIDTHS[0];
         size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
         int of_w = outputs * (gated ? 2 : 1);
-        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, width / CLUSTER, of_w);
+        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, width / CLUSTER, of_w, CLUSTER);
     }
 };
 
@@ -192,14 +192,14 @@ void turned_products() {
 
         std::string name = "turned product of " + std::to_string(rows) + " x " + std::to_string(depth);
         Turned turned{batch.words.data(), turn.bias, turn.norm, key_norm, turn.cosines, turn.sines, nullptr, query_heads, kv_heads, LAYER, LAYERS, turn.epsilon};
-        auto check = [&](const std::string& how, MultiplyTurned kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile) {
+        auto check = [&](const std::string& how, MultiplyTurned kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, unsigned cluster) {
             std::vector<bf16> y(static_cast<size_t>(all) * outputs, 0x7fc0), cache(cached, 0);
             TensorMap x_map, w_map;
             equal("the matrices can be mapped", shim::encode(x_map, x.data(), depth, all, depth * 2, DEPTH, x_tile) &&
                                                     shim::encode(w_map, w.data(), depth, outputs, depth * 2, DEPTH, w_tile));
             Turned here = turned;
             here.cache = cache.data();
-            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages}, here); }, CLUSTER, true);
+            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages}, here); }, cluster, true);
             y.resize(apart.size());
             equal(name + how, y == apart);
             equal(name + how + ", what is kept", cache == cache_apart);
@@ -209,7 +209,7 @@ void turned_products() {
             for (int bytes : {110 << 10, 200 << 10}) {
                 int stages = stages_of(bytes, stage);
                 size_t shared = stages * (stage + 2 * sizeof(Barrier)) + X_ROWS * sizeof(float);
-                check(how, kernel, {static_cast<unsigned>(outputs / width), row_tiles}, 160, shared, stages, X_ROWS / CLUSTER, width / 2);
+                check(how, kernel, {static_cast<unsigned>(outputs / width), row_tiles}, 160, shared, stages, X_ROWS, width / 2, width == HEAD ? 1 : CLUSTER);
             }
         };
         by_few(" by halves of heads", few_rows_turned_64, 64, STAGE_BYTES<64>);
@@ -217,7 +217,7 @@ void turned_products() {
         for (unsigned clusters : {1u, 2u}) {
             using Of = Wheel<HEAD>;
             size_t shared = Of::STAGES * (Of::BYTES + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
-            check(" by tiles", many_rows_turned_128, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, HEAD / CLUSTER);
+            check(" by tiles", many_rows_turned_128, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, HEAD / CLUSTER, CLUSTER);
         }
 
         // And they are what they should be.

@@ -36,7 +36,7 @@ const MANY_TILE: usize = 128;
 const MANY_WIDTHS: [(usize, f64); 3] = [(64, 0.6), (128, 1.0), (256, 1.75)];
 /// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
-/// Blocks of a cluster; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
+/// Blocks of a cluster, where there are clusters; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
 const CLUSTER: usize = 2;
 const STAGE_DEPTH: usize = 64;
 const ALIGNMENT: usize = 1024;
@@ -108,6 +108,7 @@ impl<T> Finishes<T> {
 
 struct Few {
     width: usize,
+    cluster: usize,
     long: Ring,
     short: Ring,
     /// Blocks that the device holds at once, one to a multiprocessor.
@@ -140,18 +141,23 @@ struct Product {
 }
 
 impl Few {
-    fn load(gpu: &Gpu, kind: &str, width: usize) -> Result<Self> {
+    /// `cluster`: blocks of it.
+    fn load(gpu: &Gpu, kind: &str, (width, cluster): (usize, usize)) -> Result<Self> {
         let stage = (FEW_TILE + width) * STAGE_DEPTH * 2;
         let ring = |bytes: usize| -> Result<Ring> {
             let stages = (bytes / stage).min(MOST_STAGES);
             // Behind them what blocks tell each other of each row.
             let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES) + FEW_TILE * 4;
-            Ok(Ring { stages, launch: launch(gpu, &format!("few_rows_{kind}{width}"), FEW_THREADS, shared)? })
+            let name = format!("few_rows_{kind}{width}");
+            Ok(Ring { stages, launch: launch(gpu, &name, FEW_THREADS, (shared, cluster))? })
         };
         // A kernel is allowed as much as was asked for last.
         let (short, long) = (ring(SHORT_RING_BYTES)?, ring(RING_BYTES)?);
-        let blocks = CLUSTER * long.launch.clusters_at_once()?;
-        Ok(Self { width, long, short, blocks })
+        let blocks = match cluster {
+            1 => gpu.multiprocessors,
+            _ => cluster * long.launch.clusters_at_once()?,
+        };
+        Ok(Self { width, cluster, long, short, blocks })
     }
 }
 
@@ -160,7 +166,7 @@ impl Many {
         let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
         // One more barrier for the turns of each warpgroup.
         let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
-        let launch = launch(gpu, &format!("many_rows_{kind}{width}"), MANY_THREADS, shared)?;
+        let launch = launch(gpu, &format!("many_rows_{kind}{width}"), MANY_THREADS, (shared, CLUSTER))?;
         Ok(Self { width, tile_cost, launch, clusters: launch.clusters_at_once()? })
     }
 }
@@ -172,7 +178,9 @@ impl Hopper {
             return Ok(None);
         }
         let few = |kind, widths: &[usize]| -> Result<Vec<Few>> {
-            widths.iter().map(|&width| Few::load(gpu, kind, width)).collect()
+            // Of half a head the other half's block is told.
+            let cluster = |width| if kind == "turned_" && width < HEAD { CLUSTER } else { 1 };
+            widths.iter().map(|&width| Few::load(gpu, kind, (width, cluster(width)))).collect()
         };
         let many = |kind, widths: &[(usize, f64)]| -> Result<Vec<Many>> {
             widths.iter().map(|&width| Many::load(gpu, kind, width)).collect()
@@ -195,7 +203,7 @@ impl Hopper {
 
     /// The narrowest blocks that all run at once; else the widest.
     fn few(&self, outputs: usize, rows: usize, finish: &Finish) -> Option<&Few> {
-        let whole = |kernel: &&Few| outputs.is_multiple_of(CLUSTER * kernel.width);
+        let whole = |kernel: &&Few| outputs.is_multiple_of(kernel.cluster * kernel.width);
         let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(FEW_TILE);
         let mut usable = self.few.of(finish).iter().filter(whole);
         usable
@@ -268,7 +276,7 @@ impl Hopper {
         let w_tile = if let Finish::Nothing = finish { kernel.width } else { kernel.width / 2 };
         let ring = if own == Own::FewRowsShort { &kernel.short } else { &kernel.long };
         let grid = (w.outputs / kernel.width, rows.div_ceil(FEW_TILE));
-        Ok((Launch { grid, ..ring.launch }, ring.stages, FEW_TILE / CLUSTER, w_tile))
+        Ok((Launch { grid, ..ring.launch }, ring.stages, FEW_TILE, w_tile))
     }
 
     /// The same for many.
@@ -282,9 +290,9 @@ impl Hopper {
 }
 
 /// All but the grid of a kernel's launch.
-fn launch(gpu: &Gpu, name: &str, threads: u32, shared: usize) -> Result<Launch> {
+fn launch(gpu: &Gpu, name: &str, threads: u32, (shared, cluster): (usize, usize)) -> Result<Launch> {
     let kernel = gpu.function(name, shared)?;
-    Ok(Launch { kernel, grid: (CLUSTER, 1), threads, shared, cluster: CLUSTER as u32, early: true })
+    Ok(Launch { kernel, grid: (cluster, 1), threads, shared, cluster: cluster as u32, early: true })
 }
 
 /// How the device finds tiles of [`STAGE_DEPTH`] columns and so many rows in a matrix of bf16; behind its edges

@@ -2,9 +2,9 @@
 // silu(x · gateᵀ) · (x · upᵀ) at once; or queries, keys and values turned.
 //
 // What such a product takes is bringing w from memory. So every multiprocessor gets its share of the
-// outputs, w is asked for before the kernel before this one has ended (x is not: that one writes it), and
-// the two blocks of a cluster, which multiply the same 64 rows of x, bring half of them each, to both.
-// A warp copies, a warpgroup multiplies; a ring of stages lies between them. A short ring leaves room on the multiprocessor
+// outputs, and w is asked for before the kernel before this one has ended (x is not: that one writes it).
+// A warp copies, a warpgroup multiplies; a ring of stages lies between them. (That blocks share what they bring of x, by
+// multicast, made it no faster: on an H100 3 % slower.) A short ring leaves room on the multiprocessor
 // for a block of the kernel behind this one, which then has its first weights, or knows where its keys lie, when this one
 // is done. A sum is of its products in order, so its bits depend neither on how many rows there are nor on how outputs are
 // shared out.
@@ -47,6 +47,7 @@ DEVICE Ring set_up_ring(unsigned char* unaligned, int stages) {
     bf16* first = first_stage(unaligned);
     Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(first) + stages * STAGE_BYTES<OUTPUTS>);
     set_up_barriers(full, full + stages, stages, 4);
+    __syncthreads();
     return {first, full, full + stages, reinterpret_cast<float*>(full + 2 * stages)};
 }
 
@@ -55,8 +56,8 @@ DEVICE int pieces_of(const Product& product) { return (product.depth + DEPTH - 1
 // The copying thread: w's and x's tiles of every stage.
 template <int OUTPUTS, Kind KIND>
 DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const Product& product, const Ring& ring) {
-    constexpr int STAGE = STAGE_BYTES<OUTPUTS> / 2, PART = X_ROWS / CLUSTER;
-    int output = first_output<OUTPUTS, KIND>(), rank = static_cast<int>(cluster_rank());
+    constexpr int STAGE = STAGE_BYTES<OUTPUTS> / 2;
+    int output = first_output<OUTPUTS, KIND>();
     auto bring_w = [&](int piece, int stage) {
         barrier_expect(ring.full + stage, STAGE_BYTES<OUTPUTS>);
         bf16* to = ring.stages + stage * STAGE + X_BYTES / 2;
@@ -65,17 +66,14 @@ DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const 
         int second = output + (KIND == GATED ? product.outputs : HEAD / 2);
         if (KIND != PLAIN) bring_tile(w, piece * DEPTH, second, to + OUTPUTS / 2 * DEPTH, ring.full + stage);
     };
-    auto bring_x = [&](int piece, int stage) {
-        bf16* to = ring.stages + stage * STAGE + rank * PART * DEPTH;
-        bring_tile_to_both(x, piece * DEPTH, row + rank * PART, to, ring.full + stage);
-    };
+    auto bring_x = [&](int piece, int stage) { bring_tile(x, piece * DEPTH, row, ring.stages + stage * STAGE, ring.full + stage); };
     int pieces = pieces_of(product), first = pieces < product.stages ? pieces : product.stages;
     for (int piece = 0; piece < first; ++piece) bring_w(piece, piece);
     after_the_kernel_before();
     for (int piece = 0; piece < first; ++piece) bring_x(piece, piece);
     Stop at = {0, 0};
     for (int piece = first; piece < pieces; ++piece, advance(at, product.stages)) {
-        // Both blocks are done with what lay here.
+        // The warpgroup is done with what lay here.
         barrier_wait(ring.empty + at.stage, at.round & 1);
         bring_w(piece, at.stage);
         bring_x(piece, at.stage);
@@ -99,7 +97,7 @@ DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], const Product& produc
         products_commit();
         // The stage before is read.
         products_wait<1>();
-        if (piece > 0 && piece - 1 + product.stages < pieces) release(ring.empty + last);
+        if (piece > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + last);
         last = at.stage;
     }
     products_wait<0>();
@@ -120,8 +118,6 @@ DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Prod
     } else if (threadIdx.x == 128) {
         bring_stages<OUTPUTS, KIND>(x, w, row, product, ring);
     }
-    // The other block's last copies find this one's memory.
-    cluster_sync();
 }
 
 // A block has a head; or the two of a cluster have one, each the columns that turn with each other, and tell each other
@@ -132,6 +128,8 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
     constexpr bool HALVES = OUTPUTS < HEAD;
     SHARED(unsigned char, unaligned);
     Ring ring = set_up_ring<OUTPUTS>(unaligned, product.stages);
+    // The other block is there to be told something.
+    if (HALVES) cluster_sync();
     int row = blockIdx.y * X_ROWS, output = first_output<OUTPUTS, TURNED>();
     int lane = threadIdx.x % 32, mine = static_cast<int>(threadIdx.x) / 32 * 16 + lane / 4;  // of the block's rows
     bool multiplies = threadIdx.x < 128;
@@ -166,8 +164,8 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
     } else if (threadIdx.x == 128) {
         bring_stages<OUTPUTS, TURNED>(x_map, w, row, product, ring);
     }
-    // Behind this the other block's squares are here; and its last copies have found this one's memory.
-    cluster_sync();
+    // Behind this the other block's squares are here.
+    if (HALVES) cluster_sync();
     if (!multiplies) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

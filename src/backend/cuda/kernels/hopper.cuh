@@ -48,6 +48,11 @@ DEVICE void barrier_expect(Barrier* barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(barrier)), "r"(bytes) : "memory");
 }
 
+// Arrives.
+DEVICE void barrier_arrive(Barrier* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(barrier)) : "memory");
+}
+
 // Arrives at the barrier in the same place of a block of the cluster. Only copies write what the barriers
 // guard, and only tensor cores read it: neither this nor the wait needs a fence of the whole cluster.
 DEVICE void barrier_arrive(Barrier* barrier, u32 rank) {
@@ -185,17 +190,16 @@ DEVICE void multiply_held(float (*sums)[4], const u32 (&x)[4], unsigned long lon
 #endif
 
 #ifdef HOPPER
-// Of every stage: full when the copying thread has said how much is to come, and it has; empty when so many warps of
-// each block have read it. All blocks of a cluster know of them behind this, and of what the first thread set up before.
+// Of every stage: full when the copying thread has said how much is to come, and it has; empty when so many warps have
+// read it. Who waits for the first thread behind this knows of them, and of what that one set up before.
 DEVICE void set_up_barriers(Barrier* full, Barrier* empty, int stages, int readers) {
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < stages; ++stage) {
             barrier_init(full + stage, 1);
-            barrier_init(empty + stage, readers * CLUSTER);
+            barrier_init(empty + stage, readers);
         }
         barriers_set_up();
     }
-    cluster_sync();
 }
 
 // A place in the ring of stages, and how often it was passed.

@@ -167,7 +167,8 @@ DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     int tiles = pairs * (product.outputs / (KIND == GATED ? OUTPUTS / 2 : OUTPUTS)), pieces = (product.depth + DEPTH - 1) / DEPTH;
     u32 rank = cluster_rank();
     for (int group = 0; group < GROUPS && threadIdx.x == 0; ++group) barrier_init(turns + group, 4);
-    set_up_barriers(full, empty, STAGES, Wheel<OUTPUTS>::READERS);
+    set_up_barriers(full, empty, STAGES, Wheel<OUTPUTS>::READERS * CLUSTER);
+    cluster_sync();
     if (threadIdx.x < 128 * GROUPS) {
         after_the_kernel_before();
         multiply_tiles<OUTPUTS, KIND>(y, product, turned, tiles, pieces, rank, stages, full, empty, turns);
