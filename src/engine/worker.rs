@@ -183,13 +183,9 @@ impl Worker {
         let (score, explain) = self.scheduler.waiting();
         let [scores, steps] = self.flights.each_ref().map(VecDeque::len);
         match scores {
-            0 if score > 0 => true,
-            0 if !self.overlaps => explain > 0,
-            _ if !self.overlaps => false,
-            // Beside scores that run only when it is its turn.
-            0 => explain > 0 && steps == 0,
-            _ if score == 0 => false,
-            _ => scores < IN_FLIGHT && self.scheduler.is_full(),
+            0 => score > 0 || (explain > 0 && steps == 0),
+            // Behind those that run; a step beside them only when it is its turn.
+            _ => self.overlaps && scores < IN_FLIGHT && self.scheduler.is_full(),
         }
     }
 

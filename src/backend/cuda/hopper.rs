@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 const MOST_FEW_ROWS: usize = 256;
 /// Outputs to a block for few rows: for each there is a kernel, and for all but the first one for gates and ups.
 const WIDTHS: [usize; 8] = [8, 16, 32, 48, 64, 96, 128, 192];
-/// Those to a block that turns queries and keys: half a head, or one.
+/// Those to a block that turns queries and keys: half a head, or one. Of two halves the blocks are a cluster.
 const TURNED_WIDTHS: [usize; 2] = [HEAD / 2, HEAD];
 /// The width of heads that are turned as their product is computed.
 pub(super) const HEAD: usize = 128;
@@ -108,7 +108,6 @@ impl<T> Finishes<T> {
 
 struct Few {
     width: usize,
-    cluster: usize,
     long: Ring,
     short: Ring,
     /// Blocks that the device holds at once, one to a multiprocessor.
@@ -157,7 +156,7 @@ impl Few {
             1 => gpu.multiprocessors,
             _ => cluster * long.launch.clusters_at_once()?,
         };
-        Ok(Self { width, cluster, long, short, blocks })
+        Ok(Self { width, long, short, blocks })
     }
 }
 
@@ -178,9 +177,7 @@ impl Hopper {
             return Ok(None);
         }
         let few = |kind, widths: &[usize]| -> Result<Vec<Few>> {
-            // Of half a head the other half's block is told.
-            let cluster = |width| if kind == "turned_" && width < HEAD { CLUSTER } else { 1 };
-            widths.iter().map(|&width| Few::load(gpu, kind, (width, cluster(width)))).collect()
+            widths.iter().map(|&width| Few::load(gpu, kind, (width, 1))).collect()
         };
         let many = |kind, widths: &[(usize, f64)]| -> Result<Vec<Many>> {
             widths.iter().map(|&width| Many::load(gpu, kind, width)).collect()
@@ -189,7 +186,10 @@ impl Hopper {
             few: Finishes {
                 plain: few("", &WIDTHS)?,
                 gated: few("gated_", &WIDTHS[1..])?,
-                turned: few("turned_", &TURNED_WIDTHS)?,
+                turned: TURNED_WIDTHS
+                    .into_iter()
+                    .map(|width| Few::load(gpu, "turned_", (width, HEAD / width)))
+                    .collect::<Result<_>>()?,
             },
             many: Finishes {
                 plain: many("", &MANY_WIDTHS)?,
@@ -203,7 +203,8 @@ impl Hopper {
 
     /// The narrowest blocks that all run at once; else the widest.
     fn few(&self, outputs: usize, rows: usize, finish: &Finish) -> Option<&Few> {
-        let whole = |kernel: &&Few| outputs.is_multiple_of(kernel.cluster * kernel.width);
+        let whole =
+            |kernel: &&Few| outputs.is_multiple_of(kernel.long.launch.cluster as usize * kernel.width);
         let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(FEW_TILE);
         let mut usable = self.few.of(finish).iter().filter(whole);
         usable
