@@ -96,13 +96,22 @@ fn products_of_our_own_change_nothing() {
     // Both open two backends, which try each kernel; passes come on top.
     let opened = passed(&run("device::says_what_it_opens", &environment));
     let bits = passed(&run("device::among_many_rows_as_alone", &environment));
-    for of in ["products of few rows", "products of many rows", "gated of few", "gated of many"] {
+    let all = [
+        "products of few rows",
+        "products of many rows",
+        "products by warps",
+        "gated of few",
+        "gated of many",
+        "tall products",
+        "gated of tall",
+    ];
+    for of in all {
         assert!(told(&bits, of) > told(&opened, of), "{of}: {opened}\n{bits}");
     }
     // Those that are wrong are found out when they are tried, and not used.
     for (name, of) in [
-        ("rows", ["products of few rows", "products of many rows"]),
-        ("gated", ["gated of few", "gated of many"]),
+        ("rows", ["products of few rows", "products of many rows", "products by warps"]),
+        ("gated", ["gated of few", "gated of many", "gated of tall"]),
     ] {
         let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", name.to_owned())]].concat();
         let opened = passed(&run("device::says_what_it_opens", &wrong));

@@ -137,10 +137,11 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
            "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many, %zu rotations, "
-           "%zu attentions of warpgroups\n",
+           "%zu products by warps, %zu tall products, %zu gated of tall, %zu attentions of warpgroups\n",
            graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
            kernels_by_name["many_rows"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"],
-           kernels_by_name["rotate"],
+           kernels_by_name["rotate"], kernels_by_name["warp_rows"], kernels_by_name["tall_rows"],
+           kernels_by_name["tall_rows_gated"],
            kernels_by_name["attention_hopper"]);
 }
 
@@ -166,7 +167,8 @@ std::vector<Kernel> kernels = {
     ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(few_rows_gated_16),
     ENTRY(few_rows_gated_32), ENTRY(few_rows_gated_48), ENTRY(few_rows_gated_64), ENTRY(few_rows_gated_96),
     ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_64), ENTRY(many_rows_128),
-    ENTRY(many_rows_256), ENTRY(few_rows_turned_64), ENTRY(few_rows_turned_128), ENTRY(many_rows_turned_128), ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128), ENTRY(many_rows_gated_256)};
+    ENTRY(many_rows_256), ENTRY(few_rows_turned_64), ENTRY(few_rows_turned_128), ENTRY(many_rows_turned_128), ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128), ENTRY(many_rows_gated_256),
+    ENTRY(tall_rows_32), ENTRY(tall_rows_48), ENTRY(tall_rows_64), ENTRY(tall_rows_96), ENTRY(tall_rows_gated_32), ENTRY(tall_rows_gated_48), ENTRY(tall_rows_gated_64), ENTRY(tall_rows_gated_96), ENTRY(warp_rows_16), ENTRY(warp_rows_32)};
 
 }  // namespace
 

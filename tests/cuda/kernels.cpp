@@ -582,6 +582,7 @@ int main(int count, char**) {
     heads();
     // Last: what orders threads costs more, the more there have been.
     products_of_few_rows();
+    products_by_taller_blocks_and_by_warps();
     products_of_many_rows();
     turned_products();
     printf("%d checks, %d failed\n", checks, failures);

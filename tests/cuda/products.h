@@ -9,15 +9,25 @@ struct Width {
     int outputs;  // of a block
     Multiply plain, gated;
     int stage, stages;
+    int rows = X_ROWS;
+    unsigned threads = 160;
 };
 
 // The longest ring of so many bytes; the host has one of 200 KiB and one of 110.
-constexpr int stages_of(int bytes, int stage) { return std::min(bytes / stage, 16); }
+constexpr int stages_of(int bytes, int stage) { return std::min(bytes / stage, 24); }
 
 #define WIDTH(OUTPUTS, GATED) Width{OUTPUTS, few_rows_##OUTPUTS, GATED, STAGE_BYTES<OUTPUTS>, stages_of(200 << 10, STAGE_BYTES<OUTPUTS>)}
 const Width WIDTHS[] = {WIDTH(8, nullptr), WIDTH(16, few_rows_gated_16), WIDTH(32, few_rows_gated_32), WIDTH(48, few_rows_gated_48),
                         WIDTH(64, few_rows_gated_64), WIDTH(96, few_rows_gated_96), WIDTH(128, few_rows_gated_128),
                         WIDTH(192, few_rows_gated_192)};
+
+// Twice as many rows to a block; and blocks of single warps.
+#define TALL(OUTPUTS) \
+    Width{OUTPUTS, tall_rows_##OUTPUTS, tall_rows_gated_##OUTPUTS, STAGE_BYTES<OUTPUTS, 128>, stages_of(200 << 10, STAGE_BYTES<OUTPUTS, 128>), 128, 288}
+const Width TALL_WIDTHS[] = {TALL(32), TALL(48), TALL(64), TALL(96)};
+#define BY_WARPS(OUTPUTS) \
+    Width{OUTPUTS, warp_rows_##OUTPUTS, nullptr, STAGE_BYTES<OUTPUTS, 32>, stages_of(200 << 10, STAGE_BYTES<OUTPUTS, 32>), 32, 2 * OUTPUTS + 32}
+const Width WARP_WIDTHS[] = {BY_WARPS(16), BY_WARPS(32)};
 
 #define MANY_WIDTH(OUTPUTS) Width{OUTPUTS, many_rows_##OUTPUTS, many_rows_gated_##OUTPUTS, Wheel<OUTPUTS>::BYTES, Wheel<OUTPUTS>::STAGES}
 const Width MANY_WIDTHS[] = {MANY_WIDTH(64), MANY_WIDTH(128), MANY_WIDTH(256)};
@@ -43,10 +53,10 @@ struct Trial {
 
     std::vector<float> of_few(const Width& width, bool gated = false, int stages = 0) const {
         int of_w = outputs * (gated ? 2 : 1);
-        Dim grid{static_cast<unsigned>(of_w / width.outputs), static_cast<unsigned>((rows + X_ROWS - 1) / X_ROWS)};
+        Dim grid{static_cast<unsigned>(of_w / width.outputs), static_cast<unsigned>((rows + width.rows - 1) / width.rows)};
         if (stages == 0) stages = width.stages;
         size_t shared = stages * (width.stage + 2 * sizeof(Barrier));
-        return by(gated ? width.gated : width.plain, grid, 160, shared, stages, X_ROWS, width.outputs / (gated ? 2 : 1), of_w, 1);
+        return by(gated ? width.gated : width.plain, grid, width.threads, shared, stages, width.rows, width.outputs / (gated ? 2 : 1), of_w, 1);
     }
 
     std::vector<float> of_many(int width, unsigned clusters, bool gated = false) const {
@@ -111,6 +121,30 @@ void products_of_few_rows() {
                 std::vector<float> once = Trial{x, w, into, rows, outputs / 2, depth}.of_few(width, true);
                 equal(name + ", gated at once", once == gated_apart(found, rows, outputs / 2));
                 equal(name + ", gated by a short ring", Trial{x, w, into, rows, outputs / 2, depth}.of_few(width, true, stages) == once);
+            }
+        }
+    }
+}
+
+// By blocks of other heights the bits of products of few rows. Rows of a block that is not whole, and of more than one.
+void products_by_taller_blocks_and_by_warps() {
+    std::vector<std::pair<Width, bool>> all;
+    for (const Width& width : TALL_WIDTHS) all.push_back({width, false}), all.push_back({width, true});
+    for (const Width& width : WARP_WIDTHS) all.push_back({width, false});
+    for (auto [width, gated] : all) {
+        int around = ((few ? 1 : 2) * width.stages + 3) * DEPTH;
+        for (auto [rows, depth] : {std::pair{1, 64}, {65, around}, {150, 200}, {33, 72}}) {
+            if (few && (rows != 65 || width.outputs > 48)) continue;
+            int outputs = width.outputs * (rows == 150 ? 2 : 3) / (gated ? 2 : 1);
+            std::vector<bf16> x = halves(rows * depth, 0.3f), w = halves(outputs * (gated ? 2 : 1) * depth, 0.3f);
+            std::string name = "product " + std::to_string(width.outputs) + " of " + std::to_string(width.rows) + " of " + std::to_string(rows) + " x " + std::to_string(depth);
+            for (int into : {INTO_ROWS, INTO_WIDE, INTO_SUM}) {
+                if (gated && into != INTO_ROWS) continue;
+                Trial trial{x, w, into, rows, outputs, depth};
+                std::vector<float> found = trial.of_few(width, gated);
+                if (!gated) compare_product(name, trial, found);
+                equal(name + " as by 64", trial.of_few(WIDTHS[gated ? 1 : 0], gated) == found);
+                equal(name + " by a short ring", trial.of_few(width, gated, stages_of(110 << 10, width.stage)) == found);
             }
         }
     }

@@ -19,7 +19,7 @@ use cudarc::{
 use half::bf16;
 
 use super::{
-    gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, refused},
+    gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, class, refused},
     graph::Graph,
     hopper::{Finish, Hopper, Own},
     memory::upload,
@@ -111,14 +111,15 @@ impl Bench<'_> {
         let rows = [least, least.midpoint(most), most].map(|rows| rows.min(TRIAL_ROWS));
         let base = self.cost(reference, most)?.unwrap_or(Duration::MAX);
         let (mut best, mut shortest) = (*reference, base);
-        let own = [Own::FewRowsShort, Own::FewRows, Own::ManyRows]
-            .into_iter()
-            .filter(|own| self.hopper(*own, most).is_some());
-        let own = own.map(Way::Own);
+        let taking = Own::ALL.into_iter().filter(|own| self.hopper(*own, most).is_some());
+        let mut own: Vec<_> = taking.map(Way::Own).collect();
         if self.gemm.hopper.as_ref().is_some_and(|hopper| hopper.always) {
-            for way in own.clone() {
-                if self.is_right(&way, &rows)? {
-                    return Ok(way);
+            // Another one first for each class, so that there is use for all.
+            let turns = class(most) % own.len().max(1);
+            own.rotate_left(turns);
+            for way in &own {
+                if self.is_right(way, &rows)? {
+                    return Ok(*way);
                 }
             }
         }

@@ -35,7 +35,7 @@ pub(super) enum Way {
 }
 
 /// Which of [`CLASSES`] so many rows are of.
-fn class(rows: usize) -> usize {
+pub(super) fn class(rows: usize) -> usize {
     CLASSES.iter().position(|&most| rows <= most).unwrap_or(CLASSES.len() - 1)
 }
 

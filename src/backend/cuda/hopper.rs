@@ -1,4 +1,4 @@
-//! Matrix products by kernels of our own, on Hopper: `kernels/few_rows.cuh` and `many_rows.cuh` say how.
+//! Matrix products by kernels of our own, on Hopper: `kernels/few_rows.cuh`, `warp_rows.cuh` and `many_rows.cuh` say how.
 
 use cudarc::driver::sys;
 
@@ -16,19 +16,25 @@ use crate::error::{Error, Result};
 const MOST_FEW_ROWS: usize = 256;
 /// Outputs to a block for few rows: for each there is a kernel, and for all but the first one for gates and ups.
 const WIDTHS: [usize; 8] = [8, 16, 32, 48, 64, 96, 128, 192];
+/// Those to a block of two warpgroups, of gates and ups too, and to one of single warps, [`WARP_OUTPUTS`] each.
+const TALL_WIDTHS: [usize; 4] = [32, 48, 64, 96];
+const WARP_WIDTHS: [usize; 2] = [WARP_OUTPUTS, 2 * WARP_OUTPUTS];
+const WARP_OUTPUTS: usize = 16;
 /// Those to a block that turns queries and keys: half a head, or one. Of two halves the blocks are a cluster.
 const TURNED_WIDTHS: [usize; 2] = [HEAD / 2, HEAD];
 /// The width of heads that are turned as their product is computed.
 pub(super) const HEAD: usize = 128;
-/// Rows of x to a block for few rows.
+/// Rows of x to a block for few rows: of a warpgroup, of two, of single warps.
 const FEW_TILE: usize = 64;
+const TALL_TILE: usize = 128;
+const WARP_TILE: usize = 32;
 /// Most that all stages of a block take, and most stages. Of those of a short ring two blocks have room on a multiprocessor,
 /// or one and one of attention: the next kernel's.
 const RING_BYTES: usize = 200 << 10;
 const SHORT_RING_BYTES: usize = 110 << 10;
-const MOST_STAGES: usize = 16;
-/// A warpgroup that multiplies and a warp that copies.
-const FEW_THREADS: u32 = 128 + 32;
+const MOST_STAGES: usize = 24;
+/// Threads of a warp: beside those that multiply one copies.
+const WARP: usize = 32;
 /// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
 const MANY_TILE: usize = 128;
 /// What a tile of each costs beside one of 128: of 64, x is brought as often (assumed); of 256, less is brought for each
@@ -45,10 +51,37 @@ const BARRIER_BYTES: usize = 8;
 /// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Own {
-    FewRows,
-    /// With a short ring of stages.
-    FewRowsShort,
+    FewRows(By, Stages),
     ManyRows,
+}
+
+/// What multiplies a block's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    Warpgroup,
+    /// The weights are read once for twice as many rows.
+    TwoWarpgroups,
+    /// Of deep products each waits for the one before: a warp's is there sooner.
+    Warps,
+}
+
+/// A block's ring of stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stages {
+    Short,
+    Long,
+}
+
+impl Own {
+    pub(super) const ALL: [Self; 7] = [
+        Self::FewRows(By::Warpgroup, Stages::Short),
+        Self::FewRows(By::Warps, Stages::Long),
+        Self::FewRows(By::TwoWarpgroups, Stages::Short),
+        Self::FewRows(By::Warps, Stages::Short),
+        Self::FewRows(By::Warpgroup, Stages::Long),
+        Self::FewRows(By::TwoWarpgroups, Stages::Long),
+        Self::ManyRows,
+    ];
 }
 
 /// What is done to a product's sums before they are written.
@@ -107,6 +140,9 @@ impl<T> Finishes<T> {
 }
 
 struct Few {
+    by: By,
+    /// Rows of x, and outputs, to a block.
+    tile: usize,
     width: usize,
     long: Ring,
     short: Ring,
@@ -141,14 +177,19 @@ struct Product {
 
 impl Few {
     /// `cluster`: blocks of it.
-    fn load(gpu: &Gpu, kind: &str, (width, cluster): (usize, usize)) -> Result<Self> {
-        let stage = (FEW_TILE + width) * STAGE_DEPTH * 2;
+    fn load(gpu: &Gpu, by: By, kind: &str, (width, cluster): (usize, usize)) -> Result<Self> {
+        let (name, tile, multiply) = match by {
+            By::Warpgroup => ("few", FEW_TILE, 4),
+            By::TwoWarpgroups => ("tall", TALL_TILE, 8),
+            By::Warps => ("warp", WARP_TILE, width / WARP_OUTPUTS),
+        };
+        let (name, threads) = (format!("{name}_rows_{kind}{width}"), (multiply + 1) * WARP);
+        let stage = (tile + width) * STAGE_DEPTH * 2;
         let ring = |bytes: usize| -> Result<Ring> {
             let stages = (bytes / stage).min(MOST_STAGES);
             // Behind them what blocks tell each other of each row.
-            let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES) + FEW_TILE * 4;
-            let name = format!("few_rows_{kind}{width}");
-            Ok(Ring { stages, launch: launch(gpu, &name, FEW_THREADS, (shared, cluster))? })
+            let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES) + tile * 4;
+            Ok(Ring { stages, launch: launch(gpu, &name, threads as u32, (shared, cluster))? })
         };
         // A kernel is allowed as much as was asked for last.
         let (short, long) = (ring(SHORT_RING_BYTES)?, ring(RING_BYTES)?);
@@ -156,7 +197,7 @@ impl Few {
             1 => gpu.multiprocessors,
             _ => cluster * long.launch.clusters_at_once()?,
         };
-        Ok(Self { width, long, short, blocks })
+        Ok(Self { by, tile, width, long, short, blocks })
     }
 }
 
@@ -176,19 +217,23 @@ impl Hopper {
         if !gpu.is_hopper() || gpu.products == Products::Library {
             return Ok(None);
         }
-        let few = |kind, widths: &[usize]| -> Result<Vec<Few>> {
-            widths.iter().map(|&width| Few::load(gpu, kind, (width, 1))).collect()
+        let few = |kind, all: &[(By, &[usize])]| -> Result<Vec<Few>> {
+            let each = all.iter().flat_map(|(by, widths)| widths.iter().map(|&width| (*by, width)));
+            each.map(|(by, width)| Few::load(gpu, by, kind, (width, 1))).collect()
         };
         let many = |kind, widths: &[(usize, f64)]| -> Result<Vec<Many>> {
             widths.iter().map(|&width| Many::load(gpu, kind, width)).collect()
         };
         Ok(Some(Self {
             few: Finishes {
-                plain: few("", &WIDTHS)?,
-                gated: few("gated_", &WIDTHS[1..])?,
+                plain: few(
+                    "",
+                    &[(By::Warpgroup, &WIDTHS), (By::TwoWarpgroups, &TALL_WIDTHS), (By::Warps, &WARP_WIDTHS)],
+                )?,
+                gated: few("gated_", &[(By::Warpgroup, &WIDTHS[1..]), (By::TwoWarpgroups, &TALL_WIDTHS)])?,
                 turned: TURNED_WIDTHS
                     .into_iter()
-                    .map(|width| Few::load(gpu, "turned_", (width, HEAD / width)))
+                    .map(|width| Few::load(gpu, By::Warpgroup, "turned_", (width, HEAD / width)))
                     .collect::<Result<_>>()?,
             },
             many: Finishes {
@@ -202,11 +247,15 @@ impl Hopper {
     }
 
     /// The narrowest blocks that all run at once; else the widest.
-    fn few(&self, outputs: usize, rows: usize, finish: &Finish) -> Option<&Few> {
-        let whole =
-            |kernel: &&Few| outputs.is_multiple_of(kernel.long.launch.cluster as usize * kernel.width);
-        let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(FEW_TILE);
-        let mut usable = self.few.of(finish).iter().filter(whole);
+    fn few(&self, by: By, outputs: usize, rows: usize, finish: &Finish) -> Option<&Few> {
+        let usable = |kernel: &&Few| {
+            // A block of so many rows would compute more that nobody asked for than the next lower one.
+            let too_tall = kernel.by == By::TwoWarpgroups && rows <= FEW_TILE;
+            let whole = outputs.is_multiple_of(kernel.long.launch.cluster as usize * kernel.width);
+            kernel.by == by && whole && !too_tall
+        };
+        let blocks = |kernel: &Few| outputs / kernel.width * rows.div_ceil(kernel.tile);
+        let mut usable = self.few.of(finish).iter().filter(usable);
         usable
             .clone()
             .find(|kernel| blocks(kernel) <= kernel.blocks)
@@ -228,7 +277,7 @@ impl Hopper {
     /// Whether there is a kernel for products with `w` of so many rows.
     pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize, finish: &Finish) -> bool {
         match own {
-            Own::FewRows | Own::FewRowsShort => self.few(w.outputs, rows, finish).is_some(),
+            Own::FewRows(by, _) => self.few(by, w.outputs, rows, finish).is_some(),
             Own::ManyRows => self.many(w.outputs, rows, finish).is_some(),
         }
     }
@@ -246,7 +295,7 @@ impl Hopper {
     ) -> Result<()> {
         let outputs = if let Finish::Gates = finish { w.outputs / 2 } else { w.outputs };
         let (launch, stages, x_tile, w_tile) = match own {
-            Own::FewRows | Own::FewRowsShort => self.few_rows(own, w, rows, finish)?,
+            Own::FewRows(by, stages) => self.few_rows((by, stages), w, rows, finish)?,
             Own::ManyRows => self.many_rows(w, rows, finish)?,
         };
         let of_x = tiles(x, rows, w.depth, x_tile)?;
@@ -267,17 +316,17 @@ impl Hopper {
     /// The launch, stages, and how many rows of x and of w are brought at once.
     fn few_rows(
         &self,
-        own: Own,
+        (by, stages): (By, Stages),
         w: &Matrix,
         rows: usize,
         finish: &Finish,
     ) -> Result<(Launch, usize, usize, usize)> {
-        let found = self.few(w.outputs, rows, finish);
+        let found = self.few(by, w.outputs, rows, finish);
         let kernel = found.ok_or_else(|| Error::internal("a product that is not of few rows"))?;
         let w_tile = if let Finish::Nothing = finish { kernel.width } else { kernel.width / 2 };
-        let ring = if own == Own::FewRowsShort { &kernel.short } else { &kernel.long };
-        let grid = (w.outputs / kernel.width, rows.div_ceil(FEW_TILE));
-        Ok((Launch { grid, ..ring.launch }, ring.stages, FEW_TILE, w_tile))
+        let ring = if stages == Stages::Short { &kernel.short } else { &kernel.long };
+        let grid = (w.outputs / kernel.width, rows.div_ceil(kernel.tile));
+        Ok((Launch { grid, ..ring.launch }, ring.stages, kernel.tile, w_tile))
     }
 
     /// The same for many.

@@ -3,19 +3,18 @@
 //
 // What such a product takes is bringing w from memory. So every multiprocessor gets its share of the
 // outputs, and w is asked for before the kernel before this one has ended (x is not: that one writes it).
-// A warp copies, a warpgroup multiplies; a ring of stages lies between them. (That blocks share what they bring of x, by
-// multicast, made it 3 % slower on an H100, November 2026: docs/gpu.md.) A short ring leaves room on the multiprocessor
-// for a block of the kernel behind this one, which then has its first weights, or knows where its keys lie, when this one
-// is done. A sum is of its products in order, so its bits depend neither on how many rows there are nor on how outputs are
-// shared out.
+// A warp copies, a warpgroup multiplies 64 rows, or two 128, so that w is read once for twice as many; a ring of stages
+// lies between them. (That blocks share what they bring of x, by multicast, made it 3 % slower on an H100, November 2026:
+// docs/gpu.md.) A short ring leaves room on the multiprocessor for a block of the kernel behind this one, which then has its
+// first weights, or knows where its keys lie, when this one is done. A sum is of its products in order, so its bits depend
+// neither on how many rows there are nor on how outputs are shared out.
 #pragma once
 #include "results_turned.cuh"
 
-constexpr int X_ROWS = 64;                     // rows of x to a block
-constexpr int X_BYTES = X_ROWS * DEPTH * 2;    // of a stage
+constexpr int X_ROWS = 64;  // of x to a block and a warpgroup
 
-template <int OUTPUTS>
-constexpr int STAGE_BYTES = X_BYTES + OUTPUTS * DEPTH * 2;  // x's rows, then w's
+template <int OUTPUTS, int ROWS = X_ROWS>
+constexpr int STAGE_BYTES = (ROWS + OUTPUTS) * DEPTH * 2;  // x's rows, then w's
 
 #ifdef HOPPER
 // One step of 16 columns for OUTPUTS outputs, in as few instructions as there are.
@@ -42,11 +41,11 @@ struct Ring {
     Barrier *full, *empty;
     float* theirs;  // squares of half a head, by row
 };
-template <int OUTPUTS>
-DEVICE Ring set_up_ring(unsigned char* unaligned, int stages) {
+template <int STAGE>
+DEVICE Ring set_up_ring(unsigned char* unaligned, int stages, int readers) {
     bf16* first = first_stage(unaligned);
-    Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(first) + stages * STAGE_BYTES<OUTPUTS>);
-    set_up_barriers(full, full + stages, stages, 4);
+    Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(first) + stages * STAGE);
+    set_up_barriers(full, full + stages, stages, readers);
     __syncthreads();
     return {first, full, full + stages, reinterpret_cast<float*>(full + 2 * stages)};
 }
@@ -54,13 +53,13 @@ DEVICE Ring set_up_ring(unsigned char* unaligned, int stages) {
 DEVICE int pieces_of(const Product& product) { return (product.depth + DEPTH - 1) / DEPTH; }
 
 // The copying thread: w's and x's tiles of every stage.
-template <int OUTPUTS, Kind KIND>
+template <int OUTPUTS, Kind KIND, int ROWS = X_ROWS>
 DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const Product& product, const Ring& ring) {
-    constexpr int STAGE = STAGE_BYTES<OUTPUTS> / 2;
+    constexpr int STAGE = STAGE_BYTES<OUTPUTS, ROWS> / 2;
     int output = first_output<OUTPUTS, KIND>();
     auto bring_w = [&](int piece, int stage) {
-        barrier_expect(ring.full + stage, STAGE_BYTES<OUTPUTS>);
-        bf16* to = ring.stages + stage * STAGE + X_BYTES / 2;
+        barrier_expect(ring.full + stage, STAGE_BYTES<OUTPUTS, ROWS>);
+        bf16* to = ring.stages + stage * STAGE + ROWS * DEPTH;
         bring_tile(w, piece * DEPTH, output, to, ring.full + stage);
         // The tiles of w are half as high then.
         int second = output + (KIND == GATED ? product.outputs : HEAD / 2);
@@ -73,23 +72,24 @@ DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const 
     for (int piece = 0; piece < first; ++piece) bring_x(piece, piece);
     Stop at = {0, 0};
     for (int piece = first; piece < pieces; ++piece, advance(at, product.stages)) {
-        // The warpgroup is done with what lay here.
+        // Who multiplies is done with what lay here.
         barrier_wait(ring.empty + at.stage, at.round & 1);
         bring_w(piece, at.stage);
         bring_x(piece, at.stage);
     }
 }
 
-// The warpgroup: sums of every stage in order.
-template <int OUTPUTS>
+// A warpgroup: sums of its rows of every stage in order.
+template <int OUTPUTS, int ROWS = X_ROWS>
 DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], const Product& product, const Ring& ring) {
-    constexpr int STAGE = STAGE_BYTES<OUTPUTS> / 2;
+    constexpr int STAGE = STAGE_BYTES<OUTPUTS, ROWS> / 2;
+    int mine = ROWS == X_ROWS ? 0 : static_cast<int>(threadIdx.x) / 128 * X_ROWS * DEPTH;
     int pieces = pieces_of(product), last = 0;
     Stop at = {0, 0};
     for (int piece = 0; piece < pieces; ++piece, advance(at, product.stages)) {
         barrier_wait(ring.full + at.stage, at.round & 1);
-        u32 from_x = tile_descriptor(ring.stages + at.stage * STAGE);
-        u32 from_w = tile_descriptor(ring.stages + at.stage * STAGE + X_BYTES / 2);
+        u32 from_x = tile_descriptor(ring.stages + at.stage * STAGE + mine);
+        u32 from_w = tile_descriptor(ring.stages + at.stage * STAGE + ROWS * DEPTH);
         products_begin();
 #pragma unroll
         for (int step = 0; step < DEPTH / 16; ++step)
@@ -103,20 +103,21 @@ DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], const Product& produc
     products_wait<0>();
 }
 
-template <int OUTPUTS, Kind KIND>
+template <int OUTPUTS, Kind KIND, int ROWS = X_ROWS>
 DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Product& product) {
+    constexpr int WARPS = ROWS / 16;
     SHARED(unsigned char, unaligned);
-    Ring ring = set_up_ring<OUTPUTS>(unaligned, product.stages);
-    int row = blockIdx.y * X_ROWS, output = first_output<OUTPUTS, KIND>();
-    if (threadIdx.x < 128) {
+    Ring ring = set_up_ring<STAGE_BYTES<OUTPUTS, ROWS>>(unaligned, product.stages, WARPS);
+    int row = blockIdx.y * ROWS, output = first_output<OUTPUTS, KIND>();
+    if (threadIdx.x < 32 * WARPS) {
         float sums[OUTPUTS / 8][4];
         after_the_kernel_before();
-        multiply_stages<OUTPUTS>(sums, product, ring);
+        multiply_stages<OUTPUTS, ROWS>(sums, product, ring);
         int first = row + static_cast<int>(threadIdx.x) / 32 * 16;
         if constexpr (KIND == GATED) put_gated<OUTPUTS>(sums, static_cast<bf16*>(y), first, product.rows, output, product.outputs);
         else put_sums<OUTPUTS>(sums, y, product.into, first, product.rows, output, product.outputs);
-    } else if (threadIdx.x == 128) {
-        bring_stages<OUTPUTS, KIND>(x, w, row, product, ring);
+    } else if (threadIdx.x == 32 * WARPS) {
+        bring_stages<OUTPUTS, KIND, ROWS>(x, w, row, product, ring);
     }
 }
 
@@ -127,7 +128,7 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
     constexpr int BLOCKS = OUTPUTS / 16;
     constexpr bool HALVES = OUTPUTS < HEAD;
     SHARED(unsigned char, unaligned);
-    Ring ring = set_up_ring<OUTPUTS>(unaligned, product.stages);
+    Ring ring = set_up_ring<STAGE_BYTES<OUTPUTS>>(unaligned, product.stages, 4);
     // The other block is there to be told something.
     if (HALVES) cluster_sync();
     int row = blockIdx.y * X_ROWS, output = first_output<OUTPUTS, TURNED>();
@@ -174,11 +175,15 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
     }
 }
 
-#define FEW_ROWS(NAME, OUTPUTS, KIND) \
-    KERNEL void __launch_bounds__(160, 1) NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, \
-                                               void* y, Product product) { \
-        few_rows<OUTPUTS, KIND>(x, w, y, product); \
+#define FEW_ROWS_OF(NAME, OUTPUTS, KIND, ROWS) \
+    KERNEL void __launch_bounds__(ROWS * 2 + 32, 1) NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, \
+                                                         void* y, Product product) { \
+        few_rows<OUTPUTS, KIND, ROWS>(x, w, y, product); \
     }
+#define FEW_ROWS(NAME, OUTPUTS, KIND) FEW_ROWS_OF(NAME, OUTPUTS, KIND, X_ROWS)
+#define TALL_ROWS(OUTPUTS) \
+    FEW_ROWS_OF(tall_rows_##OUTPUTS, OUTPUTS, PLAIN, 2 * X_ROWS) \
+    FEW_ROWS_OF(tall_rows_gated_##OUTPUTS, OUTPUTS, GATED, 2 * X_ROWS)
 #define FEW_ROWS_PLAIN_AND_GATED(OUTPUTS) \
     FEW_ROWS(few_rows_##OUTPUTS, OUTPUTS, PLAIN) \
     FEW_ROWS(few_rows_gated_##OUTPUTS, OUTPUTS, GATED)
@@ -196,6 +201,10 @@ FEW_ROWS_PLAIN_AND_GATED(64)
 FEW_ROWS_PLAIN_AND_GATED(96)
 FEW_ROWS_PLAIN_AND_GATED(128)
 FEW_ROWS_PLAIN_AND_GATED(192)
+TALL_ROWS(32)
+TALL_ROWS(48)
+TALL_ROWS(64)
+TALL_ROWS(96)
 FEW_ROWS_TURNED(64)
 FEW_ROWS_TURNED(128)
 #endif

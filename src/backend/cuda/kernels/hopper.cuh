@@ -79,6 +79,15 @@ DEVICE void barrier_wait(Barrier* barrier, u32 parity) {
         : "memory");
 }
 
+// Whether the phase with this parity is over, without waiting for it.
+DEVICE bool barrier_is_over(Barrier* barrier, u32 parity) {
+    u32 over;
+    asm volatile(
+        "{\n.reg .pred over;\nmbarrier.test_wait.parity.shared::cta.b64 over, [%1], %2;\nselp.u32 %0, 1, 0, over;\n}"
+        : "=r"(over) : "r"(shared_at(barrier)), "r"(parity) : "memory");
+    return over != 0;
+}
+
 // A tile from `column` and `row` on, to this block; `barrier` counts its bytes.
 DEVICE void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     asm volatile(

@@ -42,6 +42,32 @@ DEVICE void put_sums(const float (&sums)[OUTPUTS / 8][4], void* y, int into, int
     }
 }
 
+// What there is already of such sums.
+template <int OUTPUTS>
+DEVICE void read_sums(float (&sums)[OUTPUTS / 8][4], const float* y, int first, int rows, int output, int outputs) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        int row = first + lane / 4 + 8 * half;
+        if (row >= rows) continue;
+        const float* from = y + static_cast<size_t>(row) * outputs + output + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < OUTPUTS / 8; ++n) {
+            float2 was = *reinterpret_cast<const float2*>(from + n * 8);
+            sums[n][2 * half] = was.x, sums[n][2 * half + 1] = was.y;
+        }
+    }
+}
+
+template <int OUTPUTS>
+DEVICE void add_sums(float (&sums)[OUTPUTS / 8][4], const float (&more)[OUTPUTS / 8][4]) {
+#pragma unroll
+    for (int n = 0; n < OUTPUTS / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[n][i] += more[n][i];
+    }
+}
+
 // Two outputs, a gate and an up each, put together: both are rounded first, as they are where a kernel of its own
 // does it.
 DEVICE u32 gated_pair(const float* gates, const float* ups) {

@@ -1,0 +1,100 @@
+// Products of few rows with few outputs to a block, for Hopper: y = x · wᵀ, multiplied by single warps.
+//
+// A sum is of its products in order, so each waits for the one before. That of a warpgroup is there after 62 cycles, be it of
+// 16 outputs or of 64 (an H100, November 2026: docs/gpu.md), 16 columns of x later the next one is; nothing else bounds
+// products as deep as these. A warp's own (`mma`) has less to do at once. The ring and who fills it are those of few rows.
+#pragma once
+#include "few_rows.cuh"
+
+constexpr int WARP_ROWS = 32;     // of x to a block, and to each of its warps
+constexpr int WARP_OUTPUTS = 16;  // to a warp
+
+#ifdef HOPPER
+// What a warp multiplies of 16 columns: twice 16 rows of x, twice 8 of w.
+struct Factors {
+    u32 x[WARP_ROWS / 16][4];
+    u32 w[4];
+};
+
+// A block of eight columns of a row in a tile with its swizzle.
+DEVICE const bf16* place_in(const bf16* tile, int row, int block) { return tile + row * DEPTH + (block ^ row % 8) * 8; }
+
+// The factors of a stage's columns from 16 · `step` on, of outputs from `output` on.
+DEVICE void read_factors(Factors& to, const bf16* stage, int step, int output) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < WARP_ROWS / 16; ++half)
+        load_matrices(to.x[half], place_in(stage, half * 16 + lane % 16, step * 2 + lane / 16));
+    load_matrices(to.w, place_in(stage + WARP_ROWS * DEPTH, output + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+}
+
+DEVICE void multiply_factors(float (&sums)[WARP_ROWS / 16][WARP_OUTPUTS / 8][4], const Factors& of) {
+#pragma unroll
+    for (int half = 0; half < WARP_ROWS / 16; ++half) {
+#pragma unroll
+        for (int n = 0; n < WARP_OUTPUTS / 8; ++n) mma(sums[half][n], of.x[half], of.w[2 * n], of.w[2 * n + 1]);
+    }
+}
+
+// A warp: its sums of every stage in order. Factors are read two products before they are needed, and whether the next stage
+// is full is asked two before that: nothing is waited for between two products if it is.
+template <int OUTPUTS>
+DEVICE void multiply_by_warp(float (&sums)[WARP_ROWS / 16][WARP_OUTPUTS / 8][4], const Product& product, const Ring& ring, int output) {
+    constexpr int STAGE = STAGE_BYTES<OUTPUTS, WARP_ROWS> / 2, STEPS = DEPTH / 16, AHEAD = 2;
+    int pieces = pieces_of(product);
+    Stop at = {0, 0};
+    Factors factors[STEPS];
+    barrier_wait(ring.full, 0);
+    for (int step = 0; step < AHEAD; ++step) read_factors(factors[step], ring.stages, step, output);
+    for (int piece = 0; piece < pieces; ++piece) {
+        Stop next = at;
+        advance(next, product.stages);
+        bool more = piece + 1 < pieces, there = false;
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            int ahead = step + AHEAD;
+            if (ahead == STEPS && more && !there) barrier_wait(ring.full + next.stage, next.round & 1);
+            const bf16* stage = ring.stages + (ahead < STEPS ? at : next).stage * STAGE;
+            if (ahead < STEPS || more) read_factors(factors[ahead % STEPS], stage, ahead % STEPS, output);
+            if (step == 0 && more) there = barrier_is_over(ring.full + next.stage, next.round & 1);
+            multiply_factors(sums, factors[step]);
+        }
+        // Its factors are in registers.
+        if (threadIdx.x % 32 == 0) barrier_arrive(ring.empty + at.stage);
+        at = next;
+    }
+}
+
+template <int OUTPUTS>
+DEVICE void warp_rows(const TensorMap& x, const TensorMap& w, void* y, const Product& product) {
+    constexpr int WARPS = OUTPUTS / WARP_OUTPUTS;
+    SHARED(unsigned char, unaligned);
+    Ring ring = set_up_ring<STAGE_BYTES<OUTPUTS, WARP_ROWS>>(unaligned, product.stages, WARPS);
+    int row = blockIdx.y * WARP_ROWS, output = blockIdx.x * OUTPUTS, mine = static_cast<int>(threadIdx.x) / 32 * WARP_OUTPUTS;
+    if (threadIdx.x < 32 * WARPS) {
+        float sums[WARP_ROWS / 16][WARP_OUTPUTS / 8][4] = {}, before[WARP_ROWS / 16][WARP_OUTPUTS / 8][4] = {};
+        after_the_kernel_before();
+        // What is added to comes while the first stage does.
+        bool adds = product.into == INTO_SUM;
+        for (int half = 0; half < WARP_ROWS / 16 && adds; ++half)
+            read_sums<WARP_OUTPUTS>(before[half], static_cast<const float*>(y), row + half * 16, product.rows, output + mine, product.outputs);
+        multiply_by_warp<OUTPUTS>(sums, product, ring, mine);
+#pragma unroll
+        for (int half = 0; half < WARP_ROWS / 16; ++half) {
+            if (adds) add_sums<WARP_OUTPUTS>(sums[half], before[half]);
+            put_sums<WARP_OUTPUTS>(sums[half], y, adds ? INTO_WIDE : product.into, row + half * 16, product.rows, output + mine, product.outputs);
+        }
+    } else if (threadIdx.x == 32 * WARPS) {
+        bring_stages<OUTPUTS, PLAIN, WARP_ROWS>(x, w, row, product, ring);
+    }
+}
+
+#define WARP_ROWS_OF(OUTPUTS) \
+    KERNEL void __launch_bounds__(OUTPUTS * 2 + 32, 1) warp_rows_##OUTPUTS(const __grid_constant__ TensorMap x, \
+                                                                         const __grid_constant__ TensorMap w, void* y, \
+                                                                         Product product) { \
+        warp_rows<OUTPUTS>(x, w, y, product); \
+    }
+WARP_ROWS_OF(16)
+WARP_ROWS_OF(32)
+#endif
