@@ -45,7 +45,7 @@ struct Trial {
         equal("the matrices can be mapped", shim::encode(x_map, x.data(), depth, rows, depth * 2, DEPTH, x_tile) &&
                                                 shim::encode(w_map, w.data(), depth, of_w, depth * 2, DEPTH, w_tile));
         void* y = into == INTO_ROWS ? static_cast<void*>(narrow.data()) : wider.data();
-        Product product{into, rows, outputs, depth, stages};
+        Product product{into, rows, outputs, depth, stages, x_tile};
         shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y, product); }, cluster, true);
         for (size_t i = 0; i < narrow.size() && into == INTO_ROWS; ++i) wider[i] = from_bf16(narrow[i]);
         return wider;
@@ -56,7 +56,7 @@ struct Trial {
         Dim grid{static_cast<unsigned>(of_w / width.outputs), static_cast<unsigned>((rows + width.rows - 1) / width.rows)};
         if (stages == 0) stages = width.stages;
         size_t shared = stages * (width.stage + 2 * sizeof(Barrier));
-        return by(gated ? width.gated : width.plain, grid, width.threads, shared, stages, width.rows, width.outputs / (gated ? 2 : 1), of_w, 1);
+        return by(gated ? width.gated : width.plain, grid, width.threads, shared, stages, std::min(width.rows, (rows + 7) / 8 * 8), width.outputs / (gated ? 2 : 1), of_w, 1);
     }
 
     std::vector<float> of_many(int width, unsigned clusters, bool gated = false) const {
@@ -233,7 +233,7 @@ void turned_products() {
                                                     shim::encode(w_map, w.data(), depth, outputs, depth * 2, DEPTH, w_tile));
             Turned here = turned;
             here.cache = cache.data();
-            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages}, here); }, cluster, true);
+            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages, x_tile}, here); }, cluster, true);
             y.resize(apart.size());
             equal(name + how, y == apart);
             equal(name + how + ", what is kept", cache == cache_apart);

@@ -43,17 +43,15 @@ pub(super) struct Buffers {
     pub(super) normed: Address,
     /// f32, `[answers, hidden]`.
     pub(super) answer_residual: Address,
-    /// bf16, `[answers, hidden]`.
-    pub(super) answer_normed: Address,
-    /// bf16, `[answers, widest input of a product]`: what it lost in rounding.
-    pub(super) answer_rest: Address,
+    /// bf16, `[2 answers, width]`: a product's input, and what it lost in rounding.
+    pub(super) answer_input: Address,
     /// bf16, `[rows, q + 2 kv]`; in the last layer `[rows, 2 kv]`.
     pub(super) qkv: Address,
     /// bf16, `[answers, q]`.
     pub(super) answer_q: Address,
     /// bf16, `[rows, q]`.
     pub(super) attended: Address,
-    /// bf16, `[rows, 2 inner]`; in the last layer f32, `[answers, 2 inner]`.
+    /// bf16, `[rows, 2 inner]`; in the last layer f32, `[2 answers, outputs]`: both parts of a product.
     pub(super) gate_up: Address,
     /// bf16, `[rows, inner]`.
     pub(super) activated: Address,
@@ -81,20 +79,18 @@ impl Buffers {
             take(rows * hidden, 4),
             take(rows * hidden, 2),
             take(answers * hidden, 4),
-            take(answers * hidden, 2),
-            take(answers * hidden.max(q).max(inner), 2),
+            take(2 * answers * hidden.max(q).max(inner), 2),
             take(rows * (q + 2 * kv), 2),
             take(answers * q, 2),
             take(rows * q, 2),
-            take((rows * 2 * inner).max(answers * 4 * inner), 2),
+            take((rows * 2 * inner).max(2 * answers * hidden.max(2 * inner) * 2), 2),
             take(rows * inner, 2),
             take(answers * chunks, PARTIAL_BYTES),
             take(answers * (2 + grades), 4),
         ];
         let region = Region::allocate(context, layout.bytes(), "a batch's buffers")?;
         buffers.iter_mut().for_each(|at| *at += region.base());
-        let [plan, residual, normed, answer_residual, answer_normed, answer_rest, qkv, answer_q, others @ ..] =
-            buffers;
+        let [plan, residual, normed, answer_residual, answer_input, qkv, answer_q, others @ ..] = buffers;
         let [attended, gate_up, activated, partials, readings] = others;
         Ok(Self {
             region,
@@ -102,8 +98,7 @@ impl Buffers {
             residual,
             normed,
             answer_residual,
-            answer_normed,
-            answer_rest,
+            answer_input,
             qkv,
             answer_q,
             attended,

@@ -42,10 +42,12 @@ const MANY_TILE: usize = 128;
 const MANY_WIDTHS: [(usize, f64); 3] = [(64, 0.6), (128, 1.0), (256, 1.75)];
 /// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
-/// Blocks of a cluster, where there are clusters; columns of a stage, 128 bytes; what aligns it; bytes of a barrier.
+/// Blocks of a cluster, where there are clusters; columns of a stage, 128 bytes; what aligns it, and after how many rows its
+/// swizzle repeats; bytes of a barrier.
 const CLUSTER: usize = 2;
 const STAGE_DEPTH: usize = 64;
 const ALIGNMENT: usize = 1024;
+const SWIZZLED_ROWS: usize = 8;
 const BARRIER_BYTES: usize = 8;
 
 /// Which of them.
@@ -171,8 +173,9 @@ struct Product {
     rows: i32,
     outputs: i32,
     depth: i32,
-    /// Of few rows.
+    /// Of few rows, and how many rows of x a block brings.
     stages: i32,
+    x_rows: i32,
 }
 
 impl Few {
@@ -305,8 +308,8 @@ impl Hopper {
             Output::Wide => 1,
             Output::Sum => 2,
         };
-        let (rows, depth, stages) = (int(rows), int(w.depth), int(stages));
-        let product = Product { into, rows, outputs: int(outputs), depth, stages };
+        let (rows, depth, stages, x_rows) = (int(rows), int(w.depth), int(stages), int(x_tile));
+        let product = Product { into, rows, outputs: int(outputs), depth, stages, x_rows };
         match finish {
             Finish::Turn(turned) => launch.put(stream, parameters![of_x, of_w, y, product, *turned]),
             _ => launch.put(stream, parameters![of_x, of_w, y, product]),
@@ -326,7 +329,9 @@ impl Hopper {
         let w_tile = if let Finish::Nothing = finish { kernel.width } else { kernel.width / 2 };
         let ring = if stages == Stages::Short { &kernel.short } else { &kernel.long };
         let grid = (w.outputs / kernel.width, rows.div_ceil(kernel.tile));
-        Ok((Launch { grid, ..ring.launch }, ring.stages, kernel.tile, w_tile))
+        // Of rows that are not there none is brought, but for those of the swizzle.
+        let x_tile = kernel.tile.min(rows.next_multiple_of(SWIZZLED_ROWS));
+        Ok((Launch { grid, ..ring.launch }, ring.stages, x_tile, w_tile))
     }
 
     /// The same for many.

@@ -15,7 +15,7 @@ use super::{
     launch::{Kernels, Queue},
     load::Placed,
     memory::{Address, Pinned},
-    ops::Pass,
+    ops::{Pass, Pending},
     plan::{Extent, Plan},
     stream::{Event, Priority, Stream},
 };
@@ -165,7 +165,7 @@ impl Lane {
             extent,
             grades: shared.grades,
             selected: false,
-            pending: 0,
+            pending: Pending::default(),
             turned: false,
         };
         let replayed = match bucket(exact, *capacity) {

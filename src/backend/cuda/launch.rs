@@ -41,6 +41,14 @@ pub(super) struct Rotation {
     pub(super) epsilon: f32,
 }
 
+/// A product of what its input was rounded to, and, `apart` rows further, of what that lost; 0 if there is none.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Halves {
+    pub(super) of: Address,
+    pub(super) apart: i32,
+}
+
 /// The kernels of one model's head width.
 pub(super) struct Kernels {
     embed: sys::CUfunction,
@@ -133,22 +141,28 @@ impl Queue<'_> {
         &self,
         (rows, count_at): (usize, Word),
         residual: Address,
-        (bias, weight): (Address, Address),
+        (added, bias, weight): (Halves, Address, Address),
         (normed, rest): (Address, Address),
         (hidden, epsilon): (usize, f32),
     ) -> Result<()> {
-        let count_at = count_at as i32;
-        let (kernel, grid, threads, shared) = if hidden <= HELD {
-            (self.kernels.add_norm_held, rows.div_ceil(HELD_ROWS), TILE_THREADS, 0)
-        } else {
-            (self.kernels.add_norm, rows, ROW_THREADS, 8 * 4)
-        };
+        let (count_at, hidden_int) = (count_at as i32, int(hidden));
+        if hidden <= HELD && added.of == 0 && rest == 0 {
+            return self.launch(
+                self.kernels.add_norm_held,
+                (rows.div_ceil(HELD_ROWS), 1),
+                TILE_THREADS,
+                0,
+                parameters![self.plan, count_at, residual, bias, weight, normed, hidden_int, epsilon],
+            );
+        }
         self.launch(
-            kernel,
-            (grid, 1),
-            threads,
-            shared,
-            parameters![self.plan, count_at, residual, bias, weight, normed, rest, int(hidden), epsilon],
+            self.kernels.add_norm,
+            (rows, 1),
+            ROW_THREADS,
+            8 * 4,
+            parameters![
+                self.plan, count_at, residual, added, bias, weight, normed, rest, hidden_int, epsilon
+            ],
         )
     }
 
@@ -188,11 +202,11 @@ impl Queue<'_> {
         )
     }
 
-    /// `gate_up` is f32 if it is `wide`; `bias` and `rest` may be 0.
+    /// `gate_up` is f32, in two halves, if they are so many rows `apart`; `bias` and `rest` may be 0.
     pub(super) fn silu_mul(
         &self,
         (rows, count_at): (usize, Word),
-        (gate_up, wide): (Address, bool),
+        (gate_up, apart): (Address, usize),
         bias: Address,
         (activated, rest): (Address, Address),
         inner: usize,
@@ -204,7 +218,7 @@ impl Queue<'_> {
             grid,
             TILE_THREADS,
             0,
-            parameters![self.plan, count_at, gate_up, i32::from(wide), bias, activated, rest, int(inner)],
+            parameters![self.plan, count_at, gate_up, int(apart), bias, activated, rest, int(inner)],
         )
     }
 

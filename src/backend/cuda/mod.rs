@@ -158,14 +158,16 @@ fn choose_products(
     };
     let products = [
         (each(&|layer| layer.qkv), (Output::Rows, heads(config.heads)), rows),
-        // The last layer's queries are the answers' alone, and so is what is not rounded.
+        // The last layer's queries are the answers' alone.
         (each(&|layer| part(&layer.qkv, 0, q)), (Output::Rows, After::Nothing), answers),
         (each(&|layer| part(&layer.qkv, q, 2 * kv)), (Output::Rows, heads(0)), rows),
         (each(&|layer| layer.output), (Output::Sum, After::Nothing), rows),
         (each(&|layer| layer.gate_up), (Output::Rows, gates), rows),
-        (each(&|layer| layer.gate_up), (Output::Wide, After::Nothing), answers),
-        (each(&|layer| layer.gate_up), (Output::Sum, After::Nothing), answers),
         (each(&|layer| layer.down), (Output::Sum, After::Nothing), rows),
+        // The last layer's are of both parts of the answers' rows.
+        (each(&|layer| layer.output), (Output::Wide, After::Nothing), 2 * answers),
+        (each(&|layer| layer.gate_up), (Output::Wide, After::Nothing), 2 * answers),
+        (each(&|layer| layer.down), (Output::Wide, After::Nothing), 2 * answers),
     ];
     for (weights, into, rows) in &products {
         choose(&mut gemm, &gpu.context, weights, *into, (*rows, on))?;

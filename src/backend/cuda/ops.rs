@@ -5,7 +5,7 @@ use super::{
     buffers::Buffers,
     gemm::{Gemm, Matrix, Output},
     hopper::{self, Finish, Turned},
-    launch::{Queue, Rotation, int},
+    launch::{Halves, Queue, Rotation, int},
     load::{Layer, Placed},
     memory::Address,
     plan::{Extent, Word},
@@ -28,10 +28,16 @@ pub(super) struct Pass<'a> {
     pub(super) extent: Extent,
     pub(super) grades: usize,
     pub(super) selected: bool,
-    /// A bias that is yet to be added to the residual, or 0.
-    pub(super) pending: Address,
+    pub(super) pending: Pending,
     /// Whether the layer's queries are turned already.
     pub(super) turned: bool,
+}
+
+/// What is yet to be added to the residual: a product, and a bias or 0.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Pending {
+    product: Halves,
+    bias: Address,
 }
 
 impl Pass<'_> {
@@ -52,50 +58,54 @@ impl Pass<'_> {
         if self.selected { self.buffers.answer_residual } else { self.buffers.residual }
     }
 
-    fn normed(&self) -> Address {
-        if self.selected { self.buffers.answer_normed } else { self.buffers.normed }
+    /// The input of a product of so many columns, which is `other` before the answers are selected; and where what it lost in
+    /// rounding goes, or 0: the answers' rows alone, in the last layer, are multiplied with it, so that they are as good as
+    /// f32.
+    fn input(&self, width: usize, other: Address) -> (Address, Address) {
+        if !self.selected {
+            return (other, 0);
+        }
+        let input = self.buffers.answer_input;
+        (input, input + (self.extent.answers * width * 2) as Address)
+    }
+
+    fn normed(&self) -> (Address, Address) {
+        self.input(self.config.hidden_size, self.buffers.normed)
     }
 
     fn multiply(&self, w: &Matrix, x: Address, y: (Address, Output)) -> Result<()> {
         self.gemm.multiply(w, x, y, self.rows().0, self.queue.on)
     }
 
-    /// residual += x · wᵀ, in f32; `bias` is added with the norm that follows.
-    fn add(&mut self, w: &Matrix, x: (Address, Address), bias: Address) -> Result<()> {
-        self.pending = bias;
-        self.multiply_whole(w, x, (self.residual(), Output::Sum))
+    /// residual += x · wᵀ, in f32; `bias`, and what of the product is in halves, are added with the norm that follows.
+    fn add(&mut self, w: &Matrix, x: Address, bias: Address) -> Result<()> {
+        self.pending.bias = bias;
+        if self.selected {
+            self.pending.product = self.multiply_halves(w, x)?;
+            return Ok(());
+        }
+        self.multiply(w, x, (self.residual(), Output::Sum))
     }
 
-    /// y = (x + rest) · wᵀ, in f32; `rest` may be 0.
-    fn multiply_whole(
-        &self,
-        w: &Matrix,
-        (x, rest): (Address, Address),
-        (y, into): (Address, Output),
-    ) -> Result<()> {
-        self.multiply(w, x, (y, into))?;
-        if rest == 0 { Ok(()) } else { self.multiply(w, rest, (y, Output::Sum)) }
+    /// The answers' x · wᵀ, and that of what x lost in rounding, in f32.
+    fn multiply_halves(&self, w: &Matrix, x: Address) -> Result<Halves> {
+        let (y, answers) = (self.buffers.gate_up, self.extent.answers);
+        self.gemm.multiply(w, x, (y, Output::Wide), 2 * answers, self.queue.on)?;
+        Ok(Halves { of: y, apart: int(answers) })
     }
 
     /// Gates and ups; whether they are put together already.
     fn multiply_gates(&self, layer: usize) -> Result<bool> {
         let (weights, buffers) = (self.layer(layer), self.buffers);
-        let (w, x) = (&weights.gate_up, self.normed());
+        let (w, (x, _)) = (&weights.gate_up, self.normed());
         if self.selected {
-            let to = (buffers.gate_up, Output::Wide);
-            return self.multiply_whole(w, (x, self.rest()), to).map(|()| false);
+            return self.multiply_halves(w, x).map(|_| false);
         }
         if weights.gate_up_bias != 0 {
             return self.multiply(w, x, (buffers.gate_up, Output::Rows)).map(|()| false);
         }
         let (to, rows) = ((buffers.gate_up, buffers.activated), self.rows().0);
         self.gemm.multiply_and_finish(w, x, to, (rows, &Finish::Gates), self.queue.on)
-    }
-
-    /// Where what a product's input lost in rounding goes: the answers' rows alone, in the last layer,
-    /// are multiplied twice, so that they are as good as f32.
-    fn rest(&self) -> Address {
-        if self.selected { self.buffers.answer_rest } else { 0 }
     }
 
     /// Bias, norm and rotation of keys, bias of values; both go to the cache. They begin at `buffer`, in rows of
@@ -119,7 +129,7 @@ impl Pass<'_> {
     /// So many columns of queries, of keys and of values; whether they are turned already.
     fn multiply_heads(&self, layer: usize, w: &Matrix, queries: usize) -> Result<bool> {
         let (config, weights) = (self.config, self.layer(layer));
-        let (x, to) = (self.normed(), self.buffers.qkv);
+        let (x, to) = (self.normed().0, self.buffers.qkv);
         if config.head_dim != hopper::HEAD {
             return self.multiply(w, x, (to, Output::Rows)).map(|()| false);
         }
@@ -178,10 +188,10 @@ impl Ops for Pass<'_> {
             Norm::Mlp(layer) => self.layer(layer).mlp_norm,
             Norm::Final => self.weights.final_norm,
         };
-        let bias = std::mem::take(&mut self.pending);
+        let Pending { product, bias } = std::mem::take(&mut self.pending);
         let shape = (self.config.hidden_size, self.config.rms_norm_eps);
-        let to = (self.normed(), self.rest());
-        self.queue.add_norm(self.rows(), self.residual(), (bias, weight), to, shape)
+        let add = (product, bias, weight);
+        self.queue.add_norm(self.rows(), self.residual(), add, self.normed(), shape)
     }
 
     /// In all layers but the last, the queries too: one product gives all three.
@@ -200,9 +210,9 @@ impl Ops for Pass<'_> {
     }
 
     fn select_answers(&mut self) -> Result<()> {
-        let from = (self.residual(), self.normed());
+        let from = (self.residual(), self.normed().0);
         self.selected = true;
-        let to = (self.residual(), self.normed());
+        let to = (self.residual(), self.normed().0);
         self.queue.select_answers(self.extent.answers, from, to, self.config.hidden_size)
     }
 
@@ -211,7 +221,7 @@ impl Ops for Pass<'_> {
             return Ok(());
         }
         let w = part(&self.layer(layer).qkv, 0, self.config.query_width());
-        self.multiply(&w, self.normed(), (self.buffers.answer_q, Output::Rows))
+        self.multiply(&w, self.normed().0, (self.buffers.answer_q, Output::Rows))
     }
 
     fn attention(&mut self, layer: usize) -> Result<()> {
@@ -238,30 +248,33 @@ impl Ops for Pass<'_> {
             true => (buffers.answer_q, buffers.qkv),
             false => (buffers.qkv, buffers.qkv + (q * 2) as Address),
         };
-        let attended = (buffers.attended, self.rest());
+        let attended = self.input(q, buffers.attended);
         match alone {
             true => self.queue.attention_row(self.extent.answers, how, from, self.cache, attended),
-            false => self.queue.attention(self.extent.tiles, how, from, self.cache, buffers.attended),
+            false => self.queue.attention(self.extent.tiles, how, from, self.cache, attended.0),
         }?;
         let (w, bias) = (self.layer(layer).output, self.layer(layer).output_bias);
-        self.add(&w, attended, bias)
+        self.add(&w, attended.0, bias)
     }
 
     fn mlp(&mut self, layer: usize) -> Result<()> {
-        let (buffers, activated) = (self.buffers, (self.buffers.activated, self.rest()));
+        let inner = self.config.intermediate_size;
+        let activated = self.input(inner, self.buffers.activated);
         if !self.multiply_gates(layer)? {
-            let (inner, gates) = (self.config.intermediate_size, (buffers.gate_up, self.selected));
+            let apart = if self.selected { self.extent.answers } else { 0 };
+            let gates = (self.buffers.gate_up, apart);
             self.queue.silu_mul(self.rows(), gates, self.layer(layer).gate_up_bias, activated, inner)?;
         }
         let (w, bias) = (self.layer(layer).down, self.layer(layer).down_bias);
-        self.add(&w, activated, bias)
+        self.add(&w, activated.0, bias)
     }
 
     fn head(&mut self) -> Result<()> {
         let Extent { answers, wide, graded, .. } = self.extent;
         let (hidden, tokens) = (self.config.hidden_size, self.config.vocab_size);
         let (buffers, weights) = (self.buffers, self.weights);
-        let operands = (self.normed(), buffers.answer_rest, weights.head);
+        let (normed, rest) = self.normed();
+        let operands = (normed, rest, weights.head);
         if graded {
             let grades = (weights.grades, self.grades);
             self.queue.grade_logits(answers, operands, grades, buffers.readings, hidden)?;

@@ -56,9 +56,9 @@ DEVICE int pieces_of(const Product& product) { return (product.depth + DEPTH - 1
 template <int OUTPUTS, Kind KIND, int ROWS = X_ROWS>
 DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const Product& product, const Ring& ring) {
     constexpr int STAGE = STAGE_BYTES<OUTPUTS, ROWS> / 2;
-    int output = first_output<OUTPUTS, KIND>();
+    int output = first_output<OUTPUTS, KIND>(), bytes = (product.x_rows + OUTPUTS) * DEPTH * 2;
     auto bring_w = [&](int piece, int stage) {
-        barrier_expect(ring.full + stage, STAGE_BYTES<OUTPUTS, ROWS>);
+        barrier_expect(ring.full + stage, bytes);
         bf16* to = ring.stages + stage * STAGE + ROWS * DEPTH;
         bring_tile(w, piece * DEPTH, output, to, ring.full + stage);
         // The tiles of w are half as high then.

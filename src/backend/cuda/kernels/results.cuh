@@ -11,7 +11,8 @@ struct Product {
     int rows;
     int outputs;
     int depth;
-    int stages;  // of few rows: in a block's ring
+    int stages;  // of few rows: in a block's ring,
+    int x_rows;  // and how many rows of x are brought to it; those behind are nobody's
 };
 
 // What is done to sums before they are written: nothing; two of them, a gate and an up, make one; or they are queries, keys

@@ -12,9 +12,22 @@ KERNEL void embed(const int* plan, const bf16* table, float* residual, int hidde
     for (int i = threadIdx.x; i < hidden / 2; i += 256) to[i] = make_float2(low(from[i]), high(from[i]));
 }
 
-// residual += bias, if there is one; normed = RMS norm of it; `rest`, if asked for, is what normed
+// A product of what its input was rounded to, and, so many rows further, of what that lost: [2 · apart][outputs].
+struct Halves {
+    const float* of;  // or null
+    int apart;
+};
+// Both, four columns of them.
+DEVICE Floats whole(const Halves& halves, int row, int fours, int at) {
+    const Floats* from = reinterpret_cast<const Floats*>(halves.of);
+    Floats sum = from[static_cast<size_t>(row) * fours + at], rest = from[static_cast<size_t>(row + halves.apart) * fours + at];
+    for (int i = 0; i < 4; ++i) sum.of[i] += rest.of[i];
+    return sum;
+}
+
+// residual += what was added to it, and bias, if there are any; normed = RMS norm of it; `rest`, if asked for, is what normed
 // lost in rounding. A block of 256 a row.
-KERNEL void add_norm(const int* plan, int count_at, float* residual, const float* bias, const float* weight,
+KERNEL void add_norm(const int* plan, int count_at, float* residual, Halves added, const float* bias, const float* weight,
                      bf16* normed, bf16* rest, int hidden, float epsilon) {
     SHARED(float, parts);
     int row = blockIdx.x, rows = plan[count_at];
@@ -28,10 +41,12 @@ KERNEL void add_norm(const int* plan, int count_at, float* residual, const float
     float squares = 0.0f;
     for (int i = first; i < hidden / 4; i += 256) {
         Floats v = x[i];
-        if (bias != nullptr) {
-            for (int j = 0; j < 4; ++j) v.of[j] += bias[4 * i + j];
-            x[i] = v;
+        if (added.of != nullptr) {
+            Floats more = whole(added, row, hidden / 4, i);
+            for (int j = 0; j < 4; ++j) v.of[j] += more.of[j];
         }
+        for (int j = 0; j < 4 && bias != nullptr; ++j) v.of[j] += bias[4 * i + j];
+        if (added.of != nullptr || bias != nullptr) x[i] = v;
         for (int j = 0; j < 4; ++j) squares += v.of[j] * v.of[j];
     }
     float scale = rsqrtf(__fdividef(block_sum(squares, parts), static_cast<float>(hidden)) + epsilon);
@@ -47,10 +62,11 @@ KERNEL void add_norm(const int* plan, int count_at, float* residual, const float
     }
 }
 
-// The same of rows that a warp holds whole: nothing waits for other warps. Four rows to a block of 128.
+// The same, without a product or `rest`, of rows that a warp holds whole: nothing waits for other warps. Four rows to a block
+// of 128.
 constexpr int HELD_FLOATS = 8, HELD_ROWS = 4;
 KERNEL void __launch_bounds__(32 * HELD_ROWS) add_norm_held(const int* plan, int count_at, float* residual, const float* bias,
-                                                            const float* weight, bf16* normed, bf16* rest, int hidden, float epsilon) {
+                                                            const float* weight, bf16* normed, int hidden, float epsilon) {
     int row = blockIdx.x * HELD_ROWS + threadIdx.x / 32, lane = threadIdx.x % 32, rows = plan[count_at], fours = hidden / 4;
     Floats gain[HELD_FLOATS], v[HELD_FLOATS];
 #pragma unroll
@@ -71,15 +87,13 @@ KERNEL void __launch_bounds__(32 * HELD_ROWS) add_norm_held(const int* plan, int
     }
     float scale = rsqrtf(__fdividef(warp_sum(squares), static_cast<float>(hidden)) + epsilon);
     Pairs* to = reinterpret_cast<Pairs*>(normed) + static_cast<size_t>(row) * fours + lane;
-    Pairs* rest_to = reinterpret_cast<Pairs*>(rest) + static_cast<size_t>(row) * fours + lane;
 #pragma unroll
     for (int j = 0; j < HELD_FLOATS; ++j) {
         if (32 * j + lane >= fours) break;
-        Pairs rounded, lost;
+        Pairs rounded;
         for (int i = 0; i < 4; ++i) v[j].of[i] *= scale * gain[j].of[i];
-        for (int i = 0; i < 2; ++i) put_pair(rounded.of + i, rest == nullptr ? nullptr : lost.of + i, v[j].of[2 * i], v[j].of[2 * i + 1]);
+        for (int i = 0; i < 2; ++i) rounded.of[i] = pack_bf16(v[j].of[2 * i], v[j].of[2 * i + 1]);
         to[32 * j] = rounded;
-        if (rest != nullptr) rest_to[32 * j] = lost;
     }
 }
 
@@ -174,9 +188,9 @@ ROTATE(32)
 ROTATE(64)
 ROTATE(128)
 
-// activated = silu(gate) · up, both with their biases if there are any; they are f32 if `wide` is not 0,
+// activated = silu(gate) · up, both with their biases if there are any; they are f32 in `Halves` if `apart` is not 0,
 // else bf16. `rest`, if asked for, is what activated lost in rounding. 128 threads a block, four columns each.
-KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int wide, const float* bias, bf16* activated,
+KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int apart, const float* bias, bf16* activated,
                      bf16* rest, int inner) {
     after_the_kernel_before();
     int row = blockIdx.x;
@@ -185,9 +199,10 @@ KERNEL void silu_mul(const int* plan, int count_at, const void* gate_up, int wid
     // In fours of columns: the row's gates, then its ups.
     size_t gates_at = static_cast<size_t>(row) * (inner / 2) + four, ups_at = gates_at + inner / 4;
     Floats gate, up;
-    if (wide) {
-        gate = static_cast<const Floats*>(gate_up)[gates_at];
-        up = static_cast<const Floats*>(gate_up)[ups_at];
+    if (apart) {
+        Halves both = {static_cast<const float*>(gate_up), apart};
+        gate = whole(both, row, inner / 2, four);
+        up = whole(both, row, inner / 2, four + inner / 4);
     } else {
         Pairs gates = static_cast<const Pairs*>(gate_up)[gates_at], ups = static_cast<const Pairs*>(gate_up)[ups_at];
         for (int i = 0; i < 2; ++i) {
