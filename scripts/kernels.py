@@ -105,11 +105,11 @@ def tool(name):
     return shutil.which(name)
 
 
-def nvcc(arguments):
+def nvcc(arguments, source=SOURCES / "kernels.cu"):
     compiler = tool("nvcc")
     if compiler is None:
         sys.exit("there is no nvcc: set NVCC or CUDA_HOME (see scripts/kernels.py)")
-    command = [compiler, "-std=c++17", "-O3", *arguments, str(SOURCES / "kernels.cu")]
+    command = [compiler, "-std=c++17", "-O3", *arguments, str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     # What ptxas calls a loss: products of warpgroups that wait for each other.
     if done.returncode != 0 or re.search("warning|Potential Performance Loss", done.stdout + done.stderr):
@@ -123,6 +123,14 @@ def build(to):
     codes.append(f"-gencode=arch=compute_{PTX},code=compute_{PTX}")
     # Paths of this machine stay out of the file.
     return nvcc(["-fatbin", "-Xptxas", "-v", "-Xfatbin", "-compress-all", *codes, "-o", str(to)])
+
+
+def build_limits(to):
+    """Builds the program that measures what bounds the products, or, `to` a name of an object, compiles it alone."""
+    libraries = f"-L{Path(tool('nvcc') or '').resolve().parent.parent / 'lib'}"
+    code = f"-gencode=arch=compute_{HOPPER},code=sm_{HOPPER}"
+    linked = ["-c"] if Path(to).suffix == ".o" else [libraries]
+    nvcc([code, f"-I{SOURCES}", *linked, "-o", str(to)], ROOT / "scripts/trace/limits.cu")
 
 
 def digest():
@@ -221,6 +229,7 @@ def main():
         case ["check"]:
             with tempfile.TemporaryDirectory() as directory:
                 check(Path(directory) / "kernels.fatbin")
+                build_limits(Path(directory) / "limits.o")
             if (PREBUILT / "kernels.hash").read_text().strip() != digest():
                 sys.exit("the committed fatbin is stale: python3 scripts/kernels.py write")
         case _:

@@ -88,6 +88,9 @@ DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], const Product& produc
     Stop at = {0, 0};
     for (int piece = 0; piece < pieces; ++piece, advance(at, product.stages)) {
         barrier_wait(ring.full + at.stage, at.round & 1);
+        if (piece == 0) {
+            MARK(product, 2);
+        }
         u32 from_x = tile_descriptor(ring.stages + at.stage * STAGE + mine);
         u32 from_w = tile_descriptor(ring.stages + at.stage * STAGE + ROWS * DEPTH);
         products_begin();
@@ -109,13 +112,17 @@ DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Prod
     SHARED(unsigned char, unaligned);
     Ring ring = set_up_ring<STAGE_BYTES<OUTPUTS, ROWS>>(unaligned, product.stages, WARPS);
     int row = blockIdx.y * ROWS, output = first_output<OUTPUTS, KIND>();
+    MARK(product, 0);
     if (threadIdx.x < 32 * WARPS) {
         float sums[OUTPUTS / 8][4];
         after_the_kernel_before();
+        MARK(product, 1);
         multiply_stages<OUTPUTS, ROWS>(sums, product, ring);
+        MARK(product, 3);
         int first = row + static_cast<int>(threadIdx.x) / 32 * 16;
         if constexpr (KIND == GATED) put_gated<OUTPUTS>(sums, static_cast<bf16*>(y), first, product.rows, output, product.outputs);
         else put_sums<OUTPUTS>(sums, y, product.into, first, product.rows, output, product.outputs);
+        MARK(product, 4);
     } else if (threadIdx.x == 32 * WARPS) {
         bring_stages<OUTPUTS, KIND, ROWS>(x, w, row, product, ring);
     }
@@ -129,6 +136,7 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
     constexpr bool HALVES = OUTPUTS < HEAD;
     SHARED(unsigned char, unaligned);
     Ring ring = set_up_ring<STAGE_BYTES<OUTPUTS>>(unaligned, product.stages, 4);
+    MARK(product, 0);
     // The other block is there to be told something.
     if (HALVES) cluster_sync();
     int row = blockIdx.y * X_ROWS, output = first_output<OUTPUTS, TURNED>();
@@ -150,7 +158,9 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
         float sums[OUTPUTS / 8][4];
         u32 pairs[2][2 * BLOCKS];
         after_the_kernel_before();
+        MARK(product, 1);
         multiply_stages<OUTPUTS>(sums, product, ring);
+        MARK(product, 3);
         round_sums<BLOCKS>(pairs, sums);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -173,6 +183,7 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
         if (HALVES) squares[half] += ring.theirs[mine + 8 * half];
         put_row<BLOCKS>(x[half], squares[half], seats[half], turned, head, y, product.outputs, [&](int p) { return angles[half].of[p]; });
     }
+    MARK(product, 4);
 }
 
 #define FEW_ROWS_OF(NAME, OUTPUTS, KIND, ROWS) \

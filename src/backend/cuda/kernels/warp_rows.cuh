@@ -45,6 +45,7 @@ DEVICE void multiply_by_warp(float (&sums)[WARP_ROWS / 16][WARP_OUTPUTS / 8][4],
     Stop at = {0, 0};
     Factors factors[STEPS];
     barrier_wait(ring.full, 0);
+    MARK(product, 2);
     for (int step = 0; step < AHEAD; ++step) read_factors(factors[step], ring.stages, step, output);
     for (int piece = 0; piece < pieces; ++piece) {
         Stop next = at;
@@ -71,19 +72,23 @@ DEVICE void warp_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     SHARED(unsigned char, unaligned);
     Ring ring = set_up_ring<STAGE_BYTES<OUTPUTS, WARP_ROWS>>(unaligned, product.stages, WARPS);
     int row = blockIdx.y * WARP_ROWS, output = blockIdx.x * OUTPUTS, mine = static_cast<int>(threadIdx.x) / 32 * WARP_OUTPUTS;
+    MARK(product, 0);
     if (threadIdx.x < 32 * WARPS) {
         float sums[WARP_ROWS / 16][WARP_OUTPUTS / 8][4] = {}, before[WARP_ROWS / 16][WARP_OUTPUTS / 8][4] = {};
         after_the_kernel_before();
+        MARK(product, 1);
         // What is added to comes while the first stage does.
         bool adds = product.into == INTO_SUM;
         for (int half = 0; half < WARP_ROWS / 16 && adds; ++half)
             read_sums<WARP_OUTPUTS>(before[half], static_cast<const float*>(y), row + half * 16, product.rows, output + mine, product.outputs);
         multiply_by_warp<OUTPUTS>(sums, product, ring, mine);
+        MARK(product, 3);
 #pragma unroll
         for (int half = 0; half < WARP_ROWS / 16; ++half) {
             if (adds) add_sums<WARP_OUTPUTS>(sums[half], before[half]);
             put_sums<WARP_OUTPUTS>(sums[half], y, adds ? INTO_WIDE : product.into, row + half * 16, product.rows, output + mine, product.outputs);
         }
+        MARK(product, 4);
     } else if (threadIdx.x == 32 * WARPS) {
         bring_stages<OUTPUTS, PLAIN, WARP_ROWS>(x, w, row, product, ring);
     }
