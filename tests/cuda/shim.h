@@ -313,6 +313,7 @@ static inline float __fdividef(float x, float y) { return x / y; }
 static inline float __fmul_rn(float x, float y) { return x * y; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __uint_as_float(u32 x) { return shim::bits(x); }
+static inline u32 __float_as_uint(float x) { return shim::bits_of(x); }
 
 static inline void __syncthreads() {
     static char generations[8][2];  // by block, so that who has gone on is not waited for by who has not
@@ -379,6 +380,18 @@ static inline void load(u32 (&to)[4], const bf16* row, bool transposed) {
 }
 static inline void load_matrices(u32 (&to)[4], const bf16* row) { load(to, row, false); }
 static inline void load_matrices_transposed(u32 (&to)[4], const bf16* row) { load(to, row, true); }
+
+static inline void ask_for(const void* at) {
+    // Nothing can be asked for where nothing is.
+    volatile char read = *static_cast<const char*>(at);
+    (void)read;
+}
+
+static inline void put_four(void* to, const u32 (&words)[4]) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 != 0) shim::fail("a store is not aligned to 16 bytes");
+    // By words, as a sanitizer is to see them.
+    for (int i = 0; i < 4; ++i) static_cast<u32*>(to)[i] = words[i];
+}
 
 static inline void copy_async(bf16* to, const bf16* from, bool valid) {
     if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0))

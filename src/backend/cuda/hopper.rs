@@ -63,7 +63,7 @@ pub(super) enum By {
     Warpgroup,
     /// The weights are read once for twice as many rows.
     TwoWarpgroups,
-    /// Of deep products each waits for the one before: a warp's is there sooner.
+    /// Each step of a sum waits for the one before: a warp's has less to do than a warpgroup's.
     Warps,
 }
 
@@ -252,7 +252,7 @@ impl Hopper {
     /// The narrowest blocks that all run at once; else the widest.
     fn few(&self, by: By, outputs: usize, rows: usize, finish: &Finish) -> Option<&Few> {
         let usable = |kernel: &&Few| {
-            // A block of so many rows would compute more that nobody asked for than the next lower one.
+            // Half of its rows, or more, would be nobody's.
             let too_tall = kernel.by == By::TwoWarpgroups && rows <= FEW_TILE;
             let whole = outputs.is_multiple_of(kernel.long.launch.cluster as usize * kernel.width);
             kernel.by == by && whole && !too_tall

@@ -64,6 +64,14 @@ DEVICE void copy_async(bf16* to, const bf16* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 
+// 16 bytes to global memory at once: of a struct the compiler makes four stores where its words come from shuffles.
+DEVICE void put_four(void* to, const u32 (&words)[4]) {
+    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+}
+
+// Brings a line of 128 bytes to L2, which will be read.
+DEVICE void ask_for(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
 // Lets the kernel behind this one begin as soon as every block of this one has, and waits until the kernel before is
 // done and what it wrote is seen. Every kernel begins with it: what it reads and writes before is
 // only what no kernel of a pass writes. (Programmatic dependent launch; nothing to wait for where a launch
@@ -184,9 +192,7 @@ DEVICE void transpose(u32 (&pairs)[4]) {
 }
 
 // Four blocks of eight columns that were transposed, from `to` on: 16 bytes a lane.
-DEVICE void put_blocks(const u32 (&pairs)[4], bf16* to) {
-    *reinterpret_cast<Quads*>(to + threadIdx.x % 4 * 8) = {{pairs[0], pairs[1], pairs[2], pairs[3]}};
-}
+DEVICE void put_blocks(const u32 (&pairs)[4], bf16* to) { put_four(to + threadIdx.x % 4 * 8, pairs); }
 
 DEVICE bf16 to_bf16(float x) { return static_cast<bf16>(pack_bf16(x, 0.0f) & 0xffffu); }
 

@@ -103,7 +103,7 @@ DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], const Product& produc
         if (piece > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + last);
         last = at.stage;
     }
-    products_wait<0>();
+    products_done(sums);
 }
 
 template <int OUTPUTS, Kind KIND, int ROWS = X_ROWS>
@@ -120,7 +120,7 @@ DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Prod
         multiply_stages<OUTPUTS, ROWS>(sums, product, ring);
         MARK(product, 3);
         int first = row + static_cast<int>(threadIdx.x) / 32 * 16;
-        if constexpr (KIND == GATED) put_gated<OUTPUTS>(sums, static_cast<bf16*>(y), first, product.rows, output, product.outputs);
+        if constexpr (KIND == GATED) put_narrow<OUTPUTS, true>(sums, static_cast<bf16*>(y), first + threadIdx.x % 32 / 4, product.rows, output, product.outputs);
         else put_sums<OUTPUTS>(sums, y, product.into, first, product.rows, output, product.outputs);
         MARK(product, 4);
     } else if (threadIdx.x == 32 * WARPS) {

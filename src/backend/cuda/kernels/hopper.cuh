@@ -111,6 +111,9 @@ DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" 
 template <int N>
 DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 
+// What is done with a sum stays behind this: before it, the compiler would have products wait for each other.
+DEVICE void stay_behind(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
+
 #define SUMS_4(c) "+f"((c)[0]), "+f"((c)[1]), "+f"((c)[2]), "+f"((c)[3])
 #define SUMS_8(c) SUMS_4((c)[0]), SUMS_4((c)[1])
 #define SUMS_16(c) SUMS_8(c), SUMS_8((c) + 2)
@@ -199,6 +202,16 @@ DEVICE void multiply_held(float (*sums)[4], const u32 (&x)[4], unsigned long lon
 #endif
 
 #ifdef HOPPER
+template <int BLOCKS>
+DEVICE void products_done(float (&sums)[BLOCKS][4]) {
+    products_wait<0>();
+#pragma unroll
+    for (int n = 0; n < BLOCKS; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) stay_behind(sums[n][i]);
+    }
+}
+
 // Of every stage: full when the copying thread has said how much is to come, and it has; empty when so many warps have
 // read it. Who waits for the first thread behind this knows of them, and of what that one set up before.
 DEVICE void set_up_barriers(Barrier* full, Barrier* empty, int stages, int readers) {

@@ -94,11 +94,21 @@ DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4],
     } else {
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
-            if (KIND == GATED || product.into == INTO_ROWS)
-                put_narrow<OUTPUTS, KIND == GATED>(sums[part], narrow, lane_row + part * PART, product.rows, place.output, product.outputs);
+            if constexpr (KIND == GATED)
+                put_narrow<OUTPUTS, true>(sums[part], narrow, lane_row + part * PART, product.rows, place.output, product.outputs);
             else
                 put_sums<OUTPUTS>(sums[part], y, product.into, place.row + part * PART, product.rows, place.output, product.outputs);
         }
+    }
+}
+
+// What a warpgroup's tile is added to, of `rows` rows from one on, while it is computed.
+template <int OUTPUTS>
+DEVICE void ask_for_rows(const float* y, int first, int rows, int output, const Product& product) {
+    constexpr int LINES = OUTPUTS / 32;
+    for (int i = threadIdx.x % 128; i < rows * LINES; i += 128) {
+        int row = first + i / LINES;
+        if (row < product.rows) ask_for(y + static_cast<size_t>(row) * product.outputs + output + i % LINES * 32);
     }
 }
 
@@ -116,16 +126,18 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
     int most = (tiles - static_cast<int>(blockIdx.x) / CLUSTER + clusters - 1) / clusters * pieces;
     for (int turn = begin, tile = blockIdx.x / CLUSTER + begin * clusters; tile < tiles; turn += step_tiles, tile += step_tiles * clusters) {
         float sums[Of::PARTS][OUTPUTS / 8][4];
+        Place place = place_of<OUTPUTS, KIND>(tile, product.rows);
+        place.row += static_cast<int>(rank) * TILE + first_part * PART;
+        if (KIND == PLAIN && product.into == INTO_SUM)
+            ask_for_rows<OUTPUTS>(static_cast<const float*>(y), place.row, Of::PARTS * PART, place.output, product);
         // The first product of a tile does not read them. But the compiler cannot know, and would keep the last tile's for
-        // it while they are turned, which needs their registers.
-        if (KIND == TURNED) {
+        // it while they are written, which needs their registers.
 #pragma unroll
-            for (int part = 0; part < Of::PARTS; ++part) {
+        for (int part = 0; part < Of::PARTS; ++part) {
 #pragma unroll
-                for (int n = 0; n < OUTPUTS / 8; ++n) {
+            for (int n = 0; n < OUTPUTS / 8; ++n) {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) sums[part][n][i] = 0.0f;
-                }
+                for (int i = 0; i < 4; ++i) sums[part][n][i] = 0.0f;
             }
         }
         Stop at = {turn * pieces % STAGES, turn * pieces / STAGES};
@@ -148,10 +160,10 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
             if (piece > 0 && turn * pieces + piece - 1 + STAGES < most) release(empty + last);
             last = at.stage;
         }
-        products_wait<0>();
+#pragma unroll
+        for (int part = 0; part < Of::PARTS; ++part) products_done(sums[part]);
         if ((turn + 1) * pieces - 1 + STAGES < most) release(empty + last);
-        Place place = place_of<OUTPUTS, KIND>(tile, product.rows);
-        place.row += static_cast<int>(rank) * TILE + first_part * PART + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+        place.row += static_cast<int>(threadIdx.x) % 128 / 32 * 16;
         put_tile<OUTPUTS, KIND>(sums, y, place, product, turned);
     }
 }
