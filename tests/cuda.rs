@@ -95,7 +95,7 @@ fn a_refused_batch_leaves_the_next_one_well() {
     passed(&run("device::a_refused_batch_leaves_the_next_one_well", &mock.found()));
 }
 
-/// Products by our own kernels wherever they have the right bits: all is as it is without.
+/// Products by our own kernels wherever they have the right bits: a pair alone has those that it has among others.
 #[test]
 fn products_of_our_own_change_nothing() {
     let Some(mock) = Mock::build() else { return };
@@ -134,6 +134,14 @@ fn products_of_our_own_change_nothing() {
     let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", "turned".to_owned())]].concat();
     let apart = passed(&run("device::among_many_rows_as_alone", &wrong));
     assert_eq!(2 * told(&bits, "rotations"), told(&apart, "rotations"), "{apart}\n{bits}");
+}
+
+/// Decoding, caches and probabilities are by our own products what they are without.
+#[test]
+fn by_products_of_our_own_all_is_as_without() {
+    let Some(mock) = Mock::build() else { return };
+    let mut environment = mock.found();
+    environment.push(("VERDICT_CUDA_PRODUCTS", "own".to_owned()));
     let steps = passed(&run("lanes::a_sequence_is_decoded_alone_as_among_others", &environment));
     assert!(told(&steps, "products of few rows") > 0, "{steps}");
     passed(&run("device::caches_and_reasons_change_nothing", &environment));
