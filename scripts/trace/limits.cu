@@ -68,7 +68,7 @@ __global__ void chain_of_warpgroup(long long* took, float* kept, int pieces) {
         products_commit();
         products_wait<1>();
     }
-    products_wait<0>();
+    products_done(sums);
     if (threadIdx.x == 0) *took = clock64() - began;
     for (int n = 0; n < OUTPUTS / 8; ++n)
         for (int i = 0; i < 4; ++i) kept[(n * 4 + i) * 128 + threadIdx.x] = sums[n][i];
@@ -214,11 +214,13 @@ static void chains(cudaStream_t stream) {
     }
 }
 
+// So deep that the rows of all blocks, 26 MB, have room in L2.
+constexpr int TILES_DEPTH = 24 * DEPTH;
 template <int ROWS>
 static void say_tiles(cudaStream_t stream, const bf16* matrix, const char* what, size_t rows_there, unsigned brought, int blocks, int apart) {
-    constexpr int PIECES = 48, STAGES = 8;
+    constexpr int PIECES = TILES_DEPTH / DEPTH, STAGES = 8;
     auto* took = memory<long long>(1);
-    TensorMap map = map_of(matrix, rows_there, PIECES * DEPTH, brought);
+    TensorMap map = map_of(matrix, rows_there, TILES_DEPTH, brought);
     long long cycles = 0;
     for (int i = 0; i < 3; ++i) {
         CHECK(cudaMemset(took, 0, 8));
@@ -230,7 +232,7 @@ static void say_tiles(cudaStream_t stream, const bf16* matrix, const char* what,
 }
 
 static void tiles(cudaStream_t stream) {
-    auto* matrix = memory<bf16>(static_cast<size_t>(132 * 64) * 3072);
+    auto* matrix = memory<bf16>(static_cast<size_t>(132 * 64) * TILES_DEPTH);
     printf("tiles to shared memory, from L2\n");
     for (int blocks : {1, 66, 132}) {
         say_tiles<64>(stream, matrix, "the same 64 rows", 64, 64, blocks, 0);
