@@ -40,6 +40,8 @@ REGISTERS = {
     "vocabulary": 96,
     "add_norm_held": 96,
     # A block of 160 threads has a multiprocessor for itself.
+    "few_rows_48": 96,
+    "few_rows_64": 128,
     "few_rows_96": 128,
     "few_rows_128": 168,
     "few_rows_192": 224,
@@ -47,6 +49,7 @@ REGISTERS = {
     "few_rows_gated_96": 128,
     "few_rows_gated_128": 168,
     "few_rows_gated_192": 224,
+    "tall_rows_48": 96,
     "tall_rows_64": 128,
     "tall_rows_96": 128,
     "tall_rows_gated_64": 128,
@@ -55,7 +58,7 @@ REGISTERS = {
     "warp_rows_32": 128,
     # With a block of attention beside it.
     "few_rows_turned_64": 128,
-    "few_rows_turned_128": 192,
+    "few_rows_turned_128": 200,
     # 288 threads.
     "many_rows_64": 224,
     "many_rows_128": 224,

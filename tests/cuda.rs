@@ -294,6 +294,16 @@ fn each_way_to_have_no_gpu_is_one_line() {
     let expected = "device: cuda: a product: an error of the mock; \
                     VERDICT_CUDA_PRODUCTS=library leaves out products of our own";
     assert_eq!(fault, expected);
+    // The thread that is stuck keeps the device: to free its memory would be to wait for it.
+    let endless = [
+        ("VERDICT_CUDA_PRODUCTS", "own".to_owned()),
+        ("MOCK_CUDA_ENDLESS_KERNEL", "few_rows".to_owned()),
+        ("VERDICT_TEST_STALL_SECONDS", "1".to_owned()),
+    ];
+    let endless = refusal(&[mock.found(), endless.to_vec()].concat());
+    assert!(endless.starts_with("device: cuda: a product of "), "{endless}");
+    let expected = "has not ended for 1s; VERDICT_CUDA_PRODUCTS=library leaves out products of our own";
+    assert!(endless.ends_with(expected), "{endless}");
     let other = with("VERDICT_CUDA_KERNELS", "/nowhere/k.fatbin");
     assert!(other.starts_with("device: cuda: VERDICT_CUDA_KERNELS: /nowhere/k.fatbin: "), "{other}");
 }

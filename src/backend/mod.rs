@@ -5,6 +5,8 @@ pub mod cuda;
 pub mod reference;
 pub mod stub;
 
+use std::time::Duration;
+
 use crate::{
     engine::{EngineConfig, tree::TokenTree},
     error::{Error, Result},
@@ -122,8 +124,11 @@ pub enum Device {
     Cuda,
 }
 
+/// How long a device may be silent, unless told otherwise, before it is taken for stuck.
+pub const STALL: Duration = Duration::from_secs(120);
+
 /// Options of [`open`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Device.
     pub device: Device,
@@ -131,6 +136,14 @@ pub struct Options {
     pub threads: usize,
     /// How the engine will batch: a GPU's memory is taken for it at once.
     pub engine: EngineConfig,
+    /// How long one product may take that a GPU tries at start.
+    pub stall: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { device: Device::default(), threads: 0, engine: EngineConfig::default(), stall: STALL }
+    }
 }
 
 /// Opens a backend for `model`, loading its weights.

@@ -63,7 +63,7 @@ fn options(config: &Config) -> Options {
         DeviceName::Cpu => Device::Cpu,
         DeviceName::Cuda => Device::Cuda,
     };
-    Options { device, threads: config.threads, engine: config.engine.clone() }
+    Options { device, threads: config.threads, engine: config.engine.clone(), stall: config.stall }
 }
 
 /// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once.

@@ -16,6 +16,7 @@ use std::{
 
 use crate::{
     admission::Capacity,
+    backend::STALL,
     engine::EngineConfig,
     error::{Error, Result},
     request::Limits,
@@ -109,7 +110,7 @@ impl Config {
             },
             bodies: settings.queue_body_mib.unwrap_or(256).saturating_mul(1 << 20),
             grace: span(settings.grace, Duration::from_secs(30)),
-            stall: span(settings.stall, Duration::from_secs(120)),
+            stall: span(settings.stall, STALL),
             read_timeout: span(settings.read_timeout, Duration::from_secs(75)),
             keep_alive: span(settings.keep_alive, Duration::from_secs(15)),
             connections: settings.max_connections.unwrap_or(4096),

@@ -220,7 +220,7 @@ pub struct Settings {
     /// On SIGTERM or SIGINT, how long admitted work may take to end [default: 30s]
     #[arg(long, value_name = "TIME", env = "VERDICT_GRACE", help_heading = "Operation")]
     pub grace: Option<Span>,
-    /// With work and no finished forward pass for so long, the server is not ready [default: 120s]
+    /// With work and no finished forward pass for so long, the server is not ready, and a start ends [default: 120s]
     #[arg(long, value_name = "TIME", env = "VERDICT_STALL", help_heading = "Operation")]
     pub stall: Option<Span>,
     /// How long a client may take to send a request's head, its body, its next request, and to take some of an answer [default: 75s]

@@ -20,6 +20,7 @@ mod tls;
 use std::{
     future::Future,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -214,11 +215,27 @@ where
         config.capacity,
         Arc::clone(metrics),
     );
-    service.run_probes().await?;
+    probe(&service, &engine, config.stall).await?;
     let (probes, ms) = (model.profile.probes.len(), took.as_millis());
     tracing::info!(model = model.name, device, probes, load_ms = ms, "ready");
     state.start(service, engine);
     Ok(guard)
+}
+
+/// Runs the probes, as long as the engine makes progress.
+async fn probe(service: &Service, engine: &Engine, stall: Duration) -> Result<()> {
+    let mut probes = pin!(service.run_probes());
+    loop {
+        match tokio::time::timeout(stall / 8, &mut probes).await {
+            Ok(probed) => return probed,
+            Err(_) if engine.is_alive(stall) => {}
+            Err(_) => {
+                let message =
+                    format!("the probes were not scored: the engine made no progress for {stall:?}");
+                return Err(Error::internal(message));
+            }
+        }
+    }
 }
 
 /// Lets admitted requests end, then the engine.

@@ -1,11 +1,15 @@
 //! Tests of the backend on whatever GPU the process finds: a mock, or a real one.
 
 pub(super) use std::sync::Arc;
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use proptest::{prelude::*, test_runner::TestRunner};
 pub(super) use verdict::{
-    backend::{Backend, Device, Options, Reading, open},
+    backend::{Backend, Device, Options, Reading, STALL, open},
     engine::{
         Engine, EngineConfig,
         job::{ScoreJob, Scored, Ticket},
@@ -59,7 +63,7 @@ pub(super) fn engine_config() -> EngineConfig {
 }
 
 pub(super) fn on(device: Device, model: &Model) -> Box<dyn Backend> {
-    let options = Options { device, threads: 1, engine: engine_config() };
+    let options = Options { device, threads: 1, engine: engine_config(), ..Options::default() };
     open(model, &options).unwrap_or_else(|error| panic!("{ON_A_GPU}: {error}"))
 }
 
@@ -317,10 +321,12 @@ fn a_refused_batch_leaves_the_next_one_well() {
 fn says_what_it_opens() {
     let model = model("qwen3");
     for (name, device) in [("cuda", Device::Cuda), ("auto", Device::Auto)] {
-        let kv = std::env::var("VERDICT_TEST_KV_MIB").ok().and_then(|text| text.parse::<usize>().ok());
-        let explain_kv_bytes = kv.unwrap_or(1) << 20;
-        let options =
-            Options { device, threads: 1, engine: EngineConfig { explain_kv_bytes, ..engine_config() } };
+        let told = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+        let explain_kv_bytes = told("VERDICT_TEST_KV_MIB").unwrap_or(1) << 20;
+        let stall =
+            told("VERDICT_TEST_STALL_SECONDS").map_or(STALL, |seconds| Duration::from_secs(seconds as u64));
+        let engine = EngineConfig { explain_kv_bytes, ..engine_config() };
+        let options = Options { device, threads: 1, engine, stall };
         match open(&model, &options) {
             Ok(backend) => println!("\n{name}: {}", backend.describe().device),
             Err(error) => println!("\n{name}: refused: {error}"),

@@ -18,6 +18,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <unistd.h>
 #include <utility>
 
 namespace {
@@ -353,7 +354,10 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     if (wrong_name && multiplies && name.find(wrong_name) != name.npos) memcpy(&wrong, parameters[2], sizeof wrong);
     const char* fault_name = getenv("MOCK_CUDA_FAULT_KERNEL");
     bool faults = fault_name && name.find(fault_name) != name.npos;
+    const char* endless_name = getenv("MOCK_CUDA_ENDLESS_KERNEL");
+    bool endless = endless_name && name.find(endless_name) != name.npos;
     submit(config->stream, [=] {
+        while (endless) pause();
         faulted |= faults;
         ++kernels_by_priority[priority];
         ++kernels_by_name[name], early += programmatic;

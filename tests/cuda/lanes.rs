@@ -202,7 +202,7 @@ type Answer = oneshot::Receiver<Result<Scored>>;
 fn reasons_beside_scores_are_what_they_are_alone() {
     let model = model("qwen3");
     let config = EngineConfig { batch_sequences: 3, explain_sequences: 3, ..engine_config() };
-    let options = Options { device: Device::Cuda, threads: 1, engine: config.clone() };
+    let options = Options { device: Device::Cuda, threads: 1, engine: config.clone(), ..Options::default() };
     let backend = open(&model, &options).unwrap_or_else(|error| panic!("{ON_A_GPU}: {error}"));
     let (engine, guard) = Engine::start(backend, config, Arc::default()).expect("starts");
     // One of 65 tokens: a part of 64, a part of one, then the grade.

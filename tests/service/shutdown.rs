@@ -1,5 +1,7 @@
 //! A server's life: starting, probing, draining, dying.
 
+use std::{sync::Arc, time::Duration};
+
 use hyper::StatusCode;
 use serde_json::json;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -103,6 +105,20 @@ async fn a_failed_probe_ends_the_server() {
     let failure = TestServer::unready(settings(), model).await.ended().await.expect_err("refused");
     let Failure::Model(error) = failure else { panic!("{failure:?}") };
     assert!(error.message().contains("above its max_score of 0"), "{error}");
+}
+
+#[tokio::test]
+async fn a_probe_without_end_ends_the_server() {
+    let mut model = model();
+    model.profile.probes = vec![probe(1.0)];
+    let stall = Settings { stall: Some(Span(Duration::from_millis(200))), ..settings() };
+    let server = TestServer::unready(stall, model).await;
+    let stub = Arc::clone(&server.stub);
+    stub.hold();
+    let failure = server.ended().await.expect_err("stuck");
+    let Failure::Model(error) = failure else { panic!("{failure:?}") };
+    assert_eq!(error.message(), "the probes were not scored: the engine made no progress for 200ms");
+    stub.release();
 }
 
 #[tokio::test]

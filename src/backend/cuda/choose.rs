@@ -23,8 +23,8 @@ use super::{
     graph::Graph,
     hopper::{Finish, Hopper, Own},
     memory::upload,
-    start::PRODUCTS_VARIABLE,
     trial::{After, TRIAL_ROWS, Trial, download, wait},
+    watch::{Tried, WITHOUT_OUR_OWN, Watch},
 };
 use crate::error::{Error, Result};
 
@@ -57,10 +57,11 @@ pub(super) fn choose(
     weights: &[Matrix],
     (into, after): (Output, After),
     (rows, on): (usize, On<'_>),
+    watch: &Watch,
 ) -> Result<()> {
     let Some(w) = weights.first() else { return Ok(()) };
     let trial = Trial::of(context, w, (into, after), rows)?;
-    let mut bench = Bench { gemm, weights, trial, expected: Vec::new(), on };
+    let mut bench = Bench { gemm, weights, trial, expected: Vec::new(), on, watch };
     let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
     let mut reference = None;
     for way in &candidates {
@@ -103,6 +104,7 @@ struct Bench<'a> {
     /// What the reference makes of [`TRIAL_ROWS`] rows.
     expected: Vec<u16>,
     on: On<'a>,
+    watch: &'a Watch,
 }
 
 impl Bench<'_> {
@@ -196,6 +198,7 @@ impl Bench<'_> {
             Finish::Turn(_) => w.outputs,
         };
         let (x, y) = (self.trial.x.base(), self.trial.y.base());
+        self.tries(way, rows);
         upload(y, &vec![0u16; rows * outputs])?;
         let how = (own, &self.trial.finish);
         if hopper.multiply(how, &w, x, (y, Output::Rows), rows, self.on.stream).is_err() {
@@ -257,11 +260,18 @@ impl Bench<'_> {
         Ok(usable.map(|candidate| candidate.algo).filter(splits_nothing).map(Way::Library).collect())
     }
 
+    /// Tells who watches.
+    fn tries(&self, way: &Way, rows: usize) {
+        let Matrix { outputs, depth, .. } = self.weights[0];
+        self.watch.at(Tried { own: own_of(way).is_some(), rows, outputs, depth });
+    }
+
     /// What a product of so many rows is, bit by bit; `None` if the algorithm does not take so many.
     fn product(&self, way: &Way, rows: usize) -> Result<Option<Vec<u16>>> {
         let trial = &self.trial;
         let w = &Matrix { at: trial.w.base(), ..self.weights[0] };
         let halves = rows * w.outputs * trial.into.bytes() / 2;
+        self.tries(way, rows);
         // What an earlier one wrote must not pass for this one's; sums add to it.
         upload(trial.y.base(), &vec![0u16; halves])?;
         match self.gemm.run(w, trial.x.base(), (trial.y.base(), trial.into), rows, way, self.on) {
@@ -294,6 +304,7 @@ impl Bench<'_> {
             }
             _ => self.gemm.run(w, x.base(), (y.base(), *into), rows, way, self.on),
         };
+        self.tries(way, rows);
         // Once by itself: what the driver loads at first use it cannot load into a graph.
         if run(&self.weights[0]).is_err() {
             return Ok(None);
@@ -320,11 +331,7 @@ impl Bench<'_> {
 fn blaming(way: &Way) -> impl FnOnce(Error) -> Error {
     let own = own_of(way).is_some();
     move |error| match own {
-        true => {
-            let what =
-                format!("{}; {PRODUCTS_VARIABLE}=library leaves out products of our own", error.message());
-            Error::internal(what).with_cause(error)
-        }
+        true => Error::internal(format!("{}{WITHOUT_OUR_OWN}", error.message())).with_cause(error),
         false => error,
     }
 }

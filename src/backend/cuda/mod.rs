@@ -22,6 +22,7 @@ mod plan;
 mod start;
 mod stream;
 mod trial;
+mod watch;
 
 use cudarc::driver::{DriverError, result};
 
@@ -33,7 +34,7 @@ use crate::{
 };
 use buffers::Capacity;
 use choose::choose;
-use gemm::{Gemm, Matrix, On, Output};
+use gemm::{Gemm, Matrix, Output};
 use hopper::Hopper;
 use lane::{Lane, Shared};
 use launch::Kernels;
@@ -44,6 +45,7 @@ use plan::{Plan, TILE_ROWS};
 use start::Gpu;
 use stream::Priority;
 use trial::After;
+use watch::{Watch, within};
 
 /// Longer reasons than this end with `length`.
 const REASON_ROOM: usize = 4096;
@@ -94,12 +96,45 @@ impl CudaBackend {
         let score = Lane::open(&gpu.context, &config, grades, scores, Priority::Highest)?;
         let explain = Lane::open(&gpu.context, &config, grades, steps, Priority::Lowest)?;
         let most = Capacity { rows: scores.rows.max(steps.rows), answers: scores.answers.max(steps.answers) };
-        let gemm = choose_products(&gpu, &placed, &config, most, score.on())?;
+        let gemm = Gemm::open(Hopper::load(&gpu)?)?;
         let shared = Shared { kernels, gemm, placed, config, grades };
-        let mut backend = Self { score, explain, shared, weights, cache: None, positions, submitted: 0, gpu };
+        let backend = Self { score, explain, shared, weights, cache: None, positions, submitted: 0, gpu };
+        let mut backend =
+            within(options.stall, backend, move |backend, watch| backend.choose_products(most, watch))?;
         let (prefix, explain) = engine.kv_blocks(backend.block_bytes());
         backend.reserve_kv(prefix + explain)?;
         Ok(backend)
+    }
+
+    /// Algorithms for every product of a pass of at most so many rows and answers.
+    fn choose_products(&mut self, Capacity { rows, answers }: Capacity, watch: &Watch) -> Result<()> {
+        let Shared { gemm, placed, config, .. } = &mut self.shared;
+        let on = self.score.on();
+        let (q, kv) = (config.query_width(), config.kv_width());
+        let each = |of: &dyn Fn(&Layer) -> Matrix| placed.layers.iter().map(of).collect::<Vec<_>>();
+        // Gates and ups may be put together as they are computed, if nothing is added to them.
+        let gates = if config.mlp_bias { After::Nothing } else { After::Gates };
+        let heads = |queries| match config.head_dim {
+            hopper::HEAD => After::Heads { queries, keys: config.kv_heads },
+            _ => After::Nothing,
+        };
+        let products = [
+            (each(&|layer| layer.qkv), (Output::Rows, heads(config.heads)), rows),
+            // The last layer's queries are the answers' alone.
+            (each(&|layer| part(&layer.qkv, 0, q)), (Output::Rows, After::Nothing), answers),
+            (each(&|layer| part(&layer.qkv, q, 2 * kv)), (Output::Rows, heads(0)), rows),
+            (each(&|layer| layer.output), (Output::Sum, After::Nothing), rows),
+            (each(&|layer| layer.gate_up), (Output::Rows, gates), rows),
+            (each(&|layer| layer.down), (Output::Sum, After::Nothing), rows),
+            // The last layer's are of both parts of the answers' rows.
+            (each(&|layer| layer.output), (Output::Wide, After::Nothing), 2 * answers),
+            (each(&|layer| layer.gate_up), (Output::Wide, After::Nothing), 2 * answers),
+            (each(&|layer| layer.down), (Output::Wide, After::Nothing), 2 * answers),
+        ];
+        for (weights, into, rows) in &products {
+            choose(gemm, &self.gpu.context, weights, *into, (*rows, on), watch)?;
+        }
+        Ok(())
     }
 
     fn block_bytes(&self) -> usize {
@@ -137,42 +172,6 @@ fn check_shape(config: &ModelConfig) -> Result<()> {
         return Err(Error::invalid("device", message));
     }
     Ok(())
-}
-
-/// Algorithms for every product of a pass of at most so many rows and answers.
-fn choose_products(
-    gpu: &Gpu,
-    placed: &Placed,
-    config: &ModelConfig,
-    Capacity { rows, answers }: Capacity,
-    on: On<'_>,
-) -> Result<Gemm> {
-    let mut gemm = Gemm::open(Hopper::load(gpu)?)?;
-    let (q, kv) = (config.query_width(), config.kv_width());
-    let each = |of: &dyn Fn(&Layer) -> Matrix| placed.layers.iter().map(of).collect::<Vec<_>>();
-    // Gates and ups may be put together as they are computed, if nothing is added to them.
-    let gates = if config.mlp_bias { After::Nothing } else { After::Gates };
-    let heads = |queries| match config.head_dim {
-        hopper::HEAD => After::Heads { queries, keys: config.kv_heads },
-        _ => After::Nothing,
-    };
-    let products = [
-        (each(&|layer| layer.qkv), (Output::Rows, heads(config.heads)), rows),
-        // The last layer's queries are the answers' alone.
-        (each(&|layer| part(&layer.qkv, 0, q)), (Output::Rows, After::Nothing), answers),
-        (each(&|layer| part(&layer.qkv, q, 2 * kv)), (Output::Rows, heads(0)), rows),
-        (each(&|layer| layer.output), (Output::Sum, After::Nothing), rows),
-        (each(&|layer| layer.gate_up), (Output::Rows, gates), rows),
-        (each(&|layer| layer.down), (Output::Sum, After::Nothing), rows),
-        // The last layer's are of both parts of the answers' rows.
-        (each(&|layer| layer.output), (Output::Wide, After::Nothing), 2 * answers),
-        (each(&|layer| layer.gate_up), (Output::Wide, After::Nothing), 2 * answers),
-        (each(&|layer| layer.down), (Output::Wide, After::Nothing), 2 * answers),
-    ];
-    for (weights, into, rows) in &products {
-        choose(&mut gemm, &gpu.context, weights, *into, (*rows, on))?;
-    }
-    Ok(gemm)
 }
 
 impl Backend for CudaBackend {

@@ -159,8 +159,8 @@ DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, const Angl
         }
     }
     float scale = norm_scale(whole_squares<PAIRS / 2>(x), DIM, turn.epsilon);
-    const float* gains = turn.norm == nullptr ? nullptr : turn.norm + first;
-    turn_blocks<PAIRS / 2>(x, scale, gains, DIM / 2, [&](int p) { return angles.of[p]; });
+    turn_blocks<PAIRS / 2>(x, scale, turn.norm != nullptr, [&](int p) { return gain_of(turn.norm, DIM / 2, first, p); },
+                           [&](int p) { return angles.of[p]; });
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) rows.queries[p / 2][half + p % 2 * 2] = pack_bf16(x[p][0], x[p][1]);
 }

@@ -115,13 +115,15 @@ DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Prod
     MARK(product, 0);
     if (threadIdx.x < 32 * WARPS) {
         float sums[OUTPUTS / 8][4];
+        Place place = {row + static_cast<int>(threadIdx.x) / 32 * 16, output};
         after_the_kernel_before();
         MARK(product, 1);
+        Before<OUTPUTS> before;
+        if constexpr (KIND == PLAIN) before = before_sums<OUTPUTS>(y, place, product);
         multiply_stages<OUTPUTS, ROWS>(sums, product, ring);
         MARK(product, 3);
-        int first = row + static_cast<int>(threadIdx.x) / 32 * 16;
-        if constexpr (KIND == GATED) put_narrow<OUTPUTS, true>(sums, static_cast<bf16*>(y), first + threadIdx.x % 32 / 4, product.rows, output, product.outputs);
-        else put_sums<OUTPUTS>(sums, y, product.into, first, product.rows, output, product.outputs);
+        if constexpr (KIND == GATED) put_narrow<OUTPUTS, true>(sums, static_cast<bf16*>(y), place, product);
+        else put_after<OUTPUTS>(sums, before, y, place, product);
         MARK(product, 4);
     } else if (threadIdx.x == 32 * WARPS) {
         bring_stages<OUTPUTS, KIND, ROWS>(x, w, row, product, ring);
@@ -145,8 +147,13 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
     Head head = {output / HEAD, output % HEAD + lane % 4 * 2};
     float x[2][2 * BLOCKS][2] = {}, squares[2] = {};
     Seat seats[2] = {};
+    // Of weights and the plan all is read before it is waited for what other kernels write.
     Angles<BLOCKS> angles[2] = {};
+    Gains<BLOCKS> gains = {};
     if (multiplies) {
+        const float* norm = norm_of(turned, head);
+#pragma unroll
+        for (int p = 0; p < BLOCKS && norm != nullptr; ++p) gains.of[p] = gain_of(norm, head, p);
         Seats all = seats_of(turned.plan, product.rows);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -181,7 +188,8 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         if (HALVES) squares[half] += ring.theirs[mine + 8 * half];
-        put_row<BLOCKS>(x[half], squares[half], seats[half], turned, head, y, product.outputs, [&](int p) { return angles[half].of[p]; });
+        put_row<BLOCKS>(x[half], squares[half], seats[half], turned, head, y, product.outputs, [&](int p) { return gains.of[p]; },
+                        [&](int p) { return angles[half].of[p]; });
     }
     MARK(product, 4);
 }

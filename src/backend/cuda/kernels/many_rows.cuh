@@ -26,11 +26,8 @@ struct Wheel {
 };
 
 #ifdef HOPPER
-// Tiles in order of a cluster: pairs of row tiles first, so that those under way share rows of w.
-struct Place {
-    int row;     // first of x, of the cluster's first block
-    int output;  // first of y
-};
+// Tiles in order of a cluster: pairs of row tiles first, so that those under way share rows of w. The row is of its first
+// block.
 template <int OUTPUTS, Kind KIND>
 DEVICE Place place_of(int tile, int rows) {
     int pairs = (rows + CLUSTER * TILE - 1) / (CLUSTER * TILE);
@@ -74,7 +71,6 @@ template <int OUTPUTS, Kind KIND>
 DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4], void* y, const Place& place,
                      const Product& product, const Turned& turned) {
     constexpr int PARTS = Wheel<OUTPUTS>::PARTS, PART = 64;
-    int lane_row = place.row + static_cast<int>(threadIdx.x) % 32 / 4;
     bf16* narrow = static_cast<bf16*>(y);
     if constexpr (KIND == TURNED) {
         // Row by row, and the next ones move up: all at once would need more registers than there are.
@@ -82,6 +78,7 @@ DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4],
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) round_sums<OUTPUTS / 16>(pairs + 2 * part, sums[part]);
         Seats seats = seats_of(turned.plan, product.rows);
+        int lane_row = place.row + static_cast<int>(threadIdx.x) % 32 / 4;
 #pragma unroll 1
         for (int i = 0; i < 2 * PARTS; ++i) {
             put_turned(pairs[0], narrow, seat_of(seats, lane_row + i / 2 * PART + i % 2 * 8), place.output, product, turned);
@@ -94,10 +91,9 @@ DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4],
     } else {
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
-            if constexpr (KIND == GATED)
-                put_narrow<OUTPUTS, true>(sums[part], narrow, lane_row + part * PART, product.rows, place.output, product.outputs);
-            else
-                put_sums<OUTPUTS>(sums[part], y, product.into, place.row + part * PART, product.rows, place.output, product.outputs);
+            Place of_part = {place.row + part * PART, place.output};
+            if constexpr (KIND == GATED) put_narrow<OUTPUTS, true>(sums[part], narrow, of_part, product);
+            else put_sums<OUTPUTS>(sums[part], y, of_part, product);
         }
     }
 }

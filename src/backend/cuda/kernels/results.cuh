@@ -27,32 +27,39 @@ DEVICE u32 gated_pair(const float* gates, const float* ups) {
     return pack_bf16(gated(low(gate), low(up)), gated(high(gate), high(up)));
 }
 
-// This thread's sums of 16 rows of a warp, rows `row` and 8 further, as rows of bf16; or of half as many outputs that gates,
-// which lie in the first half, and ups make. Four blocks of eight columns at once are whole lines.
+// Where a warp's sums lie: 16 rows from one on, outputs from one on.
+struct Place {
+    int row;
+    int output;
+};
+
+// Sums as rows of bf16; or of half as many outputs that gates, which lie in the first half, and ups make. Four blocks of eight
+// columns at once are whole lines.
 template <int OUTPUTS, bool GATED>
-DEVICE void put_narrow(const float (&sums)[OUTPUTS / 8][4], bf16* y, int row, int rows, int output, int outputs) {
+DEVICE void put_narrow(const float (&sums)[OUTPUTS / 8][4], bf16* y, const Place& place, const Product& product) {
     constexpr int BLOCKS = OUTPUTS / (GATED ? 16 : 8), WHOLE = BLOCKS / 4 * 4;
     auto pair_of = [&](int half, int n) {
         const float* of = sums[n] + 2 * half;
         if constexpr (GATED) return gated_pair(of, sums[n + OUTPUTS / 16] + 2 * half);
         else return pack_bf16(of[0], of[1]);
     };
+    int row = place.row + static_cast<int>(threadIdx.x) % 32 / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        int at = row + 8 * half;
-        bf16* to = y + static_cast<size_t>(at) * outputs + output;
+        bool there = row + 8 * half < product.rows;
+        bf16* to = y + static_cast<size_t>(row + 8 * half) * product.outputs + place.output;
 #pragma unroll
         for (int n = 0; n < WHOLE; n += 4) {
             u32 pairs[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) pairs[i] = pair_of(half, n + i);
             transpose(pairs);
-            if (at < rows) put_blocks(pairs, to + n * 8);
+            if (there) put_blocks(pairs, to + n * 8);
         }
 #pragma unroll
         for (int n = WHOLE; n < BLOCKS; ++n) {
             u32 pair = pair_of(half, n);
-            if (at < rows) *reinterpret_cast<u32*>(to + n * 8 + threadIdx.x % 4 * 2) = pair;
+            if (there) *reinterpret_cast<u32*>(to + n * 8 + threadIdx.x % 4 * 2) = pair;
         }
     }
 }
@@ -65,75 +72,83 @@ DEVICE Floats join_pairs(const float* block, const float* next) {
     return odd ? Floats{{x, y, next[0], next[1]}} : Floats{{block[0], block[1], x, y}};
 }
 
-// The same as rows of f32, or added to them. What is added to is read for 64 columns before any is written: one by one each
+// Sums as rows of f32, or added to them. What is added to is read for 64 columns before any is written: one by one each
 // read would wait for memory.
 template <int OUTPUTS>
-DEVICE void put_wide(const float (&sums)[OUTPUTS / 8][4], float* y, bool adds, int row, int rows, int output, int outputs) {
+DEVICE void put_wide(const float (&sums)[OUTPUTS / 8][4], float* y, bool adds, const Place& place, const Product& product) {
     constexpr int BLOCKS = OUTPUTS / 8, AT_ONCE = BLOCKS < 8 ? BLOCKS / 2 : 4;
-    int lane = threadIdx.x % 4;
-    if constexpr (BLOCKS == 1) {
-        for (int half = 0; half < 2; ++half) {
-            if (row + 8 * half >= rows) continue;
-            float2* to = reinterpret_cast<float2*>(y + static_cast<size_t>(row + 8 * half) * outputs + output + lane * 2);
-            float a = sums[0][2 * half], b = sums[0][2 * half + 1];
-            *to = adds ? make_float2(to->x + a, to->y + b) : make_float2(a, b);
-        }
-    } else {
+    static_assert(BLOCKS % 2 == 0, "two blocks at once");
+    int lane = threadIdx.x % 32;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            bool there = row + 8 * half < rows;
-            // An odd lane has the second block of two, from the column before its own on.
-            Floats* to = reinterpret_cast<Floats*>(y + static_cast<size_t>(row + 8 * half) * outputs + output + lane % 2 * 8 + lane / 2 * 4);
+    for (int half = 0; half < 2; ++half) {
+        int row = place.row + lane / 4 + 8 * half;
+        bool there = row < product.rows;
+        // An odd lane has the second block of two, from the column before its own on.
+        Floats* to = reinterpret_cast<Floats*>(y + static_cast<size_t>(row) * product.outputs + place.output + lane % 2 * 8 + lane % 4 / 2 * 4);
 #pragma unroll
-            for (int first = 0; first < BLOCKS / 2; first += AT_ONCE) {
-                Floats before[AT_ONCE] = {};
+        for (int first = 0; first < BLOCKS / 2; first += AT_ONCE) {
+            Floats before[AT_ONCE] = {};
 #pragma unroll
-                for (int i = 0; i < AT_ONCE; ++i)
-                    if (first + i < BLOCKS / 2 && adds && there) before[i] = to[4 * (first + i)];
+            for (int i = 0; i < AT_ONCE; ++i)
+                if (first + i < BLOCKS / 2 && adds && there) before[i] = to[4 * (first + i)];
 #pragma unroll
-                for (int i = 0; i < AT_ONCE; ++i) {
-                    int n = 2 * (first + i);
-                    if (n >= BLOCKS) break;
-                    Floats sum = join_pairs(sums[n] + 2 * half, sums[n + 1] + 2 * half);
-                    for (int j = 0; j < 4 && adds; ++j) sum.of[j] += before[i].of[j];
-                    if (there) to[4 * (first + i)] = sum;
-                }
+            for (int i = 0; i < AT_ONCE; ++i) {
+                int n = 2 * (first + i);
+                if (n >= BLOCKS) break;
+                Floats sum = join_pairs(sums[n] + 2 * half, sums[n + 1] + 2 * half);
+                for (int j = 0; j < 4 && adds; ++j) sum.of[j] += before[i].of[j];
+                if (there) to[4 * (first + i)] = sum;
             }
         }
     }
 }
 
-// The same as `into` says, of 16 rows from `first` on.
+// Sums as the product says.
 template <int OUTPUTS>
-DEVICE void put_sums(const float (&sums)[OUTPUTS / 8][4], void* y, int into, int first, int rows, int output, int outputs) {
-    int row = first + static_cast<int>(threadIdx.x) % 32 / 4;
-    if (into == INTO_ROWS) put_narrow<OUTPUTS, false>(sums, static_cast<bf16*>(y), row, rows, output, outputs);
-    else put_wide<OUTPUTS>(sums, static_cast<float*>(y), into == INTO_SUM, row, rows, output, outputs);
+DEVICE void put_sums(const float (&sums)[OUTPUTS / 8][4], void* y, const Place& place, const Product& product) {
+    if (product.into == INTO_ROWS) put_narrow<OUTPUTS, false>(sums, static_cast<bf16*>(y), place, product);
+    else put_wide<OUTPUTS>(sums, static_cast<float*>(y), product.into == INTO_SUM, place, product);
 }
 
-// What there is already of such sums.
+// Of few sums what they are added to is read before they are computed: it comes while they do.
 template <int OUTPUTS>
-DEVICE void read_sums(float (&sums)[OUTPUTS / 8][4], const float* y, int first, int rows, int output, int outputs) {
+struct Before {
+    float2 of[2][OUTPUTS / 8];  // by halves of the rows
+};
+template <int OUTPUTS>
+DEVICE Before<OUTPUTS> before_sums(const void* y, const Place& place, const Product& product) {
+    Before<OUTPUTS> before = {};
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        int row = first + lane / 4 + 8 * half;
-        if (row >= rows) continue;
-        const float* from = y + static_cast<size_t>(row) * outputs + output + lane % 4 * 2;
+        int row = place.row + lane / 4 + 8 * half;
+        if (product.into != INTO_SUM || row >= product.rows) continue;
+        const float* from = static_cast<const float*>(y) + static_cast<size_t>(row) * product.outputs + place.output + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < OUTPUTS / 8; ++n) before.of[half][n] = *reinterpret_cast<const float2*>(from + n * 8);
+    }
+    return before;
+}
+template <int OUTPUTS>
+DEVICE void put_after(float (&sums)[OUTPUTS / 8][4], const Before<OUTPUTS>& before, void* y, const Place& place, const Product& product) {
+    if (product.into == INTO_ROWS) return put_narrow<OUTPUTS, false>(sums, static_cast<bf16*>(y), place, product);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int n = 0; n < OUTPUTS / 8; ++n) {
-            float2 was = *reinterpret_cast<const float2*>(from + n * 8);
-            sums[n][2 * half] = was.x, sums[n][2 * half + 1] = was.y;
+            float2 was = before.of[half][n];
+            // Otherwise it is nothing, and even a sum of -0 stays as it is.
+            if (product.into == INTO_SUM) sums[n][2 * half] += was.x, sums[n][2 * half + 1] += was.y;
         }
     }
-}
-
-template <int OUTPUTS>
-DEVICE void add_sums(float (&sums)[OUTPUTS / 8][4], const float (&more)[OUTPUTS / 8][4]) {
-#pragma unroll
-    for (int n = 0; n < OUTPUTS / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[n][i] += more[n][i];
+    if constexpr (OUTPUTS > 8) {
+        put_wide<OUTPUTS>(sums, static_cast<float*>(y), false, place, product);
+    } else {
+        for (int half = 0; half < 2; ++half) {
+            int row = place.row + threadIdx.x % 32 / 4 + 8 * half;
+            float* to = static_cast<float*>(y) + static_cast<size_t>(row) * product.outputs + place.output + threadIdx.x % 4 * 2;
+            if (row < product.rows) *reinterpret_cast<float2*>(to) = make_float2(sums[0][2 * half], sums[0][2 * half + 1]);
+        }
     }
 }
 #endif

@@ -40,6 +40,11 @@ struct Head {
 
 DEVICE bool is_value(const Turned& turned, const Head& head) { return head.number >= turned.query_heads + turned.kv_heads; }
 
+// What it is normed by, or null.
+DEVICE const float* norm_of(const Turned& turned, const Head& head) {
+    return is_value(turned, head) ? nullptr : head.number < turned.query_heads ? turned.query_norm : turned.key_norm;
+}
+
 // Where a row of it lies.
 struct Seat {
     int row, position, slot;
@@ -50,6 +55,8 @@ DEVICE Seat seat_of(const Seats& seats, int row) {
     bool valid = row < seats.rows;
     return {row, valid ? seats.positions[row] : 0, valid ? seats.slots[row] : -1, valid};
 }
+
+DEVICE Gain gain_of(const float* norm, const Head& head, int block) { return gain_of(norm, HEAD / 2, head.column, block); }
 
 DEVICE Angle angle_of(const Turned& turned, const Head& head, const Seat& seat, int block) {
     return angle_of(turned.cosines, turned.sines, seat.position, HEAD / 2, head.column, block);
@@ -81,14 +88,12 @@ DEVICE void read_row(float (*x)[2], const u32 (&pairs)[2 * BLOCKS], const Turned
 }
 
 // Turns a row, by the squares of its whole head, and writes it to y, [rows][outputs].
-template <int BLOCKS, class Find>
-DEVICE void put_row(float (*x)[2], float squares, const Seat& seat, const Turned& turned, const Head& head, bf16* y, int outputs, Find angle) {
+template <int BLOCKS, class FindGain, class FindAngle>
+DEVICE void put_row(float (*x)[2], float squares, const Seat& seat, const Turned& turned, const Head& head, bf16* y, int outputs,
+                    FindGain gain, FindAngle angle) {
     int kept = head.number - turned.query_heads;
-    if (!is_value(turned, head)) {
-        const float* gains = kept < 0 ? turned.query_norm : turned.key_norm;
-        if (gains != nullptr) gains += head.column;
-        turn_blocks<BLOCKS>(x, norm_scale(squares, HEAD, turned.epsilon), gains, HEAD / 2, angle);
-    }
+    if (!is_value(turned, head))
+        turn_blocks<BLOCKS>(x, norm_scale(squares, HEAD, turned.epsilon), norm_of(turned, head) != nullptr, gain, angle);
     int first = head.column - static_cast<int>(threadIdx.x) % 4 * 2;
     bf16* to = y + static_cast<size_t>(seat.row) * outputs + head.number * HEAD + first;
     bool keep = kept >= 0 && seat.slot >= 0;
@@ -111,6 +116,8 @@ DEVICE void put_turned(const u32 (&pairs)[HEAD / 8], bf16* y, const Seat& seat, 
     float x[2 * BLOCKS][2];
     read_row<BLOCKS>(x, pairs, turned, head);
     float squares = whole_squares<BLOCKS>(x);
-    put_row<BLOCKS>(x, squares, seat, turned, head, y, product.outputs, [&](int p) { return angle_of(turned, head, seat, p); });
+    const float* norm = norm_of(turned, head);
+    put_row<BLOCKS>(x, squares, seat, turned, head, y, product.outputs, [&](int p) { return gain_of(norm, head, p); },
+                    [&](int p) { return angle_of(turned, head, seat, p); });
 }
 #endif

@@ -71,16 +71,28 @@ DEVICE Angle angle_of(const float* cosines, const float* sines, int position, in
     return {two(cosines + at), two(sines + at)};
 }
 
-// Norm and rotation of one row's blocks; the gains of partners are `half` further.
-template <int BLOCKS, class Find>
-DEVICE void turn_blocks(float (*x)[2], float scale, const float* gains, int half, Find angle) {
+// What a norm multiplies a block by.
+struct Gain {
+    float2 first, second;
+};
+template <int BLOCKS>
+struct Gains {
+    Gain of[BLOCKS];
+};
+DEVICE Gain gain_of(const float* norm, int half, int first, int block) {
+    return {two(norm + first + block * 8), two(norm + half + first + block * 8)};
+}
+
+// Norm, if there is one, and rotation of one row's blocks.
+template <int BLOCKS, class FindGain, class FindAngle>
+DEVICE void turn_blocks(float (*x)[2], float scale, bool normed, FindGain gain, FindAngle angle) {
 #pragma unroll
     for (int p = 0; p < BLOCKS; ++p) {
         float *first = x[p], *second = x[p + BLOCKS];
-        if (gains != nullptr) {
-            float2 of_first = two(gains + p * 8), of_second = two(gains + half + p * 8);
-            first[0] *= scale * of_first.x, first[1] *= scale * of_first.y;
-            second[0] *= scale * of_second.x, second[1] *= scale * of_second.y;
+        if (normed) {
+            Gain by = gain(p);
+            first[0] *= scale * by.first.x, first[1] *= scale * by.first.y;
+            second[0] *= scale * by.second.x, second[1] *= scale * by.second.y;
         }
         Angle by = angle(p);
         turn_two(first[0], second[0], by.cosine.x, by.sine.x);

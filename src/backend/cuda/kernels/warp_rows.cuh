@@ -74,20 +74,17 @@ DEVICE void warp_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     int row = blockIdx.y * WARP_ROWS, output = blockIdx.x * OUTPUTS, mine = static_cast<int>(threadIdx.x) / 32 * WARP_OUTPUTS;
     MARK(product, 0);
     if (threadIdx.x < 32 * WARPS) {
-        float sums[WARP_ROWS / 16][WARP_OUTPUTS / 8][4] = {}, before[WARP_ROWS / 16][WARP_OUTPUTS / 8][4] = {};
+        float sums[WARP_ROWS / 16][WARP_OUTPUTS / 8][4] = {};
+        Before<WARP_OUTPUTS> before[WARP_ROWS / 16];
         after_the_kernel_before();
         MARK(product, 1);
-        // What is added to comes while the first stage does.
-        bool adds = product.into == INTO_SUM;
-        for (int half = 0; half < WARP_ROWS / 16 && adds; ++half)
-            read_sums<WARP_OUTPUTS>(before[half], static_cast<const float*>(y), row + half * 16, product.rows, output + mine, product.outputs);
+        auto place = [&](int half) { return Place{row + half * 16, output + mine}; };
+#pragma unroll
+        for (int half = 0; half < WARP_ROWS / 16; ++half) before[half] = before_sums<WARP_OUTPUTS>(y, place(half), product);
         multiply_by_warp<OUTPUTS>(sums, product, ring, mine);
         MARK(product, 3);
 #pragma unroll
-        for (int half = 0; half < WARP_ROWS / 16; ++half) {
-            if (adds) add_sums<WARP_OUTPUTS>(sums[half], before[half]);
-            put_sums<WARP_OUTPUTS>(sums[half], y, adds ? INTO_WIDE : product.into, row + half * 16, product.rows, output + mine, product.outputs);
-        }
+        for (int half = 0; half < WARP_ROWS / 16; ++half) put_after<WARP_OUTPUTS>(sums[half], before[half], y, place(half), product);
         MARK(product, 4);
     } else if (threadIdx.x == 32 * WARPS) {
         bring_stages<OUTPUTS, PLAIN, WARP_ROWS>(x, w, row, product, ring);
