@@ -27,42 +27,49 @@ struct Rows {
     int seen[2];      // keys that the row attends to
 };
 
-// Scores of keys from `first` on become their weights; what was summed before is scaled to the new maximum.
+// Scores of keys from `first` on become their weights; what was summed before is scaled to the new maximum. Both halves go
+// from step to step together: what one waits for the other fills.
 template <int DIM, int KEYS>
 DEVICE void weigh(Rows<DIM>& rows, float (&scores)[KEYS / 8][4], int first, float scale) {
     int lane = threadIdx.x % 32;
+    if (first + KEYS > (rows.seen[0] < rows.seen[1] ? rows.seen[0] : rows.seen[1])) {
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (first + n * 8 + lane % 4 * 2 + i % 2 >= rows.seen[i / 2]) scores[n][i] = -INFINITY;
+        }
+    }
+    float most[2] = {rows.most[0], rows.most[1]};
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) most[half] = fmaxf(most[half], fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    }
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) most[half] = fmaxf(most[half], __shfl_xor_sync(FULL, most[half], step));
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        if (first + KEYS > rows.seen[half]) {
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-                for (int i = 0; i < 2; ++i)
-                    if (first + n * 8 + lane % 4 * 2 + i >= rows.seen[half]) scores[n][2 * half + i] = -INFINITY;
-            }
-        }
-        float most = rows.most[half];
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n) most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-        most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
         // A row sees the first key, so the maximum is a number after the first tile.
-        float kept = power_of_two((rows.most[half] - most) * scale);
-        rows.most[half] = most;
+        float kept = power_of_two((rows.most[half] - most[half]) * scale);
+        rows.most[half] = most[half];
         rows.total[half] *= kept;
 #pragma unroll
         for (int d = 0; d < DIM / 8; ++d) {
             rows.sums[d][2 * half] *= kept;
             rows.sums[d][2 * half + 1] *= kept;
         }
+    }
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n) {
+    for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float weight = power_of_two(fmaf(scores[n][2 * half + i], scale, -most * scale));
-                scores[n][2 * half + i] = weight;
-                rows.total[half] += weight;
-            }
+        for (int i = 0; i < 4; ++i) {
+            float weight = power_of_two(fmaf(scores[n][i], scale, -most[i / 2] * scale));
+            scores[n][i] = weight;
+            rows.total[i / 2] += weight;
         }
     }
 }
