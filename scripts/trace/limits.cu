@@ -1,5 +1,6 @@
-// What bounds our own products on a Hopper GPU, measured with what they are made of: how long a product waits for the one
-// before, how fast tiles come, what lies between two kernels, and where the time of a layer's products goes.
+// What bounds our own kernels on a Hopper GPU, measured with what they are made of: how long a product waits for the one
+// before, what attention does for a tile, how fast tiles come, what lies between two kernels, and where the time of a layer's
+// products goes.
 //
 //     nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -I src/backend/cuda/kernels scripts/trace/limits.cu -o limits && ./limits
 #include <cuda.h>
@@ -41,6 +42,7 @@ __device__ __forceinline__ void mark(int outputs, int depth, int place) {
 #ifndef __CUDA_ARCH__
 #define __CUDA_ARCH_FEAT_SM90_ALL
 #endif
+#include "attention_hopper.cuh"
 #include "rows.cuh"
 #include "warp_rows.cuh"
 
@@ -93,6 +95,32 @@ __global__ void chain_of_warp(long long* took, float* kept, int pieces) {
     }
     for (int i = 0; i < 16; ++i) kept[i * 128 + threadIdx.x] = sums[i / 8][i / 4 % 2][i % 4];
     if (threadIdx.x == 0) *took = clock64() - began;
+}
+
+// Cycles that attention takes for a tile, or for a part of it, where keys and values are there.
+enum Part { WHOLE, SCORES, WEIGHTS, VALUES };
+template <Part PART>
+__global__ void __launch_bounds__(128, 3) attention_tiles(long long* took, float* kept, int tiles) {
+    SHARED(unsigned char, unaligned);
+    bf16 *keys = first_stage(unaligned), *values = keys + BUFFER<128, PANELS>;
+    for (int i = threadIdx.x; i < 2 * BUFFER<128, PANELS>; i += 128) keys[i] = 0;
+    copies_shown();
+    __syncthreads();
+    Rows<128> rows = {};
+    begin<128>(rows);
+    rows.seen[0] = rows.seen[1] = tiles * TILE_KEYS;
+    float scores[TILE_KEYS / 8][4] = {};
+    u32 weights[TILE_KEYS / 16][4] = {};
+    long long began = clock64();
+    for (int tile = 0; tile < tiles; ++tile) {
+        __syncthreads();
+        if (PART == WHOLE) attend_together<128>(rows, [] {}, keys, values, tile * TILE_KEYS, 1.0f);
+        if (PART == SCORES) score_together<128>(scores, rows, keys), products_wait<0>();
+        if (PART == WEIGHTS) weigh<128, TILE_KEYS>(rows, scores, tile * TILE_KEYS, 1.0f);
+        if (PART == VALUES) sum_together<128>(rows, weights, values);
+    }
+    if (threadIdx.x == 0) atomicMax(reinterpret_cast<unsigned long long*>(took), static_cast<unsigned long long>(clock64() - began));
+    for (int i = 0; i < 64; ++i) kept[i * 128 + threadIdx.x] = rows.sums[i / 4][i % 4] + scores[i / 8][i % 4] + rows.total[i % 2];
 }
 
 // Tiles through a ring as `bring_stages` has them, whose readers read nothing: cycles a piece, of the slowest block.
@@ -212,6 +240,33 @@ static void chains(cudaStream_t stream) {
         }
         printf("  a warp's, 32 x 16, %u at once: %.1f cycles a step\n", warps, static_cast<double>(cycles) / 64 / 4);
     }
+}
+
+template <Part PART>
+static void say_attention(cudaStream_t stream, const char* what, int multiprocessors) {
+    constexpr int TILES = 64;
+    auto* took = memory<long long>(1);
+    auto* kept = memory<float>(64 * 128);
+    printf("  %s:", what);
+    for (int blocks : {1, 2, 3}) {
+        long long cycles = 0;
+        for (int i = 0; i < 2; ++i) {
+            CHECK(cudaMemset(took, 0, 8));
+            // Of so much shared memory three have room.
+            launch(stream, attention_tiles<PART>, dim3(blocks * multiprocessors), 128, 74 << 10, 1, false, took, kept, TILES);
+            CHECK(cudaMemcpy(&cycles, took, 8, cudaMemcpyDeviceToHost));
+        }
+        printf(" %.0f", static_cast<double>(cycles) / TILES);
+    }
+    printf("\n");
+}
+
+static void attention(cudaStream_t stream) {
+    int multiprocessors;
+    CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
+    printf("attention's 64 rows by 64 keys, cycles by one to three blocks on each multiprocessor\n");
+    say_attention<WHOLE>(stream, "a tile", multiprocessors), say_attention<SCORES>(stream, "scores", multiprocessors);
+    say_attention<WEIGHTS>(stream, "weights", multiprocessors), say_attention<VALUES>(stream, "values", multiprocessors);
 }
 
 // So deep that the rows of all blocks, 26 MB, have room in L2.
@@ -369,6 +424,7 @@ int main() {
     CHECK(cudaStreamCreate(&stream));
     bits(stream);
     chains(stream);
+    attention(stream);
     tiles(stream);
     boundaries(stream);
     Way by_warpgroup{"narrow ones by a warpgroup", few_rows_16, 64, 16, 160}, by_warps{"narrow ones by warps", warp_rows_32, 32, 32, 96};
