@@ -180,8 +180,15 @@ def shared_registers(code):
     return [f"queries and weights are both in {', '.join(sorted(queries & weights))}"] if queries & weights else []
 
 
+def one_by_one(code):
+    """Whether copies are made in a loop over the lanes that could ask for one: it takes 50 cycles a copy, and is gone where
+    the compiler knows that one lane asks (`is_elected`)."""
+    count = len(re.findall(r"\bBRA\.U\.ANY\b", code))
+    return [f"{count} loops over lanes"] if count else []
+
+
 def check_products(fatbin):
-    """Tensor core instructions of every kernel that is to have them, from the machine code."""
+    """Tensor core instructions of every kernel that is to have them, and what none is to have, from the machine code."""
     dump, disassembler = tool("cuobjdump"), tool("nvdisasm")
     if dump is None or disassembler is None:
         print("SKIPPED: no cuobjdump and nvdisasm (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm)")
@@ -199,7 +206,7 @@ def check_products(fatbin):
                 name = re.match(r"\.text\.(\w+)", part)
                 if name:
                     counts[name.group(1)] = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", part))
-                    problems += [f"{name.group(1)}: {problem}" for problem in shared_registers(part)]
+                    problems += [f"{name.group(1)}: {problem}" for problem in shared_registers(part) + one_by_one(part)]
             architecture = re.search(r"sm_\w+", cubin.name).group(0)
             shown = []
             for name, fewest in {**PRODUCTS, **(HOPPER_PRODUCTS if architecture == f"sm_{HOPPER}" else {})}.items():

@@ -62,11 +62,15 @@ __global__ void chain_of_warpgroup(long long* took, float* kept, int pieces) {
     copies_shown();
     __syncthreads();
     float sums[OUTPUTS / 8][4];
+    u32 x = tile_descriptor(tile), w = tile_descriptor(tile + 64 * DEPTH);
+    compute_once(x), compute_once(w);
     long long began = clock64();
+#pragma unroll 1
     for (int piece = 0; piece < pieces; ++piece) {
         products_begin();
+#pragma unroll
         for (int step = 0; step < DEPTH / 16; ++step)
-            multiply_outputs<OUTPUTS>(sums, tile_descriptor(tile) + step * 2, tile_descriptor(tile + 64 * DEPTH) + step * 2, piece + step);
+            multiply_outputs<OUTPUTS>(sums, x + step * 2, w + step * 2, step > 0 ? 1 : piece);
         products_commit();
         products_wait<1>();
     }
@@ -84,12 +88,13 @@ __global__ void chain_of_warp(long long* took, float* kept, int pieces) {
     __syncthreads();
     float sums[2][2][4] = {};
     Factors factors[2];
-    read_factors(factors[0], tile, 0, 0);
+    Places places = places_of(tile, 0);
+    read_factors(factors[0], places, 0, 0);
     long long began = clock64();
     for (int piece = 0; piece < pieces; ++piece) {
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
-            read_factors(factors[(step + 1) % 2], tile, (step + 1) % 4, 0);
+            read_factors(factors[(step + 1) % 2], places, (step + 1) % 4, 0);
             multiply_factors(sums, factors[step % 2]);
         }
     }
@@ -136,7 +141,7 @@ __global__ void tiles_of(const __grid_constant__ TensorMap map, int brought, int
             barrier_arrive(ring.empty + at.stage);
         }
         atomicMax(reinterpret_cast<unsigned long long*>(took), static_cast<unsigned long long>(clock64() - began));
-    } else if (threadIdx.x == 32) {
+    } else if (threadIdx.x >= 32 && is_elected()) {
         Stop at = {0, 0};
         for (int piece = 0; piece < pieces; ++piece, advance(at, stages)) {
             if (at.round > 0) barrier_wait(ring.empty + at.stage, (at.round - 1) & 1);

@@ -100,6 +100,7 @@ static inline void rows(float (&to)[16], unsigned long long descriptor, int colu
 static inline u32 shared_at(const void* place) {
     return static_cast<u32>(static_cast<const char*>(place) - shim::shared_of(shim::rank()));
 }
+static inline bool is_elected() { return threadIdx.x % 32 == 0; }
 static inline u32 cluster_rank() { return shim::rank(); }
 static inline void cluster_sync() {
     static char generations[2];
@@ -144,6 +145,7 @@ UNORDERED static bool barrier_is_over(Barrier* barrier, u32 parity) {
     return seen;
 }
 
+static inline void ask_for_map(const TensorMap&) {}
 static inline void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     shim::bring(map, column, row, to, barrier, 1u << shim::rank());
 }
@@ -152,6 +154,9 @@ static inline void bring_tile_to_both(const TensorMap& map, int column, int row,
 }
 
 static inline void stay_behind(float&) {}
+static inline void compute_once(u32&) {}
+template <class T>
+static inline void compute_once(T*&) {}
 static inline void products_begin() {}
 static inline void products_commit() { shim::fibres[shim::current].products.commit(); }
 template <int N>

@@ -66,6 +66,7 @@ DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const 
         if (KIND != PLAIN) bring_tile(w, piece * DEPTH, second, to + OUTPUTS / 2 * DEPTH, ring.full + stage);
     };
     auto bring_x = [&](int piece, int stage) { bring_tile(x, piece * DEPTH, row, ring.stages + stage * STAGE, ring.full + stage); };
+    ask_for_map(x);
     int pieces = pieces_of(product), first = pieces < product.stages ? pieces : product.stages;
     for (int piece = 0; piece < first; ++piece) bring_w(piece, piece);
     after_the_kernel_before();
@@ -83,25 +84,28 @@ DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const 
 template <int OUTPUTS, int ROWS = X_ROWS>
 DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], const Product& product, const Ring& ring) {
     constexpr int STAGE = STAGE_BYTES<OUTPUTS, ROWS> / 2;
-    int mine = ROWS == X_ROWS ? 0 : static_cast<int>(threadIdx.x) / 128 * X_ROWS * DEPTH;
-    int pieces = pieces_of(product), last = 0;
+    int mine = ROWS == X_ROWS ? 0 : warpgroup() * X_ROWS * DEPTH;
+    int pieces = pieces_of(product);
+    u32 first_x = tile_descriptor(ring.stages + mine), first_w = tile_descriptor(ring.stages + ROWS * DEPTH);
+    Barrier *full = ring.full, *empty = ring.empty, *last = empty;
+    compute_once(first_x), compute_once(first_w), compute_once(full), compute_once(empty);
     Stop at = {0, 0};
+#pragma unroll 1
     for (int piece = 0; piece < pieces; ++piece, advance(at, product.stages)) {
-        barrier_wait(ring.full + at.stage, at.round & 1);
+        barrier_wait(full + at.stage, at.round & 1);
         if (piece == 0) {
             MARK(product, 2);
         }
-        u32 from_x = tile_descriptor(ring.stages + at.stage * STAGE + mine);
-        u32 from_w = tile_descriptor(ring.stages + at.stage * STAGE + ROWS * DEPTH);
+        u32 from_x = first_x + at.stage * (STAGE * 2 / 16), from_w = first_w + at.stage * (STAGE * 2 / 16);
         products_begin();
 #pragma unroll
         for (int step = 0; step < DEPTH / 16; ++step)
-            multiply_outputs<OUTPUTS>(sums, from_x + step * 2, from_w + step * 2, piece + step);
+            multiply_outputs<OUTPUTS>(sums, from_x + step * 2, from_w + step * 2, step > 0 ? 1 : piece);
         products_commit();
         // The stage before is read.
         products_wait<1>();
-        if (piece > 0 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty + last);
-        last = at.stage;
+        if (piece > 0 && threadIdx.x % 32 == 0) barrier_arrive(last);
+        last = empty + at.stage;
     }
     products_done(sums);
 }
@@ -125,7 +129,7 @@ DEVICE void few_rows(const TensorMap& x, const TensorMap& w, void* y, const Prod
         if constexpr (KIND == GATED) put_narrow<OUTPUTS, true>(sums, static_cast<bf16*>(y), place, product);
         else put_after<OUTPUTS>(sums, before, y, place, product);
         MARK(product, 4);
-    } else if (threadIdx.x == 32 * WARPS) {
+    } else if (is_elected()) {
         bring_stages<OUTPUTS, KIND, ROWS>(x, w, row, product, ring);
     }
 }
@@ -179,7 +183,7 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
                 squares[half] = whole_squares<BLOCKS>(x[half]);
             }
         }
-    } else if (threadIdx.x == 128) {
+    } else if (is_elected()) {
         bring_stages<OUTPUTS, TURNED>(x_map, w, row, product, ring);
     }
     // Behind this the other block's squares are here.

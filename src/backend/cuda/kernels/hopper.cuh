@@ -43,6 +43,14 @@ DEVICE void barrier_init(Barrier* barrier, int arrivals) {
 // The other blocks and copies see the barriers that were set up.
 DEVICE void barriers_set_up() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+// Whether this lane is the one of a warp that does what one thread is to do. Chosen so, the compiler knows that there is but
+// one; else it has every copy in a loop over those there could be, which takes 50 cycles.
+DEVICE bool is_elected() {
+    u32 elected;
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
+    return elected != 0;
+}
+
 // Arrives; the phase ends when `bytes` more have been copied.
 DEVICE void barrier_expect(Barrier* barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(barrier)), "r"(bytes) : "memory");
@@ -88,6 +96,9 @@ DEVICE bool barrier_is_over(Barrier* barrier, u32 parity) {
     return over != 0;
 }
 
+// How a matrix lies will be looked up soon.
+DEVICE void ask_for_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
 // A tile from `column` and `row` on, to this block; `barrier` counts its bytes.
 DEVICE void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     asm volatile(
@@ -110,6 +121,11 @@ DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "mem
 DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N>
 DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+// The compiler would compute these anew, from the beginning of shared memory on, each time that they are used.
+DEVICE void compute_once(u32& value) { asm volatile("" : "+r"(value)); }
+template <class T>
+DEVICE void compute_once(T*& value) { asm volatile("" : "+l"(value)); }
 
 // What is done with a sum stays behind this: before it, the compiler would have products wait for each other.
 DEVICE void stay_behind(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
@@ -202,6 +218,10 @@ DEVICE void multiply_held(float (*sums)[4], const u32 (&x)[4], unsigned long lon
 #endif
 
 #ifdef HOPPER
+// Which of a block's warpgroups this is. Said so, the compiler knows that a whole warp has the same number, and computes with
+// it once a warp what products are told.
+DEVICE int warpgroup() { return __shfl_sync(FULL, static_cast<int>(threadIdx.x) / 128, 0); }
+
 template <int BLOCKS>
 DEVICE void products_done(float (&sums)[BLOCKS][4]) {
     products_wait<0>();

@@ -39,6 +39,7 @@ template <int OUTPUTS, Kind KIND>
 DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& product, int tiles, int pieces,
                         u32 rank, bf16* stages, Barrier* full, Barrier* empty) {
     constexpr int STAGES = Wheel<OUTPUTS>::STAGES, STAGE = Wheel<OUTPUTS>::BYTES / 2, HALF = Wheel<OUTPUTS>::HALF;
+    ask_for_map(x);
     int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
     // The second half of w's rows: the next of them, or the ups of the first.
     int second = KIND == GATED ? product.outputs : HALF;
@@ -116,9 +117,11 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
     using Of = Wheel<OUTPUTS>;
     constexpr int STAGES = Of::STAGES, STAGE = Of::BYTES / 2, PART = 64;
     constexpr bool TOGETHER = Of::SHARED_TILES;
-    int group = threadIdx.x / 128, clusters = gridDim.x / CLUSTER;
+    int group = warpgroup(), clusters = gridDim.x / CLUSTER;
     int begin = TOGETHER ? 0 : group, step_tiles = TOGETHER ? 1 : GROUPS, first_part = TOGETHER ? group : 0;
     // Stages of all tiles of this cluster.
+    u32 first_x = tile_descriptor(stages + first_part * PART * DEPTH), first_w = tile_descriptor(stages + TILE * DEPTH);
+    compute_once(first_x), compute_once(first_w), compute_once(full), compute_once(empty);
     int most = (tiles - static_cast<int>(blockIdx.x) / CLUSTER + clusters - 1) / clusters * pieces;
     for (int turn = begin, tile = blockIdx.x / CLUSTER + begin * clusters; tile < tiles; turn += step_tiles, tile += step_tiles * clusters) {
         float sums[Of::PARTS][OUTPUTS / 8][4];
@@ -139,17 +142,17 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
         Stop at = {turn * pieces % STAGES, turn * pieces / STAGES};
         int last = 0;
         if (!TOGETHER && turn > 0) barrier_wait(turns + group, (turn - 1) / GROUPS & 1);
+#pragma unroll 1
         for (int piece = 0; piece < pieces; ++piece, advance(at, STAGES)) {
             barrier_wait(full + at.stage, at.round & 1);
             if (!TOGETHER && piece == pieces - 1 && threadIdx.x % 32 == 0) barrier_arrive(turns + (group ^ 1), rank);
-            u32 from_x = tile_descriptor(stages + at.stage * STAGE + first_part * PART * DEPTH);
-            u32 from_w = tile_descriptor(stages + at.stage * STAGE + TILE * DEPTH);
+            u32 from_x = first_x + at.stage * (STAGE * 2 / 16), from_w = first_w + at.stage * (STAGE * 2 / 16);
             products_begin();
 #pragma unroll
             for (int step = 0; step < DEPTH / 16; ++step) {
 #pragma unroll
                 for (int part = 0; part < Of::PARTS; ++part)
-                    multiply<OUTPUTS>(sums[part], from_x + part * (PART * DEPTH * 2 / 16) + step * 2, from_w + step * 2, piece + step);
+                    multiply<OUTPUTS>(sums[part], from_x + part * (PART * DEPTH * 2 / 16) + step * 2, from_w + step * 2, step > 0 ? 1 : piece);
             }
             products_commit();
             products_wait<1>();
@@ -180,7 +183,7 @@ DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     if (threadIdx.x < 128 * GROUPS) {
         after_the_kernel_before();
         multiply_tiles<OUTPUTS, KIND>(y, product, turned, tiles, pieces, rank, stages, full, empty, turns);
-    } else if (threadIdx.x == 128 * GROUPS) {
+    } else if (is_elected()) {
         bring_tiles<OUTPUTS, KIND>(x, w, product, tiles, pieces, rank, stages, full, empty);
     }
     cluster_sync();

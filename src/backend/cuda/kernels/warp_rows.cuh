@@ -16,16 +16,28 @@ struct Factors {
     u32 w[4];
 };
 
-// A block of eight columns of a row in a tile with its swizzle.
-DEVICE const bf16* place_in(const bf16* tile, int row, int block) { return tile + row * DEPTH + (block ^ row % 8) * 8; }
-
-// The factors of a stage's columns from 16 · `step` on, of outputs from `output` on.
-DEVICE void read_factors(Factors& to, const bf16* stage, int step, int output) {
-    int lane = threadIdx.x % 32;
+// Where a lane finds its share of them in a block's first stage, by step of 16 columns.
+struct Places {
+    const bf16 *x[DEPTH / 16], *w[DEPTH / 16];
+};
+DEVICE Places places_of(const bf16* stages, int output) {
+    int lane = threadIdx.x % 32, row = output + lane / 16 * 8 + lane % 8;
+    Places places;
 #pragma unroll
-    for (int half = 0; half < WARP_ROWS / 16; ++half)
-        load_matrices(to.x[half], place_in(stage, half * 16 + lane % 16, step * 2 + lane / 16));
-    load_matrices(to.w, place_in(stage + WARP_ROWS * DEPTH, output + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+    for (int step = 0; step < DEPTH / 16; ++step) {
+        // Eight columns of a row, at the place that the swizzle has them.
+        places.x[step] = stages + lane % 16 * DEPTH + ((step * 2 + lane / 16) ^ lane % 8) * 8;
+        places.w[step] = stages + (WARP_ROWS + row) * DEPTH + ((step * 2 + lane / 8 % 2) ^ lane % 8) * 8;
+        compute_once(places.x[step]), compute_once(places.w[step]);
+    }
+    return places;
+}
+
+// The factors of a step, `stage` further than in the first stage.
+DEVICE void read_factors(Factors& to, const Places& places, int step, int stage) {
+#pragma unroll
+    for (int half = 0; half < WARP_ROWS / 16; ++half) load_matrices(to.x[half], places.x[step] + stage + half * 16 * DEPTH);
+    load_matrices(to.w, places.w[step] + stage);
 }
 
 DEVICE void multiply_factors(float (&sums)[WARP_ROWS / 16][WARP_OUTPUTS / 8][4], const Factors& of) {
@@ -37,31 +49,35 @@ DEVICE void multiply_factors(float (&sums)[WARP_ROWS / 16][WARP_OUTPUTS / 8][4],
 }
 
 // A warp: its sums of every stage in order. Factors are read two products before they are needed, and whether the next stage
-// is full is asked two before that: nothing is waited for between two products if it is.
+// is full is asked two before that: nothing is waited for between two products if it is. Behind the last stage it is read
+// once more, for nothing: to leave that out would take longer, for a product that is under way is waited for at a branch.
 template <int OUTPUTS>
 DEVICE void multiply_by_warp(float (&sums)[WARP_ROWS / 16][WARP_OUTPUTS / 8][4], const Product& product, const Ring& ring, int output) {
     constexpr int STAGE = STAGE_BYTES<OUTPUTS, WARP_ROWS> / 2, STEPS = DEPTH / 16, AHEAD = 2;
     int pieces = pieces_of(product);
+    Barrier *full = ring.full, *empty = ring.empty;
+    compute_once(full), compute_once(empty);
+    Places places = places_of(ring.stages, output);
     Stop at = {0, 0};
     Factors factors[STEPS];
-    barrier_wait(ring.full, 0);
+    barrier_wait(full, 0);
     MARK(product, 2);
-    for (int step = 0; step < AHEAD; ++step) read_factors(factors[step], ring.stages, step, output);
+#pragma unroll
+    for (int step = 0; step < AHEAD; ++step) read_factors(factors[step], places, step, 0);
+#pragma unroll 1
     for (int piece = 0; piece < pieces; ++piece) {
         Stop next = at;
-        advance(next, product.stages);
-        bool more = piece + 1 < pieces, there = false;
+        if (piece + 1 < pieces) advance(next, product.stages);
+        bool there = barrier_is_over(full + next.stage, next.round & 1);
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
             int ahead = step + AHEAD;
-            if (ahead == STEPS && more && !there) barrier_wait(ring.full + next.stage, next.round & 1);
-            const bf16* stage = ring.stages + (ahead < STEPS ? at : next).stage * STAGE;
-            if (ahead < STEPS || more) read_factors(factors[ahead % STEPS], stage, ahead % STEPS, output);
-            if (step == 0 && more) there = barrier_is_over(ring.full + next.stage, next.round & 1);
+            if (ahead == STEPS && !there) barrier_wait(full + next.stage, next.round & 1);
+            read_factors(factors[ahead % STEPS], places, ahead % STEPS, (ahead < STEPS ? at : next).stage * STAGE);
             multiply_factors(sums, factors[step]);
         }
         // Its factors are in registers.
-        if (threadIdx.x % 32 == 0) barrier_arrive(ring.empty + at.stage);
+        if (threadIdx.x % 32 == 0) barrier_arrive(empty + at.stage);
         at = next;
     }
 }
@@ -86,7 +102,7 @@ DEVICE void warp_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
 #pragma unroll
         for (int half = 0; half < WARP_ROWS / 16; ++half) put_after<WARP_OUTPUTS>(sums[half], before[half], y, place(half), product);
         MARK(product, 4);
-    } else if (threadIdx.x == 32 * WARPS) {
+    } else if (is_elected()) {
         bring_stages<OUTPUTS, PLAIN, WARP_ROWS>(x, w, row, product, ring);
     }
 }
