@@ -76,16 +76,18 @@ KERNEL void __launch_bounds__(32 * HELD_ROWS) add_norm_held(const int* plan, int
     Floats* x = reinterpret_cast<Floats*>(residual) + static_cast<size_t>(row) * fours + lane;
 #pragma unroll
     for (int j = 0; j < HELD_FLOATS; ++j) v[j] = 32 * j + lane < fours ? x[32 * j] : Floats{};
-    float squares = 0.0f;
+    // Four sums, so that none waits for the one before.
+    float squares[4] = {};
 #pragma unroll
     for (int j = 0; j < HELD_FLOATS; ++j) {
         if (bias != nullptr && 32 * j + lane < fours) {
             for (int i = 0; i < 4; ++i) v[j].of[i] += bias[4 * (32 * j + lane) + i];
             x[32 * j] = v[j];
         }
-        for (int i = 0; i < 4; ++i) squares += v[j].of[i] * v[j].of[i];
+        for (int i = 0; i < 4; ++i) squares[i] += v[j].of[i] * v[j].of[i];
     }
-    float scale = rsqrtf(__fdividef(warp_sum(squares), static_cast<float>(hidden)) + epsilon);
+    float all = warp_sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    float scale = rsqrtf(__fdividef(all, static_cast<float>(hidden)) + epsilon);
     Pairs* to = reinterpret_cast<Pairs*>(normed) + static_cast<size_t>(row) * fours + lane;
 #pragma unroll
     for (int j = 0; j < HELD_FLOATS; ++j) {

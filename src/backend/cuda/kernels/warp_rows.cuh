@@ -1,8 +1,8 @@
 // Products of few rows with few outputs to a block, for Hopper: y = x · wᵀ, multiplied by single warps.
 //
-// A sum is of its products in order, so each waits for the one before. That of a warpgroup is there after 62 cycles, be it of
-// 16 outputs or of 64 (an H100, November 2026: docs/gpu.md), 16 columns of x later the next one is; nothing else bounds
-// products as deep as these. A warp's own (`mma`) has less to do at once. The ring and who fills it are those of few rows.
+// A sum is of its products in order, so each waits for the one before, and 16 columns of x later the next one is there; in
+// products as deep as these nothing else may be left to wait for (docs/gpu.md). A warp's own product (`mma`) has less to do at
+// once than a warpgroup's. The ring and who fills it are those of few rows.
 #pragma once
 #include "few_rows.cuh"
 
