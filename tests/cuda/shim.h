@@ -323,6 +323,10 @@ static inline void __syncthreads() {
     shim::acquire(met);
 }
 
+static inline void __syncwarp() {
+    shim::together([](shim::Lane*) {});
+}
+
 static inline u32 __shfl_sync(u32, u32 x, int from) {
     shim::Lane& lane = shim::lanes[shim::current];
     lane.in[0] = x, lane.source = from % 32;

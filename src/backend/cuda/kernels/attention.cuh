@@ -141,6 +141,29 @@ DEVICE void read_queries(Rows<DIM>& rows, int half, const bf16* from) {
         rows.queries[p / 2][half + p % 2 * 2] = *reinterpret_cast<const u32*>(from + p * 8 + threadIdx.x % 4 * 2);
 }
 
+// The same of all 64 rows, through shared memory: each warp brings its own 16, by 16 bytes. `pairs`: which query of the tile,
+// times 256, and which of the key head's query heads each of this lane's rows is.
+template <int DIM, Layout LAYOUT>
+DEVICE void bring_queries(bf16* to, const bf16* q, int q_stride, const int (&pairs)[2]) {
+    constexpr int PIECES = DIM / 8, AT_ONCE = 32 / PIECES;
+    int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16, piece = lane % PIECES * 8;
+#pragma unroll
+    for (int first = 0; first < 16; first += AT_ONCE) {
+        int row = first + lane / PIECES;
+        // The first of the four lanes that hold it knows.
+        int pair = __shfl_sync(FULL, pairs[first / 8], row % 8 * 4);
+        copy_async(to + place<DIM, LAYOUT>(warp_row + row, piece), q + static_cast<size_t>(pair / 256) * q_stride + pair % 256 * DIM + piece, true);
+    }
+    copies_commit();
+}
+template <int DIM, Layout LAYOUT>
+DEVICE void take_queries(Rows<DIM>& rows, const bf16* from) {
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
+    __syncwarp();
+#pragma unroll
+    for (int step = 0; step < DIM / 16; ++step) load_matrices(rows.queries[step], from + place<DIM, LAYOUT>(row, step * 16 + lane / 16 * 8));
+}
+
 // Cosines and sines of one half of the rows, if they are to be turned.
 template <int DIM>
 DEVICE void read_angles_of(Angles<DIM / 16>& angles, const Turn& turn, int position) {
@@ -202,14 +225,14 @@ DEVICE void tree_attention(const int* plan, const Attention& shape, const Turn& 
     Angles<DIM / 16> angles[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) read_angles_of<DIM>(angles[half], turn, tile.position + query[half]);
-    auto read = [&] {
+    auto read = [&](bf16* to) {
+        int pairs[2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const bf16* from = q + static_cast<size_t>(tile.query + query[half]) * shape.q_stride + query_head[half] * DIM;
-            read_queries<DIM>(rows, half, from);
-        }
+        for (int half = 0; half < 2; ++half) pairs[half] = query[half] * 256 + query_head[half] - head * group;
+        bring_queries<DIM, LAYOUT>(to, q + static_cast<size_t>(tile.query) * shape.q_stride + head * group * DIM, shape.q_stride, pairs);
     };
-    auto prepare = [&] {
+    auto prepare = [&](const bf16* from) {
+        take_queries<DIM, LAYOUT>(rows, from);
 #pragma unroll
         for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, angles[half], query_head[half]);
         begin<DIM>(rows);
@@ -260,11 +283,11 @@ DEVICE void row_attention(const int* plan, const Attention& shape, const Turn& t
     // Behind the last query head the first is taken again, and not written.
     int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
     for (int& of : row) of = of < group ? of : 0;
-    auto read = [&] {
+    auto read = [&](bf16*) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) read_queries<DIM>(rows, half, queries + row[half] * DIM);
     };
-    auto prepare = [&] {
+    auto prepare = [&](const bf16*) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) turn_queries<DIM>(rows, half, turn, angles, head * group + row[half]);
         begin<DIM>(rows);

@@ -151,8 +151,8 @@ DEVICE void bring(const Source* sources, int count, bf16* to_keys, bf16* to_valu
 
 // Every tile of the keys in turn, in shared memory: `work(keys, values, position of the first, bring the next)`, which
 // calls the last when it has begun and has no use for its time. As many tiles are on their way meanwhile as there are
-// stages, less the one that is worked on. `read` is called when the kernel before is done, `prepare` when copies are on
-// their way.
+// stages, less the one that is worked on. `read` is called when the kernel before is done, with a stage that nothing is
+// brought to yet; `prepare` when copies are on their way, and those that `read` asked for there.
 template <int DIM, Layout LAYOUT, class Read, class Prepare, class Work>
 DEVICE void each_tile(const Path& path, const Attention& shape, const Keys& keys, bf16* buffers,
                       Read read, Prepare prepare, Work work) {
@@ -166,14 +166,20 @@ DEVICE void each_tile(const Path& path, const Attention& shape, const Keys& keys
     __syncthreads();
     // So far the plan was read alone.
     after_the_kernel_before();
-    read();
+    bf16* unused = buffers + 2 * (stages - 1) * SIZE;
+    read(unused);
     auto bring_to = [&](int first, int stage) {
         bf16* to = buffers + 2 * stage * SIZE;
         bring<DIM, LAYOUT>(known + first % KNOWN, keys.count - first, to, to + SIZE);
     };
     bring_to(0, 0);
-    if (stages == MOST_STAGES) bring_to(TILE_KEYS, 1);
-    prepare();
+    if (stages == MOST_STAGES) {
+        bring_to(TILE_KEYS, 1);
+        copies_wait<2>();
+    } else {
+        copies_wait<1>();
+    }
+    prepare(unused);
     for (int first = 0, stage = 0; first < keys.count; first += TILE_KEYS) {
         if (stages == MOST_STAGES) copies_wait<MOST_STAGES - 2>();
         else copies_wait<0>();
