@@ -119,9 +119,9 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
     constexpr bool TOGETHER = Of::SHARED_TILES;
     int group = warpgroup(), clusters = gridDim.x / CLUSTER;
     int begin = TOGETHER ? 0 : group, step_tiles = TOGETHER ? 1 : GROUPS, first_part = TOGETHER ? group : 0;
-    // Stages of all tiles of this cluster.
     u32 first_x = tile_descriptor(stages + first_part * PART * DEPTH), first_w = tile_descriptor(stages + TILE * DEPTH);
     compute_once(first_x), compute_once(first_w), compute_once(full), compute_once(empty);
+    // Stages of all tiles of this cluster.
     int most = (tiles - static_cast<int>(blockIdx.x) / CLUSTER + clusters - 1) / clusters * pieces;
     for (int turn = begin, tile = blockIdx.x / CLUSTER + begin * clusters; tile < tiles; turn += step_tiles, tile += step_tiles * clusters) {
         float sums[Of::PARTS][OUTPUTS / 8][4];
