@@ -181,8 +181,8 @@ def shared_registers(code):
 
 
 def one_by_one(code):
-    """Whether copies are made in a loop over the lanes that could ask for one: that is about 50 cycles a copy by ptxas' own waits, and is gone where
-    the compiler knows that one lane asks (`is_elected`)."""
+    """Whether copies are made in a loop over the lanes that could ask for one: that is about 50 cycles a copy by ptxas' own
+    waits, and is gone where the compiler knows that one lane asks (`is_elected`)."""
     count = len(re.findall(r"\bBRA\.U\.ANY\b", code))
     return [f"{count} loops over lanes"] if count else []
 
