@@ -24,7 +24,7 @@ use super::{
     hopper::{Finish, Hopper, Own},
     memory::upload,
     trial::{After, TRIAL_ROWS, Trial, download, wait},
-    watch::{Tried, WITHOUT_OUR_OWN, Watch},
+    watch::{Tried, Watch, way_out},
 };
 use crate::error::{Error, Result};
 
@@ -331,7 +331,7 @@ impl Bench<'_> {
 fn blaming(way: &Way) -> impl FnOnce(Error) -> Error {
     let own = own_of(way).is_some();
     move |error| match own {
-        true => Error::internal(format!("{}{WITHOUT_OUR_OWN}", error.message())).with_cause(error),
+        true => Error::internal(format!("{}{}", error.message(), way_out(own))).with_cause(error),
         false => error,
     }
 }

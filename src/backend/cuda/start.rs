@@ -28,7 +28,7 @@ const CUBLASLT: &str = "libcublasLt.so.13";
 
 /// What multiplies on Hopper, of what has the same bits: `fastest`, which is what it is unset; `own`, the kernels of
 /// `hopper` wherever they can; `library`, cublasLt alone.
-const PRODUCTS_VARIABLE: &str = "VERDICT_CUDA_PRODUCTS";
+pub(super) const PRODUCTS_VARIABLE: &str = "VERDICT_CUDA_PRODUCTS";
 
 /// Shared memory of a multiprocessor that the system takes for each block.
 pub(super) const RESERVED_SHARED: usize = 1 << 10;

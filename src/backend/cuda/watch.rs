@@ -9,10 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::start::PRODUCTS_VARIABLE;
 use crate::error::{Error, Result};
 
-/// What an error says after one of our own products.
-pub(super) const WITHOUT_OUR_OWN: &str = "; VERDICT_CUDA_PRODUCTS=library leaves out products of our own";
+/// What an error says of a product, by a kernel of our own or not: how to do without.
+pub(super) fn way_out(own: bool) -> String {
+    if own { format!("; {PRODUCTS_VARIABLE}=library leaves out products of our own") } else { String::new() }
+}
 
 /// The product that is tried.
 #[derive(Clone, Copy)]
@@ -76,8 +79,8 @@ pub(super) fn within<T: Send + 'static>(
 }
 
 fn never_ends(Tried { own, rows, outputs, depth }: Tried, stall: Duration) -> Error {
-    let without = if own { WITHOUT_OUR_OWN } else { "" };
+    let way_out = way_out(own);
     Error::internal(format!(
-        "device: cuda: a product of {rows} rows by [{outputs}, {depth}] has not ended for {stall:?}{without}"
+        "device: cuda: a product of {rows} rows by [{outputs}, {depth}] has not ended for {stall:?}{way_out}"
     ))
 }

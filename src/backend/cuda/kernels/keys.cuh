@@ -175,7 +175,7 @@ DEVICE void each_tile(const Path& path, const Attention& shape, const Keys& keys
     bring_to(0, 0);
     if (stages == MOST_STAGES) {
         bring_to(TILE_KEYS, 1);
-        copies_wait<2>();
+        copies_wait<MOST_STAGES - 1>();
     } else {
         copies_wait<1>();
     }
