@@ -5,12 +5,14 @@
     python3 scripts/kernels.py write          the committed fatbin, after the checks
     python3 scripts/kernels.py check          the checks alone: registers, spills, tensor core
                                               instructions, and whether the committed one is current
+    python3 scripts/kernels.py plain FILE     a cublasLt that multiplies by a plain kernel, to FILE
 
 nvcc is found in NVCC, CUDA_HOME, the path, .cuda in the repository, or this Python's packages:
 `pip install "cuda-toolkit[nvcc,crt,nvvm,cudart,cccl]==13.0.2" nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`.
 Newer than 13.0 makes PTX that drivers of the 580 series refuse.
 """
 
+import ctypes
 import glob
 import os
 import re
@@ -128,12 +130,30 @@ def build(to):
     return nvcc(["-fatbin", "-Xptxas", "-v", "-Xfatbin", "-compress-all", *codes, "-o", str(to)])
 
 
+def libraries():
+    """Where the toolkit's libraries lie, to the linker."""
+    return f"-L{Path(tool('nvcc') or '').resolve().parent.parent / 'lib'}"
+
+
 def build_limits(to):
     """Builds the program that measures what bounds the products, or, `to` a name of an object, compiles it alone."""
-    libraries = f"-L{Path(tool('nvcc') or '').resolve().parent.parent / 'lib'}"
     code = f"-gencode=arch=compute_{HOPPER},code=sm_{HOPPER}"
-    linked = ["-c"] if Path(to).suffix == ".o" else [libraries]
+    linked = ["-c"] if Path(to).suffix == ".o" else [libraries()]
     nvcc([code, f"-I{SOURCES}", *linked, "-o", str(to)], ROOT / "scripts/trace/limits.cu")
+
+
+def build_plain(to):
+    """Builds what stands for cublasLt where its own kernels cannot run: under compute-sanitizer's racecheck."""
+    source = ROOT / "tests/cuda/cublaslt.cpp"
+    # The name within is the one by which cudarc asks first: so it finds this one, and not the system's.
+    shared = ["-shared", "-Xcompiler", "-fPIC", "-Xlinker", "-soname=libcublasLt.so", libraries()]
+    Path(to).parent.mkdir(parents=True, exist_ok=True)
+    nvcc(["-x", "cu", "-arch=all-major", *shared, "-o", str(to)], source)
+    library = ctypes.CDLL(str(Path(to).resolve()))
+    names = re.findall(r"^(?:int|size_t) (cublasLt\w+)\(", source.read_text(), re.M)
+    missing = [name for name in names if not hasattr(library, name)]
+    if missing or not names:
+        sys.exit(f"{to}: without {missing}")
 
 
 def digest():
@@ -232,6 +252,8 @@ def main():
             sys.exit(tool("nvcc") is None)
         case ["build", to]:
             build(to)
+        case ["plain", to]:
+            build_plain(to)
         case ["write"]:
             PREBUILT.mkdir(exist_ok=True)
             check(PREBUILT / "kernels.fatbin")
@@ -240,6 +262,7 @@ def main():
             with tempfile.TemporaryDirectory() as directory:
                 check(Path(directory) / "kernels.fatbin")
                 build_limits(Path(directory) / "limits.o")
+                build_plain(Path(directory) / "libcublasLt.so.13")
             if (PREBUILT / "kernels.hash").read_text().strip() != digest():
                 sys.exit("the committed fatbin is stale: python3 scripts/kernels.py write")
         case _:

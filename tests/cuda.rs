@@ -15,7 +15,10 @@ mod mocked;
 #[path = "common/prompts.rs"]
 mod prompts;
 
-use std::process::Output;
+use std::{
+    io::Read as _,
+    process::{Command, Output, Stdio},
+};
 
 use mock::{Mock, run};
 
@@ -128,6 +131,12 @@ fn products_of_our_own_change_nothing() {
             let tried = told(&opened, of);
             assert!(tried > 0 && told(&bits, of) <= tried, "{of}: {opened}\n{bits}");
         }
+    }
+    // So are those that do not add to what is there: one after the other is tried, where otherwise the first is taken.
+    let forgetting = [environment.clone(), vec![("MOCK_CUDA_FORGETS_SUMS", "1".to_owned())]].concat();
+    let tried = passed(&run("device::among_many_rows_as_alone", &forgetting));
+    for of in ["products of few rows", "products of many rows", "products by warps", "tall products"] {
+        assert!(told(&tried, of) > told(&bits, of), "{of}: {tried}\n{bits}");
     }
     // Of the two checkpoints one has heads that are turned as they are computed, in few rows and in many: then `rotate`
     // is the other one's alone.
@@ -286,6 +295,19 @@ fn each_way_to_have_no_gpu_is_one_line() {
     let expected = "device: cuda: libcublasLt.so.13 was not found; set VERDICT_CUBLASLT_DIR to its directory; \
                     tried /nowhere/libcublasLt.so.13";
     assert_eq!(library, expected);
+    // What another CUDA on the machine calls by the name that cudarc asks for first.
+    let found = mock.found();
+    let mine = found.iter().find_map(|(name, value)| (*name == "LD_LIBRARY_PATH").then_some(value));
+    let mine = mine.expect("a directory");
+    let both = format!("{}:{mine}", mock.older_cublaslt());
+    let older = with("LD_LIBRARY_PATH", &both);
+    let expected = "device: cuda: the system's libcublasLt.so has version 120900, 130000 or newer is needed; \
+                    one that LD_LIBRARY_PATH leads to by that name comes before it";
+    assert_eq!(older, expected);
+    let named = [("LD_LIBRARY_PATH", both), ("VERDICT_CUBLASLT_DIR", mine.clone())];
+    let named = refusal(&[found.clone(), named.to_vec()].concat());
+    assert!(named.starts_with("device: cuda: VERDICT_CUBLASLT_DIR: "), "{named}");
+    assert!(named.contains("libcublasLt.so.13 would not be used: the system has another"), "{named}");
     let products = with("VERDICT_CUDA_PRODUCTS", "mine");
     assert_eq!(products, "device: cuda: VERDICT_CUDA_PRODUCTS is fastest, own or library, not \"mine\"");
     let own =
@@ -306,6 +328,41 @@ fn each_way_to_have_no_gpu_is_one_line() {
     assert!(endless.ends_with(expected), "{endless}");
     let other = with("VERDICT_CUDA_KERNELS", "/nowhere/k.fatbin");
     assert!(other.starts_with("device: cuda: VERDICT_CUDA_KERNELS: /nowhere/k.fatbin: "), "{other}");
+}
+
+/// Also if the driver waits for it when the process ends.
+#[test]
+fn a_kernel_that_never_ends_does_not_hold_the_process() {
+    let Some(mock) = Mock::build() else { return };
+    let mut environment = mock.found();
+    environment.extend([
+        ("VERDICT_CUDA_PRODUCTS", "own".to_owned()),
+        ("MOCK_CUDA_ENDLESS_KERNEL", "few_rows".to_owned()),
+        ("MOCK_CUDA_WAITS_AT_EXIT", "1".to_owned()),
+    ]);
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3");
+    let mut server = Command::new(env!("CARGO_BIN_EXE_verdict"))
+        .args([
+            "serve",
+            "--device",
+            "cuda",
+            "--stall",
+            "1s",
+            "--port",
+            "0",
+            "--admin-port",
+            "0",
+            "--model",
+            model,
+        ])
+        .envs(environment)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut told = String::new();
+    server.stderr.take().expect("piped").read_to_string(&mut told).expect("text");
+    assert_eq!(server.wait().expect("ends").code(), Some(3), "{told}");
+    assert!(told.contains("has not ended for 1s; VERDICT_CUDA_PRODUCTS=library leaves out"), "{told}");
 }
 
 #[test]

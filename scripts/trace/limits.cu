@@ -425,6 +425,8 @@ static void bits(cudaStream_t stream) {
 }
 
 int main() {
+    // So that what is known is there should a kernel never end.
+    setvbuf(stdout, nullptr, _IOLBF, 0);
     cudaStream_t stream;
     CHECK(cudaStreamCreate(&stream));
     bits(stream);

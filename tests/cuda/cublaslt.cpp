@@ -3,7 +3,7 @@
 // that sums the other way round, and for few rows one that sums as the third does
 // and refuses some numbers of rows.
 //
-// For a GPU too (nvcc -x cu -shared): there it has one algorithm, a plain kernel, for compute-sanitizer's racecheck, which
+// For a GPU too (`scripts/kernels.py plain`): there it has one algorithm, a plain kernel, for compute-sanitizer's racecheck, which
 // fails where the library's own kernels run.
 #include <cstdint>
 #include <cstdio>
@@ -19,15 +19,11 @@
 extern "C" void mock_submit(void (*)(void*), void*, void*);
 #endif
 
-namespace {
-
+// In functions that are found by their names: of types without a name outside, nvcc would hide them.
 struct Layout {
     int type;
     uint64_t rows, columns;
     int64_t stride;
-};
-struct Product {
-    int transposed;
 };
 struct Algorithm {
     uint64_t kind, reserved[7];
@@ -38,6 +34,12 @@ struct Candidate {
     int state;
     float waves;
     int reserved[4];
+};
+
+namespace {
+
+struct Product {
+    int transposed;
 };
 enum Kind { SPLITS = 1, DEPENDS = 2, FIXED = 3, OTHER = 4, FEW = 5 };
 constexpr uint64_t FEW_ROWS = 64;
@@ -152,6 +154,7 @@ int submit(const Job& job, void* stream) {
 
 extern "C" {
 
+size_t cublasLtGetVersion() { return 130000; }
 int cublasLtCreate(void** handle) { *handle = malloc(1); return 0; }
 int cublasLtDestroy(void* handle) { free(handle); return 0; }
 int cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t columns, int64_t stride) {

@@ -7,10 +7,13 @@
 // MOCK_CUDA_CAPABILITY: 90 for 9.0; MOCK_CUDA_REFUSES_KERNELS: the fatbin does not load;
 // MOCK_CUDA_MEMORY_MIB: how much there is; MOCK_CUDA_NAN_TOKEN: its embedding is no number;
 // MOCK_CUDA_FAULT_TOKEN: a kernel that meets it fails; MOCK_CUDA_SEED: another order; MOCK_CUDA_WRONG_PRODUCTS: what is in the names of those of
-// our own products whose first number is wrong; MOCK_CUDA_FAULT_KERNEL: a kernel with that in its name fails.
+// our own products whose first number is wrong; MOCK_CUDA_FORGETS_SUMS: these forget the first number that they add to;
+// MOCK_CUDA_FAULT_KERNEL: a kernel with that in its name fails; MOCK_CUDA_ENDLESS_KERNEL: one that never ends;
+// MOCK_CUDA_WAITS_AT_EXIT: the end of the process waits for it.
 #define VERDICT_SHIM
 #include "kernels.cu"
 
+#include <atomic>
 #include <deque>
 #include <map>
 #include <memory>
@@ -146,6 +149,12 @@ void report() {
            kernels_by_name["attention_hopper"]);
 }
 
+// A kernel runs that never ends: a driver may wait for it when the process ends.
+std::atomic<bool> never_ends{false};
+void wait_at_exit() {
+    while (never_ends) pause();
+}
+
 // What calls say once a kernel has failed: it stays so.
 bool faulted = false;
 int state() { return faulted ? LAUNCH_FAILED : SUCCESS; }
@@ -182,8 +191,8 @@ void mock_submit(void (*run)(void*), void* with, void* stream) {
 
 int cuInit(unsigned) {
     order.seed(setting("MOCK_CUDA_SEED", 1));
-    static const int told = atexit(report);
-    (void)told;
+    static const int told = atexit(report), waits = setting("MOCK_CUDA_WAITS_AT_EXIT", 0) ? atexit(wait_at_exit) : 0;
+    (void)told, (void)waits;
     return setting("MOCK_CUDA_INIT", SUCCESS);
 }
 int cuDriverGetVersion(int* version) { *version = 13000; return SUCCESS; }
@@ -352,15 +361,20 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     const char* wrong_name = getenv("MOCK_CUDA_WRONG_PRODUCTS");
     bool multiplies = name.find("_rows") != name.npos;
     if (wrong_name && multiplies && name.find(wrong_name) != name.npos) memcpy(&wrong, parameters[2], sizeof wrong);
+    float* forgotten = nullptr;
+    bool adds = multiplies && name.find("gated") == name.npos && name.find("turned") == name.npos && static_cast<Product*>(parameters[3])->into == INTO_SUM;
+    if (adds && getenv("MOCK_CUDA_FORGETS_SUMS")) memcpy(&forgotten, parameters[2], sizeof forgotten);
     const char* fault_name = getenv("MOCK_CUDA_FAULT_KERNEL");
     bool faults = fault_name && name.find(fault_name) != name.npos;
     const char* endless_name = getenv("MOCK_CUDA_ENDLESS_KERNEL");
     bool endless = endless_name && name.find(endless_name) != name.npos;
     submit(config->stream, [=] {
+        if (endless) never_ends = true;
         while (endless) pause();
         faulted |= faults;
         ++kernels_by_priority[priority];
         ++kernels_by_name[name], early += programmatic;
+        if (forgotten) *forgotten = 0.0f;
         shim::launch(grid, block, shared, body, cluster, programmatic);
         if (wrong) *wrong ^= 1 << 8;
     });

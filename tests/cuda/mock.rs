@@ -71,6 +71,9 @@ impl Mock {
             let library = ["-fPIC", "-shared", &*driver, "-Wl,-soname,libcublasLt.so.13"];
             compile("cublaslt.cpp", &products, &library);
         });
+        // cudarc asks for this name first, which the system may have, too.
+        let _ = std::fs::remove_file(directory.join("libcublasLt.so"));
+        std::os::unix::fs::symlink(&products, directory.join("libcublasLt.so")).expect("a link");
         Some(Self { directory })
     }
 
@@ -79,6 +82,18 @@ impl Mock {
         // On the shim what is fastest means nothing, and takes long to find.
         let library = ("VERDICT_CUDA_PRODUCTS", "library".to_owned());
         vec![("LD_LIBRARY_PATH", self.directory.to_string_lossy().into_owned()), library]
+    }
+
+    /// A directory with a cublasLt of so old a version, as another CUDA on the same machine has it.
+    pub(super) fn older_cublaslt(&self) -> String {
+        let directory = self.directory.join("older");
+        std::fs::create_dir_all(&directory).expect("a directory in target");
+        let source = directory.join("cublaslt.c");
+        std::fs::write(&source, "unsigned long cublasLtGetVersion() { return 120900; }").expect("a source");
+        let library = directory.join("libcublasLt.so");
+        let built = Command::new("gcc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+        assert!(built.is_ok_and(|status| status.success()), "{} is not built", source.display());
+        directory.to_string_lossy().into_owned()
     }
 
     /// Some of the same checks under a sanitizer; `None`, said in a line, where there is none.

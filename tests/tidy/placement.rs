@@ -53,7 +53,7 @@ const TABLE: [(&str, Place); 47] = [
     ("hyper", Only(SERVER)),
     ("hyper-util", Only(SERVER)),
     ("indicatif", Only(&["src/cli/"])),
-    ("libc", Only(&["src/backend/cpu/amx/mod.rs"])),
+    ("libc", Only(&["src/backend/cpu/amx/mod.rs", "src/main.rs"])),
     ("libloading", Only(CUDA)),
     ("memmap2", Only(&["src/model/weights.rs"])),
     ("opentelemetry", Only(TRACES)),

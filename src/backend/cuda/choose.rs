@@ -22,7 +22,6 @@ use super::{
     gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, class, refused},
     graph::Graph,
     hopper::{Finish, Hopper, Own},
-    memory::upload,
     trial::{After, TRIAL_ROWS, Trial, download, wait},
     watch::{Tried, Watch, way_out},
 };
@@ -199,7 +198,7 @@ impl Bench<'_> {
         };
         let (x, y) = (self.trial.x.base(), self.trial.y.base());
         self.tries(way, rows);
-        upload(y, &vec![0u16; rows * outputs])?;
+        self.trial.reset(rows * outputs)?;
         let how = (own, &self.trial.finish);
         if hopper.multiply(how, &w, x, (y, Output::Rows), rows, self.on.stream).is_err() {
             return Ok(false);
@@ -272,8 +271,7 @@ impl Bench<'_> {
         let w = &Matrix { at: trial.w.base(), ..self.weights[0] };
         let halves = rows * w.outputs * trial.into.bytes() / 2;
         self.tries(way, rows);
-        // What an earlier one wrote must not pass for this one's; sums add to it.
-        upload(trial.y.base(), &vec![0u16; halves])?;
+        trial.reset(halves)?;
         match self.gemm.run(w, trial.x.base(), (trial.y.base(), trial.into), rows, way, self.on) {
             Ok(()) => download(trial.y.base(), halves, self.on.stream).map(Some),
             Err(_) => Ok(None),

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::{CStr, CString, c_int},
+    ffi::{CStr, CString, c_int, c_void},
     panic,
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,6 +25,9 @@ const KERNELS_VARIABLE: &str = "VERDICT_CUDA_KERNELS";
 /// The directory of cublasLt, before all others.
 const CUBLASLT_VARIABLE: &str = "VERDICT_CUBLASLT_DIR";
 const CUBLASLT: &str = "libcublasLt.so.13";
+const CUBLASLT_VERSION: usize = 130_000;
+/// One that every version has.
+const CUBLASLT_FUNCTION: &[u8] = b"cublasLtGetVersion";
 
 /// What multiplies on Hopper, of what has the same bits: `fastest`, which is what it is unset; `own`, the kernels of
 /// `hopper` wherever they can; `library`, cublasLt alone.
@@ -189,11 +192,13 @@ fn open_cublaslt() -> Result<()> {
         // anywhere.
         match unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
             Ok(library) => {
+                // SAFETY: only the function's address is used.
+                let opened = unsafe { library.get::<*const c_void>(CUBLASLT_FUNCTION) }.map(|found| *found);
                 // It stays open as long as the process.
                 std::mem::forget(library);
                 // SAFETY: as above.
                 if unsafe { cublaslt::sys::is_culib_present() } {
-                    return Ok(());
+                    return check_cublaslt(&path, opened.ok());
                 }
                 tried.push(format!("{} (not found again by its name)", path.display()));
             }
@@ -205,6 +210,30 @@ fn open_cublaslt() -> Result<()> {
         "{CUBLASLT} was not found; set {CUBLASLT_VARIABLE} to its directory; tried {}",
         tried.join(", ")
     )))
+}
+
+/// cudarc asks for `libcublasLt.so` first, which may be another one than was opened at `path`, where `opened` lies: not in
+/// place of one that was named, and not an older one.
+#[expect(unsafe_code, reason = "asks a shared library")]
+fn check_cublaslt(path: &Path, opened: Option<*const c_void>) -> Result<()> {
+    // SAFETY: only the function's address is used.
+    let used = unsafe { cublaslt::sys::culib().get::<*const c_void>(CUBLASLT_FUNCTION) }.map(|found| *found);
+    let first = "one that LD_LIBRARY_PATH leads to by that name comes before it";
+    if env::var_os(CUBLASLT_VARIABLE).is_some() && used.ok() != opened {
+        return Err(unusable(format!(
+            "{CUBLASLT_VARIABLE}: {} would not be used: the system has another libcublasLt.so; {first}",
+            path.display()
+        )));
+    }
+    // SAFETY: a function without arguments.
+    let version = quietly(|| unsafe { cublaslt::sys::cublasLtGetVersion() }).unwrap_or(0);
+    if version < CUBLASLT_VERSION {
+        return Err(unusable(format!(
+            "the system's libcublasLt.so has version {version}, {CUBLASLT_VERSION} or newer is needed; {first}"
+        )));
+    }
+    tracing::debug!(version, opened = %path.display(), "cublasLt");
+    Ok(())
 }
 
 fn cublaslt_places() -> Vec<PathBuf> {

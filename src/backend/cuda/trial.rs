@@ -38,6 +38,8 @@ pub(super) struct Trial {
     pub(super) w: Region,
     pub(super) x: Region,
     pub(super) y: Region,
+    /// What `y` holds before a product of up to [`TRIAL_ROWS`] rows: nothing, or what it is added to.
+    before: Vec<u16>,
 }
 
 impl Trial {
@@ -48,7 +50,7 @@ impl Trial {
         (into, after): (Output, After),
         rows: usize,
     ) -> Result<Self> {
-        let depth = w.depth;
+        let (outputs, depth) = (w.outputs, w.depth);
         // Timed are more rows than are compared: the numbers in those do not matter.
         let most = CLASSES
             .into_iter()
@@ -85,7 +87,14 @@ impl Trial {
                 (Finish::Turn(tables.turned(queries, keys)), Some(tables))
             }
         };
-        Ok(Self { into, finish, tables, w, x, y })
+        let before = before(into, TRIAL_ROWS * outputs);
+        Ok(Self { into, finish, tables, w, x, y, before })
+    }
+
+    /// Has `y` hold what it does before each product of so many rows: what an earlier one wrote must not pass for the
+    /// next one's.
+    pub(super) fn reset(&self, halves: usize) -> Result<()> {
+        upload(self.y.base(), &self.before[..halves])
     }
 
     /// What is done to outputs in a pass, to be timed: norms too, by ones.
@@ -98,6 +107,16 @@ impl Trial {
             (finish, _) => finish,
         }
     }
+}
+
+/// Zeros; of sums, other numbers from 1 to 2 in each place, with which what a product adds to is told from its neighbours,
+/// and that it is added last from that it is added first.
+fn before(into: Output, numbers: usize) -> Vec<u16> {
+    if into != Output::Sum {
+        return vec![0; numbers * into.bytes() / 2];
+    }
+    let bits = |number: usize| 0x3f80_0000 | ((number as u32).wrapping_mul(2_654_435_761) >> 9);
+    (0..numbers).map(bits).flat_map(|bits| [bits as u16, (bits >> 16) as u16]).collect()
 }
 
 struct Tables {
