@@ -37,7 +37,7 @@ struct Trial {
     const std::vector<bf16>&x, &w;
     int into, rows, outputs, depth;
 
-    std::vector<float> by(Multiply kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, int of_w, unsigned cluster) const {
+    std::vector<float> by(Multiply kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, int of_w, unsigned cluster, int behind = 0) const {
         std::vector<bf16> narrow(rows * outputs, 0x7fc0);
         std::vector<float> wider(rows * outputs);
         for (size_t i = 0; i < wider.size(); ++i) wider[i] = static_cast<float>(i % 13);
@@ -45,7 +45,7 @@ struct Trial {
         equal("the matrices can be mapped", shim::encode(x_map, x.data(), depth, rows, depth * 2, DEPTH, x_tile) &&
                                                 shim::encode(w_map, w.data(), depth, of_w, depth * 2, DEPTH, w_tile));
         void* y = into == INTO_ROWS ? static_cast<void*>(narrow.data()) : wider.data();
-        Product product{into, rows, outputs, depth, stages, x_tile};
+        Product product{into, rows, outputs, depth, stages, x_tile, behind};
         shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y, product); }, cluster, true);
         for (size_t i = 0; i < narrow.size() && into == INTO_ROWS; ++i) wider[i] = from_bf16(narrow[i]);
         return wider;
@@ -59,11 +59,11 @@ struct Trial {
         return by(gated ? width.gated : width.plain, grid, width.threads, shared, stages, std::min(width.rows, (rows + 7) / 8 * 8), width.outputs / (gated ? 2 : 1), of_w, 1);
     }
 
-    std::vector<float> of_many(int width, unsigned clusters, bool gated = false) const {
+    std::vector<float> of_many(int width, unsigned clusters, bool gated = false, int behind = 0) const {
         const Width& of = width == 256 ? MANY_WIDTHS[2] : width == 128 ? MANY_WIDTHS[1] : MANY_WIDTHS[0];
         size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
         int of_w = outputs * (gated ? 2 : 1);
-        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, width / CLUSTER, of_w, CLUSTER);
+        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, width / CLUSTER, of_w, CLUSTER, behind);
     }
 };
 
@@ -167,6 +167,8 @@ void products_of_many_rows() {
             std::vector<float> found = trial.of_many(width, clusters);
             compare_product(name, trial, found);
             if (!few) equal(name + " as of few rows", trial.of_few(WIDTHS[1]) == found);
+            // One warpgroup behind the other, where they share tiles.
+            if (width == 256) equal(name + ", one behind", trial.of_many(width, clusters, false, 2) == found);
             if (into != INTO_ROWS) continue;
             std::vector<float> once = Trial{x, w, into, rows, outputs / 2, depth}.of_many(width, clusters, true);
             equal(name + ", gated at once", once == gated_apart(found, rows, outputs / 2));
@@ -234,7 +236,7 @@ void turned_products() {
                                                     shim::encode(w_map, w.data(), depth, outputs, depth * 2, DEPTH, w_tile));
             Turned here = turned;
             here.cache = cache.data();
-            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages, x_tile}, here); }, cluster, true);
+            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages, x_tile, 0}, here); }, cluster, true);
             y.resize(apart.size());
             equal(name + how, y == apart);
             equal(name + how + ", what is kept", cache == cache_apart);

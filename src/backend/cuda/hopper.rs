@@ -37,9 +37,9 @@ const MOST_STAGES: usize = 24;
 const WARP: usize = 32;
 /// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
 const MANY_TILE: usize = 128;
-/// What a tile of each costs beside one of 128: of 64, x is brought as often (assumed); of 256, less is brought for each
-/// product (12.3 microseconds for 6.8, of gates of depth 1,024 on an H100).
-const MANY_WIDTHS: [(usize, f64); 3] = [(64, 0.6), (128, 1.0), (256, 1.75)];
+const MANY_WIDTHS: [usize; 3] = [64, 128, 256];
+/// Stages that one warpgroup is behind the other, if it is: of four, so that those that both read are two.
+const BEHIND: usize = 2;
 /// Two warpgroups and a warp.
 const MANY_THREADS: u32 = 2 * 128 + 32;
 /// Blocks of a cluster, where there are clusters; columns of a stage, 128 bytes; what aligns it, and after how many rows its
@@ -54,7 +54,7 @@ const BARRIER_BYTES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Own {
     FewRows(By, Stages),
-    ManyRows,
+    ManyRows(Tiles),
 }
 
 /// What multiplies a block's rows.
@@ -74,15 +74,28 @@ pub(super) enum Stages {
     Long,
 }
 
+/// Tiles of [`MANY_TILE`] rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiles {
+    /// One of [`MANY_WIDTHS`].
+    width: usize,
+    /// By how many stages one warpgroup is behind the other, of the widest tiles, which they share: one writes while the
+    /// other multiplies.
+    behind: usize,
+}
+
 impl Own {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::FewRows(By::Warpgroup, Stages::Short),
         Self::FewRows(By::Warps, Stages::Long),
         Self::FewRows(By::TwoWarpgroups, Stages::Short),
         Self::FewRows(By::Warps, Stages::Short),
         Self::FewRows(By::Warpgroup, Stages::Long),
         Self::FewRows(By::TwoWarpgroups, Stages::Long),
-        Self::ManyRows,
+        Self::ManyRows(Tiles { width: MANY_WIDTHS[0], behind: 0 }),
+        Self::ManyRows(Tiles { width: MANY_WIDTHS[1], behind: 0 }),
+        Self::ManyRows(Tiles { width: MANY_WIDTHS[2], behind: 0 }),
+        Self::ManyRows(Tiles { width: MANY_WIDTHS[2], behind: BEHIND }),
     ];
 }
 
@@ -159,7 +172,6 @@ struct Ring {
 
 struct Many {
     width: usize,
-    tile_cost: f64,
     launch: Launch,
     /// Clusters that the device holds at once.
     clusters: usize,
@@ -176,6 +188,8 @@ struct Product {
     /// Of few rows, and how many rows of x a block brings.
     stages: i32,
     x_rows: i32,
+    /// Of many.
+    behind: i32,
 }
 
 impl Few {
@@ -205,12 +219,12 @@ impl Few {
 }
 
 impl Many {
-    fn load(gpu: &Gpu, kind: &str, (width, tile_cost): (usize, f64)) -> Result<Self> {
+    fn load(gpu: &Gpu, kind: &str, width: usize) -> Result<Self> {
         let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
         // One more barrier for the turns of each warpgroup.
         let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
         let launch = launch(gpu, &format!("many_rows_{kind}{width}"), MANY_THREADS, (shared, CLUSTER))?;
-        Ok(Self { width, tile_cost, launch, clusters: launch.clusters_at_once()? })
+        Ok(Self { width, launch, clusters: launch.clusters_at_once()? })
     }
 }
 
@@ -224,7 +238,7 @@ impl Hopper {
             let each = all.iter().flat_map(|(by, widths)| widths.iter().map(|&width| (*by, width)));
             each.map(|(by, width)| Few::load(gpu, by, kind, (width, 1))).collect()
         };
-        let many = |kind, widths: &[(usize, f64)]| -> Result<Vec<Many>> {
+        let many = |kind, widths: &[usize]| -> Result<Vec<Many>> {
             widths.iter().map(|&width| Many::load(gpu, kind, width)).collect()
         };
         Ok(Some(Self {
@@ -243,7 +257,7 @@ impl Hopper {
                 plain: many("", &MANY_WIDTHS)?,
                 gated: many("gated_", &MANY_WIDTHS)?,
                 // Of a wider one both warpgroups would turn at the same time, and the tensor cores wait.
-                turned: many("turned_", &[(HEAD, 1.0)])?,
+                turned: many("turned_", &[HEAD])?,
             },
             always: gpu.products == Products::Own,
         }))
@@ -266,22 +280,16 @@ impl Hopper {
             .filter(|_| rows <= MOST_FEW_ROWS)
     }
 
-    /// The tiles of which the device has done all soonest.
-    fn many(&self, outputs: usize, rows: usize, finish: &Finish) -> Option<(&Many, usize)> {
-        let usable = self.many.of(finish).iter().filter(|kernel| outputs.is_multiple_of(kernel.width));
-        let cost = |&(kernel, work): &(&Many, usize)| {
-            work.div_ceil(kernel.clusters.max(1)) as f64 * kernel.tile_cost
-        };
-        usable
-            .map(|kernel| (kernel, rows.div_ceil(CLUSTER * MANY_TILE) * (outputs / kernel.width)))
-            .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+    fn many(&self, width: usize, outputs: usize, finish: &Finish) -> Option<&Many> {
+        let usable = |kernel: &&Many| kernel.width == width && outputs.is_multiple_of(width);
+        self.many.of(finish).iter().find(usable)
     }
 
     /// Whether there is a kernel for products with `w` of so many rows.
     pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize, finish: &Finish) -> bool {
         match own {
             Own::FewRows(by, _) => self.few(by, w.outputs, rows, finish).is_some(),
-            Own::ManyRows => self.many(w.outputs, rows, finish).is_some(),
+            Own::ManyRows(tiles) => self.many(tiles.width, w.outputs, finish).is_some(),
         }
     }
 
@@ -299,8 +307,9 @@ impl Hopper {
         let outputs = if let Finish::Gates = finish { w.outputs / 2 } else { w.outputs };
         let (launch, stages, x_tile, w_tile) = match own {
             Own::FewRows(by, stages) => self.few_rows((by, stages), w, rows, finish)?,
-            Own::ManyRows => self.many_rows(w, rows, finish)?,
+            Own::ManyRows(tiles) => self.many_rows(tiles.width, w, rows, finish)?,
         };
+        let behind = if let Own::ManyRows(tiles) = own { tiles.behind } else { 0 };
         let of_x = tiles(x, rows, w.depth, x_tile)?;
         let of_w = tiles(w.at, w.outputs, w.depth, w_tile)?;
         let into = match into {
@@ -309,7 +318,8 @@ impl Hopper {
             Output::Sum => 2,
         };
         let (rows, depth, stages, x_rows) = (int(rows), int(w.depth), int(stages), int(x_tile));
-        let product = Product { into, rows, outputs: int(outputs), depth, stages, x_rows };
+        let product =
+            Product { into, rows, outputs: int(outputs), depth, stages, x_rows, behind: int(behind) };
         match finish {
             Finish::Turn(turned) => launch.put(stream, parameters![of_x, of_w, y, product, *turned]),
             _ => launch.put(stream, parameters![of_x, of_w, y, product]),
@@ -335,12 +345,18 @@ impl Hopper {
     }
 
     /// The same for many.
-    fn many_rows(&self, w: &Matrix, rows: usize, finish: &Finish) -> Result<(Launch, usize, usize, usize)> {
-        let found = self.many(w.outputs, rows, finish);
-        let (kernel, work) =
-            found.ok_or_else(|| Error::internal("a product whose outputs are not whole tiles"))?;
+    fn many_rows(
+        &self,
+        width: usize,
+        w: &Matrix,
+        rows: usize,
+        finish: &Finish,
+    ) -> Result<(Launch, usize, usize, usize)> {
+        let found = self.many(width, w.outputs, finish);
+        let kernel = found.ok_or_else(|| Error::internal("a product whose outputs are not whole tiles"))?;
+        let work = rows.div_ceil(CLUSTER * MANY_TILE) * (w.outputs / width);
         let grid = (CLUSTER * work.min(kernel.clusters).max(1), 1);
-        Ok((Launch { grid, ..kernel.launch }, 0, MANY_TILE, kernel.width / CLUSTER))
+        Ok((Launch { grid, ..kernel.launch }, 0, MANY_TILE, width / CLUSTER))
     }
 }
 

@@ -4,8 +4,9 @@
 // There the tensor cores are to be kept busy. A block stays on its multiprocessor and works on tiles of 128
 // rows by 256 rows of w, or by 128 or 64 where that keeps more blocks busy, one after another; a warp keeps the ring of
 // stages full. Of a tile of 256 two warpgroups take half the rows each: it moves the fewest bytes for each product, which
-// bounds products of thousands of rows. Of narrower ones they take every other tile, so that one multiplies while
-// the other writes what it has. The blocks of a cluster work on the
+// bounds products of thousands of rows; one may be some stages behind the other. Of narrower ones they take every other
+// tile. Either way one multiplies while the other writes what it has: of gates that is a tenth of the time, for two
+// powers and quotients of each. The blocks of a cluster work on the
 // same rows of w, and bring half of them each, to both. A sum is of its products in order, as it is for few rows.
 #pragma once
 #include "few_rows.cuh"
@@ -110,7 +111,8 @@ DEVICE void ask_for_rows(const float* y, int first, int rows, int output, const 
 }
 
 // A warpgroup: every other tile of the block, or half the rows of each. `turns[g]` ends a phase when the stages of the
-// tile before one of group g's are all full: who waited for a stage sooner could take an earlier round's for its own.
+// tile before one of group g's are all full: who waited for a stage sooner could take an earlier round's for its own. Where
+// tiles are shared, the second group's ends once, when the first one has begun as many stages as it is to be behind.
 template <int OUTPUTS, Kind KIND>
 DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned, int tiles, int pieces, u32 rank,
                            const bf16* stages, Barrier* full, Barrier* empty, Barrier* turns) {
@@ -141,11 +143,15 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
         }
         Stop at = {turn * pieces % STAGES, turn * pieces / STAGES};
         int last = 0;
+        bool first = TOGETHER && turn == 0 && product.behind > 0;
+        int told = first && group == 0 ? (product.behind < pieces ? product.behind : pieces - 1) : -1;
+        if (first && group == 1) barrier_wait(turns + 1, 0);
         if (!TOGETHER && turn > 0) barrier_wait(turns + group, (turn - 1) / GROUPS & 1);
 #pragma unroll 1
         for (int piece = 0; piece < pieces; ++piece, advance(at, STAGES)) {
             barrier_wait(full + at.stage, at.round & 1);
             if (!TOGETHER && piece == pieces - 1 && threadIdx.x % 32 == 0) barrier_arrive(turns + (group ^ 1), rank);
+            if (piece == told && threadIdx.x % 32 == 0) barrier_arrive(turns + 1, rank);
             u32 from_x = first_x + at.stage * (STAGE * 2 / 16), from_w = first_w + at.stage * (STAGE * 2 / 16);
             products_begin();
 #pragma unroll

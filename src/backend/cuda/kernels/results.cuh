@@ -13,6 +13,7 @@ struct Product {
     int depth;
     int stages;  // of few rows: in a block's ring,
     int x_rows;  // and how many rows of x are brought to it; those behind are nobody's
+    int behind;  // of many rows: how many stages one warpgroup is behind the other, if they share tiles
 };
 
 // What is done to sums before they are written: nothing; two of them, a gate and an up, make one; or they are queries, keys
