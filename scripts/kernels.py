@@ -69,6 +69,7 @@ REGISTERS = {
     "many_rows_256": 224,
     "many_rows_gated_256": 224,
     "many_rows_turned_128": 224,
+    "many_rows_turned_256": 224,
 }
 ROW_REGISTERS = 64
 KERNELS = 17
@@ -91,7 +92,7 @@ HOPPER_PRODUCTS |= {f"tall_rows_{kind}{outputs}": 4 * FEW_ROWS[outputs] for kind
 HOPPER_PRODUCTS |= {"warp_rows_16": 16, "warp_rows_32": 16}
 HOPPER_PRODUCTS |= {"few_rows_turned_64": 4, "few_rows_turned_128": 8}
 HOPPER_PRODUCTS |= {f"many_rows_{kind}": 8 for kind in ("64", "128", "gated_64", "gated_128", "turned_128")}
-HOPPER_PRODUCTS |= {f"many_rows_{kind}": 4 for kind in ("256", "gated_256")}
+HOPPER_PRODUCTS |= {f"many_rows_{kind}": 4 for kind in ("256", "gated_256", "turned_256")}
 HOPPER_PRODUCTS |= {"attention_hopper_128": 128 // 16 + 4}
 
 

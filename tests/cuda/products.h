@@ -229,14 +229,14 @@ void turned_products() {
 
         std::string name = "turned product of " + std::to_string(rows) + " x " + std::to_string(depth);
         Turned turned{batch.words.data(), turn.bias, turn.norm, key_norm, turn.cosines, turn.sines, nullptr, query_heads, kv_heads, LAYER, LAYERS, turn.epsilon};
-        auto check = [&](const std::string& how, MultiplyTurned kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, unsigned cluster) {
+        auto check = [&](const std::string& how, MultiplyTurned kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, unsigned cluster, int behind = 0) {
             std::vector<bf16> y(static_cast<size_t>(all) * outputs, 0x7fc0), cache(cached, 0);
             TensorMap x_map, w_map;
             equal("the matrices can be mapped", shim::encode(x_map, x.data(), depth, all, depth * 2, DEPTH, x_tile) &&
                                                     shim::encode(w_map, w.data(), depth, outputs, depth * 2, DEPTH, w_tile));
             Turned here = turned;
             here.cache = cache.data();
-            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages, x_tile, 0}, here); }, cluster, true);
+            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages, x_tile, behind}, here); }, cluster, true);
             y.resize(apart.size());
             equal(name + how, y == apart);
             equal(name + how + ", what is kept", cache == cache_apart);
@@ -251,10 +251,14 @@ void turned_products() {
         };
         by_few(" by halves of heads", few_rows_turned_64, 64, STAGE_BYTES<64>);
         by_few(" by heads", few_rows_turned_128, 128, STAGE_BYTES<128>);
+        auto by_many = [&](const std::string& how, MultiplyTurned kernel, int width, unsigned clusters, int behind) {
+            const Width& of = MANY_WIDTHS[width / HEAD];
+            size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
+            check(how, kernel, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, width / CLUSTER, CLUSTER, behind);
+        };
         for (unsigned clusters : {1u, 2u}) {
-            using Of = Wheel<HEAD>;
-            size_t shared = Of::STAGES * (Of::BYTES + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
-            check(" by tiles", many_rows_turned_128, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, HEAD / CLUSTER, CLUSTER);
+            by_many(" by tiles", many_rows_turned_128, HEAD, clusters, 0);
+            for (int behind : {0, 2}) by_many(" by tiles of two heads", many_rows_turned_256, 2 * HEAD, clusters, behind);
         }
 
         // And they are what they should be.

@@ -256,8 +256,7 @@ impl Hopper {
             many: Finishes {
                 plain: many("", &MANY_WIDTHS)?,
                 gated: many("gated_", &MANY_WIDTHS)?,
-                // Of a wider one both warpgroups would turn at the same time, and the tensor cores wait.
-                turned: many("turned_", &[HEAD])?,
+                turned: many("turned_", &[HEAD, 2 * HEAD])?,
             },
             always: gpu.products == Products::Own,
         }))

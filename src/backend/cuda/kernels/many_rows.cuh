@@ -75,19 +75,21 @@ DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4],
     constexpr int PARTS = Wheel<OUTPUTS>::PARTS, PART = 64;
     bf16* narrow = static_cast<bf16*>(y);
     if constexpr (KIND == TURNED) {
-        // Row by row, and the next ones move up: all at once would need more registers than there are.
-        u32 pairs[2 * PARTS][OUTPUTS / 8];
+        // Row by row of each head, and the next ones move up: all at once would need more registers than there are.
+        constexpr int HEADS = OUTPUTS / HEAD, ALL = PARTS * HEADS;
+        u32 pairs[2 * ALL][HEAD / 8];
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) round_sums<OUTPUTS / 16>(pairs + 2 * part, sums[part]);
+        for (int i = 0; i < ALL; ++i) round_sums<HEAD / 16>(pairs + 2 * i, sums[i / HEADS] + i % HEADS * (HEAD / 8));
         Seats seats = seats_of(turned.plan, product.rows);
         int lane_row = place.row + static_cast<int>(threadIdx.x) % 32 / 4;
 #pragma unroll 1
-        for (int i = 0; i < 2 * PARTS; ++i) {
-            put_turned(pairs[0], narrow, seat_of(seats, lane_row + i / 2 * PART + i % 2 * 8), place.output, product, turned);
+        for (int i = 0; i < 2 * ALL; ++i) {
+            int row = lane_row + i / 2 / HEADS * PART + i % 2 * 8, output = place.output + i / 2 % HEADS * HEAD;
+            put_turned(pairs[0], narrow, seat_of(seats, row), output, product, turned);
 #pragma unroll
-            for (int next = 1; next < 2 * PARTS; ++next) {
+            for (int next = 1; next < 2 * ALL; ++next) {
 #pragma unroll
-                for (int n = 0; n < OUTPUTS / 8; ++n) pairs[next - 1][n] = pairs[next][n];
+                for (int n = 0; n < HEAD / 8; ++n) pairs[next - 1][n] = pairs[next][n];
             }
         }
     } else {
@@ -206,9 +208,13 @@ MANY_ROWS(many_rows_256, 256, PLAIN)
 MANY_ROWS(many_rows_gated_64, 64, GATED)
 MANY_ROWS(many_rows_gated_128, 128, GATED)
 MANY_ROWS(many_rows_gated_256, 256, GATED)
-KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) many_rows_turned_128(const __grid_constant__ TensorMap x,
-                                                                         const __grid_constant__ TensorMap w, bf16* y,
-                                                                         Product product, Turned turned) {
-    many_rows<HEAD, TURNED>(x, w, y, product, turned);
-}
+
+#define MANY_ROWS_TURNED(OUTPUTS) \
+    KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) many_rows_turned_##OUTPUTS(const __grid_constant__ TensorMap x, \
+                                                                                   const __grid_constant__ TensorMap w, bf16* y, \
+                                                                                   Product product, Turned turned) { \
+        many_rows<OUTPUTS, TURNED>(x, w, y, product, turned); \
+    }
+MANY_ROWS_TURNED(128)
+MANY_ROWS_TURNED(256)
 #endif
