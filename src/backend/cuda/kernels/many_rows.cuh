@@ -5,9 +5,9 @@
 // rows by 256 rows of w, or by 128 or 64 where that keeps more blocks busy, one after another; a warp keeps the ring of
 // stages full. Of a tile of 256 two warpgroups take half the rows each: it moves the fewest bytes for each product, which
 // bounds products of thousands of rows; one may be some stages behind the other. Of narrower ones they take every other
-// tile. Either way one multiplies while the other writes what it has: of gates that is a tenth of the time, for two
-// powers and quotients of each. The blocks of a cluster work on the
-// same rows of w, and bring half of them each, to both. A sum is of its products in order, as it is for few rows.
+// tile. Either way one multiplies while the other writes what it has: for gates that is, by count, a tenth of what a tile
+// takes, for the power and the quotient of each. The blocks of a cluster work on the same rows of w, and bring half of them
+// each, to both. A sum is of its products in order, as it is for few rows.
 #pragma once
 #include "few_rows.cuh"
 
