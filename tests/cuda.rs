@@ -15,10 +15,7 @@ mod mocked;
 #[path = "common/prompts.rs"]
 mod prompts;
 
-use std::{
-    io::Read as _,
-    process::{Command, Output, Stdio},
-};
+use std::process::{Command, Output};
 
 use mock::{Mock, run};
 
@@ -341,27 +338,16 @@ fn a_kernel_that_never_ends_does_not_hold_the_process() {
         ("MOCK_CUDA_WAITS_AT_EXIT", "1".to_owned()),
     ]);
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3");
-    let mut server = Command::new(env!("CARGO_BIN_EXE_verdict"))
-        .args([
-            "serve",
-            "--device",
-            "cuda",
-            "--stall",
-            "1s",
-            "--port",
-            "0",
-            "--admin-port",
-            "0",
-            "--model",
-            model,
-        ])
+    let output = Command::new("timeout")
+        // It would not end by a signal that the program waits for.
+        .args(["-s", "KILL", "60", env!("CARGO_BIN_EXE_verdict"), "serve"])
+        .args(["--device", "cuda", "--stall", "1s"])
+        .args(["--port", "0", "--admin-port", "0", "--model", model])
         .envs(environment)
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut told = String::new();
-    server.stderr.take().expect("piped").read_to_string(&mut told).expect("text");
-    assert_eq!(server.wait().expect("ends").code(), Some(3), "{told}");
+        .output()
+        .expect("runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{told}");
     assert!(told.contains("has not ended for 1s; VERDICT_CUDA_PRODUCTS=library leaves out"), "{told}");
 }
 

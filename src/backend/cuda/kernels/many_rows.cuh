@@ -2,7 +2,7 @@
 // values turned.
 //
 // There the tensor cores are to be kept busy. A block stays on its multiprocessor and works on tiles of 128
-// rows by 256 rows of w, or by 128 or 64 where that keeps more blocks busy, one after another; a warp keeps the ring of
+// rows by 256 rows of w, or by 128 or 64 where that takes less time, one after another; a warp keeps the ring of
 // stages full. Of a tile of 256 two warpgroups take half the rows each: it moves the fewest bytes for each product, which
 // bounds products of thousands of rows; one may be some stages behind the other. Of narrower ones they take every other
 // tile. Either way one multiplies while the other writes what it has: for gates that is, by count, a tenth of what a tile

@@ -50,7 +50,8 @@ DEVICE void multiply_factors(float (&sums)[WARP_ROWS / 16][WARP_OUTPUTS / 8][4],
 
 // A warp: its sums of every stage in order. Factors are read two products before they are needed, and whether the next stage
 // is full is asked two before that: nothing is waited for between two products if it is. Behind the last stage it is read
-// once more, for nothing: to leave that out would take longer, for a product that is under way is waited for at a branch.
+// once more, for nothing: to leave that out would take longer by the compiler's own waits, for a product that is under way is
+// waited for at a branch.
 template <int OUTPUTS>
 DEVICE void multiply_by_warp(float (&sums)[WARP_ROWS / 16][WARP_OUTPUTS / 8][4], const Product& product, const Ring& ring, int output) {
     constexpr int STAGE = STAGE_BYTES<OUTPUTS, WARP_ROWS> / 2, STEPS = DEPTH / 16, AHEAD = 2;
