@@ -91,7 +91,10 @@ impl Mock {
         let source = directory.join("cublaslt.c");
         std::fs::write(&source, "unsigned long cublasLtGetVersion() { return 120900; }").expect("a source");
         let library = directory.join("libcublasLt.so");
-        let built = Command::new("g++").args(["-x", "c", "-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+        let built = Command::new("g++")
+            .args(["-x", "c", "-shared", "-fPIC", "-o"])
+            .args([&library, &source])
+            .status();
         assert!(built.is_ok_and(|status| status.success()), "{} is not built", source.display());
         directory.to_string_lossy().into_owned()
     }
