@@ -56,11 +56,9 @@ REGISTERS = {
     "tall_rows_96": 128,
     "tall_rows_gated_64": 128,
     "tall_rows_gated_96": 128,
-    "warp_rows_16": 128,
-    "warp_rows_32": 128,
     # With a block of attention beside it.
     "few_rows_turned_64": 128,
-    "few_rows_turned_128": 200,
+    "few_rows_turned_128": 208,
     # 288 threads.
     "many_rows_64": 224,
     "many_rows_128": 224,
@@ -89,7 +87,6 @@ FEW_ROWS = {8: 1, 16: 1, 32: 1, 48: 2, 64: 1, 96: 2, 128: 2, 192: 3}
 HOPPER_PRODUCTS = {f"few_rows_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items()}
 HOPPER_PRODUCTS |= {f"few_rows_gated_{outputs}": 4 * parts for outputs, parts in FEW_ROWS.items() if outputs > 8}
 HOPPER_PRODUCTS |= {f"tall_rows_{kind}{outputs}": 4 * FEW_ROWS[outputs] for kind in ("", "gated_") for outputs in (32, 48, 64, 96)}
-HOPPER_PRODUCTS |= {"warp_rows_16": 16, "warp_rows_32": 16}
 HOPPER_PRODUCTS |= {"few_rows_turned_64": 4, "few_rows_turned_128": 8}
 HOPPER_PRODUCTS |= {f"many_rows_{kind}": 8 for kind in ("64", "128", "gated_64", "gated_128", "turned_128")}
 HOPPER_PRODUCTS |= {f"many_rows_{kind}": 4 for kind in ("256", "gated_256", "turned_256")}

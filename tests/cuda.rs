@@ -107,7 +107,6 @@ fn products_of_our_own_change_nothing() {
     let all = [
         "products of few rows",
         "products of many rows",
-        "products by warps",
         "gated of few",
         "gated of many",
         "tall products",
@@ -118,7 +117,7 @@ fn products_of_our_own_change_nothing() {
     }
     // Those that are wrong are found out when they are tried, and not used.
     for (name, of) in [
-        ("rows", ["products of few rows", "products of many rows", "products by warps"]),
+        ("rows", ["products of few rows", "products of many rows", "tall products"]),
         ("gated", ["gated of few", "gated of many", "gated of tall"]),
     ] {
         let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", name.to_owned())]].concat();
@@ -132,7 +131,7 @@ fn products_of_our_own_change_nothing() {
     // So are those that do not add to what is there: one after the other is tried, where otherwise the first is taken.
     let forgetting = [environment.clone(), vec![("MOCK_CUDA_FORGETS_SUMS", "1".to_owned())]].concat();
     let tried = passed(&run("device::among_many_rows_as_alone", &forgetting));
-    for of in ["products of few rows", "products of many rows", "products by warps", "tall products"] {
+    for of in ["products of few rows", "products of many rows", "tall products"] {
         assert!(told(&tried, of) > told(&bits, of), "{of}: {tried}\n{bits}");
     }
     // Of the two checkpoints one has heads that are turned as they are computed, in few rows and in many: then `rotate`

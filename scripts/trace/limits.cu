@@ -44,7 +44,7 @@ __device__ __forceinline__ void mark(int outputs, int depth, int place) {
 #endif
 #include "attention_hopper.cuh"
 #include "rows.cuh"
-#include "warp_rows.cuh"
+#include "many_rows.cuh"
 
 #define CHECK(call) check(call, #call)
 static void check(cudaError_t status, const char* what) {
@@ -78,28 +78,6 @@ __global__ void chain_of_warpgroup(long long* took, float* kept, int pieces) {
     if (threadIdx.x == 0) *took = clock64() - began;
     for (int n = 0; n < OUTPUTS / 8; ++n)
         for (int i = 0; i < 4; ++i) kept[(n * 4 + i) * 128 + threadIdx.x] = sums[n][i];
-}
-
-// The same of a warp's own products, 32 rows by 16 outputs, with its reads from shared memory.
-__global__ void chain_of_warp(long long* took, float* kept, int pieces) {
-    SHARED(unsigned char, unaligned);
-    bf16* tile = first_stage(unaligned);
-    for (int i = threadIdx.x; i < 64 * DEPTH; i += blockDim.x) tile[i] = 0;
-    __syncthreads();
-    float sums[2][2][4] = {};
-    Factors factors[2];
-    Places places = places_of(tile, 0);
-    read_factors(factors[0], places, 0, 0);
-    long long began = clock64();
-    for (int piece = 0; piece < pieces; ++piece) {
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            read_factors(factors[(step + 1) % 2], places, (step + 1) % 4, 0);
-            multiply_factors(sums, factors[step % 2]);
-        }
-    }
-    for (int i = 0; i < 16; ++i) kept[i * 128 + threadIdx.x] = sums[i / 8][i / 4 % 2][i % 4];
-    if (threadIdx.x == 0) *took = clock64() - began;
 }
 
 // Cycles that attention takes for a tile, or for a part of it, where keys and values are there.
@@ -165,19 +143,30 @@ __global__ void nothing(int* to) {
     if (to != nullptr && threadIdx.x == 0) to[blockIdx.x] = blockIdx.x;
 }
 
-static TensorMap map_of(const void* at, size_t rows, size_t depth, unsigned tile_rows) {
+static TensorMap map_by(const void* at, unsigned dimensions, const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* tile) {
     using Encode = decltype(&cuTensorMapEncodeTiled);
     static auto encode = reinterpret_cast<Encode>(dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuTensorMapEncodeTiled"));
     CUtensorMap map;
-    cuuint64_t sizes[] = {depth, rows}, strides[] = {depth * 2};
-    cuuint32_t tile[] = {64, tile_rows}, steps[] = {1, 1};
-    CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(at), sizes, strides, tile, steps,
+    cuuint32_t steps[] = {1, 1, 1, 1};
+    CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, dimensions, const_cast<void*>(at), sizes, strides, tile, steps,
                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (status != CUDA_SUCCESS) printf("a tensor map: %d\n", status), exit(1);
     TensorMap ours;
     memcpy(&ours, &map, sizeof ours);
     return ours;
+}
+static TensorMap map_of(const void* at, size_t rows, size_t depth, unsigned tile_rows) {
+    cuuint64_t sizes[] = {depth, rows}, strides[] = {depth * 2};
+    cuuint32_t tile[] = {64, tile_rows};
+    return map_by(at, 2, sizes, strides, tile);
+}
+
+// Panels, as few rows have them: of each `tile_rows` rows, and, if `apart` is not 0, as many that lie so far from them.
+static TensorMap panels_of(const void* at, size_t rows, size_t depth, unsigned tile_rows, unsigned panels, size_t apart = 0) {
+    cuuint64_t sizes[] = {64, rows - apart, apart ? 2u : 1u, depth / 64}, strides[] = {depth * 2, (apart ? apart : 1) * depth * 2, 128};
+    cuuint32_t tile[] = {64, tile_rows, apart ? 2u : 1u, panels};
+    return map_by(at, 4, sizes, strides, tile);
 }
 
 template <class... Declared, class... Given>
@@ -237,14 +226,6 @@ static void chains(cudaStream_t stream) {
     printf("products that wait for each other\n");
     say_chain<8>(stream, took, kept), say_chain<16>(stream, took, kept), say_chain<32>(stream, took, kept), say_chain<48>(stream, took, kept);
     say_chain<64>(stream, took, kept), say_chain<96>(stream, took, kept), say_chain<128>(stream, took, kept), say_chain<192>(stream, took, kept);
-    for (unsigned warps : {1u, 2u, 4u}) {
-        long long cycles = 0;
-        for (int i = 0; i < 2; ++i) {
-            launch(stream, chain_of_warp, dim3(1), warps * 32, 1024 + 64 * 128, 1, false, took, kept, 64);
-            CHECK(cudaMemcpy(&cycles, took, 8, cudaMemcpyDeviceToHost));
-        }
-        printf("  a warp's, 32 x 16, %u at once: %.1f cycles a step\n", warps, static_cast<double>(cycles) / 64 / 4);
-    }
 }
 
 template <Part PART>
@@ -330,11 +311,13 @@ struct Way {
     unsigned threads;
 };
 
+static int panels_of(const Way& way) { return way.width <= 32 ? 2 : 1; }
+
 static void layer_of(cudaStream_t stream, int rows, Way narrow, Way gates, int ring) {
     static auto* weights = memory<bf16>(static_cast<size_t>(LAYERS_THERE) * (QUERIES + 2 * KEYS + QUERIES + 9 * HIDDEN) * HIDDEN);
     static auto* activations = memory<bf16>(static_cast<size_t>(256) * (HIDDEN + QUERIES + 2 * KEYS + QUERIES + INNER));
     static auto* residual = memory<float>(256 * HIDDEN);
-    static auto* tables = memory<float>(4096 * 64);
+    static auto* tables = memory<float>(4096 * 128);
     std::vector<int> words(HEADER + 512, -1);
     words[ROWS] = rows, words[POSITIONS] = HEADER, words[SLOTS] = HEADER + 256;
     for (int i = 0; i < 256; ++i) words[HEADER + i] = i;
@@ -342,22 +325,22 @@ static void layer_of(cudaStream_t stream, int rows, Way narrow, Way gates, int r
     CHECK(cudaMemcpy(plan, words.data(), words.size() * 4, cudaMemcpyHostToDevice));
     bf16 *normed = activations, *qkv = normed + 256 * HIDDEN, *attended = qkv + 256 * (QUERIES + 2 * KEYS), *activated = attended + 256 * QUERIES;
     auto brought = [&](int tile) { return std::min(tile, (rows + 7) / 8 * 8); };
-    auto stages = [&](int stage) { return std::min((ring << 10) / stage, 24); };
+    auto stages = [&](int stage) { return std::clamp((ring << 10) / stage, 2, 24); };
     std::vector<Layer> layers;
     bf16* at = weights;
-    auto next = [&](int outputs, int depth, int tile) {
-        TensorMap map = map_of(at, outputs, depth, tile);
+    auto next = [&](int outputs, int depth, int tile, int panels, int apart = 0) {
+        TensorMap map = panels_of(at, outputs, depth, tile, panels, apart);
         at += static_cast<size_t>(outputs) * depth;
         return map;
     };
     for (int i = 0; i < LAYERS_THERE; ++i) {
-        TensorMap of_qkv = next(QUERIES + 2 * KEYS, HIDDEN, 32), of_output = next(HIDDEN, QUERIES, narrow.width);
-        layers.push_back({of_qkv, of_output, next(2 * INNER, HIDDEN, gates.width / 2), next(HIDDEN, INNER, narrow.width)});
+        TensorMap of_qkv = next(QUERIES + 2 * KEYS, HIDDEN, 32, 1, HEAD / 2), of_output = next(HIDDEN, QUERIES, narrow.width, panels_of(narrow));
+        layers.push_back({of_qkv, of_output, next(2 * INNER, HIDDEN, gates.width / 2, panels_of(gates), INNER), next(HIDDEN, INNER, narrow.width, panels_of(narrow))});
     }
     auto norm = [&] { launch(stream, add_norm_held, dim3((rows + 3) / 4), 128, 0, 1, true, plan, static_cast<int>(ROWS), residual, nullptr, tables, normed, HIDDEN, 1e-6f); };
     auto multiply = [&](const Way& kind, const TensorMap& w, const bf16* x, int into, void* y, int outputs, int of_w, int depth) {
-        int stage = (kind.rows + kind.width) * 128, ring_stages = stages(stage);
-        TensorMap of_x = map_of(x, rows, depth, brought(kind.rows));
+        int stage = panels_of(kind) * (kind.rows + kind.width) * 128, ring_stages = stages(stage);
+        TensorMap of_x = panels_of(x, rows, depth, brought(kind.rows), panels_of(kind));
         Product product{into, rows, outputs, depth, ring_stages, brought(kind.rows)};
         launch(stream, kind.multiply, dim3(of_w / kind.width, (rows + kind.rows - 1) / kind.rows), kind.threads, 1024 + ring_stages * (stage + 16), 1, true, of_x, w, y, product);
     };
@@ -367,9 +350,9 @@ static void layer_of(cudaStream_t stream, int rows, Way narrow, Way gates, int r
             norm();
             int stage = STAGE_BYTES<64>, ring_stages = stages(stage), outputs = QUERIES + 2 * KEYS;
             Product product{INTO_ROWS, rows, outputs, HIDDEN, ring_stages, brought(64)};
-            Turned turned{plan, nullptr, tables, tables, tables, tables, nullptr, QUERIES / HEAD, KEYS / HEAD, 0, 1, 1e-6f};
+            Turned turned{plan, nullptr, tables, tables, reinterpret_cast<const TwoAngles*>(tables), nullptr, QUERIES / HEAD, KEYS / HEAD, 0, 1, 1e-6f};
             launch(stream, few_rows_turned_64, dim3(outputs / 64, (rows + 63) / 64), 160, 1024 + ring_stages * (stage + 16) + 256, CLUSTER, true,
-                   map_of(normed, rows, HIDDEN, brought(64)), layer.qkv, qkv, product, turned);
+                   panels_of(normed, rows, HIDDEN, brought(64), 1), layer.qkv, qkv, product, turned);
             multiply(narrow, layer.output, attended, INTO_SUM, residual, HIDDEN, HIDDEN, QUERIES);
             norm();
             multiply(gates, layer.gates, normed, INTO_ROWS, activated, INNER, 2 * INNER, HIDDEN);
@@ -402,19 +385,19 @@ static void layer_of(cudaStream_t stream, int rows, Way narrow, Way gates, int r
     }
 }
 
-// Whether products by warps, and by blocks of other heights, have the bits of a warpgroup's.
+// Whether products by blocks of other widths and heights have the same bits.
 static void bits(cudaStream_t stream) {
     constexpr int OUTPUTS = 192, DEEP = 3072, THERE = 100;
     auto *x = memory<bf16>(THERE * DEEP), *w = memory<bf16>(OUTPUTS * DEEP);
     fill<<<64, 256, 0, stream>>>(x, THERE * DEEP), fill<<<64, 256, 0, stream>>>(w, OUTPUTS * DEEP);
     std::vector<std::vector<float>> all;
     const Way ways[] = {{"a warpgroup", few_rows_64, 64, 64, 160}, {"a warpgroup, 16 outputs", few_rows_16, 64, 16, 160},
-                        {"two warpgroups", tall_rows_48, 128, 48, 288}, {"warps", warp_rows_32, 32, 32, 96}, {"a warp", warp_rows_16, 32, 16, 64}};
+                        {"two warpgroups", tall_rows_48, 128, 48, 288}};
     for (const Way& way : ways) {
         auto* y = memory<float>(THERE * OUTPUTS);
         Product product{INTO_WIDE, THERE, OUTPUTS, DEEP, 4, way.rows < THERE ? way.rows : 104};
         launch(stream, way.multiply, dim3(OUTPUTS / way.width, (THERE + way.rows - 1) / way.rows), way.threads,
-               1024 + 4 * ((way.rows + way.width) * 128 + 16), 1, false, map_of(x, THERE, DEEP, product.x_rows), map_of(w, OUTPUTS, DEEP, way.width), y, product);
+               1024 + 4 * (panels_of(way) * (way.rows + way.width) * 128 + 16), 1, false, panels_of(x, THERE, DEEP, product.x_rows, panels_of(way)), panels_of(w, OUTPUTS, DEEP, way.width, panels_of(way)), y, product);
         all.emplace_back(THERE * OUTPUTS);
         CHECK(cudaStreamSynchronize(stream));
         CHECK(cudaMemcpy(all.back().data(), y, all.back().size() * 4, cudaMemcpyDeviceToHost));
@@ -434,14 +417,13 @@ int main() {
     attention(stream);
     tiles(stream);
     boundaries(stream);
-    Way by_warpgroup{"narrow ones by a warpgroup", few_rows_16, 64, 16, 160}, by_warps{"narrow ones by warps", warp_rows_32, 32, 32, 96};
+    Way by_warpgroup{"narrow ones by a warpgroup", few_rows_16, 64, 16, 160};
     Way gates{"gates by a warpgroup", few_rows_gated_96, 64, 96, 160}, tall{"gates by two warpgroups", tall_rows_gated_48, 128, 48, 288};
     for (int ring : {110, 200}) {
         layer_of(stream, 105, by_warpgroup, gates, ring);
-        layer_of(stream, 105, by_warps, gates, ring);
-        layer_of(stream, 105, by_warps, tall, ring);
+        layer_of(stream, 105, by_warpgroup, tall, ring);
     }
-    Way low{"narrow ones by warps", warp_rows_16, 32, 16, 64}, low_gates{"gates by a warpgroup", few_rows_gated_48, 64, 48, 160};
+    Way low{"narrow ones by a warpgroup", few_rows_8, 64, 8, 160}, low_gates{"gates by a warpgroup", few_rows_gated_48, 64, 48, 160};
     for (int ring : {110, 200}) layer_of(stream, 8, low, low_gates, ring);
     CHECK(cudaDeviceSynchronize());
 }

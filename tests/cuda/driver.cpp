@@ -141,11 +141,10 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
            "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many, %zu rotations, "
-           "%zu products by warps, %zu tall products, %zu gated of tall, %zu attentions of warpgroups\n",
+           "%zu tall products, %zu gated of tall, %zu attentions of warpgroups\n",
            graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
            kernels_by_name["many_rows"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"],
-           kernels_by_name["rotate"], kernels_by_name["warp_rows"], kernels_by_name["tall_rows"],
-           kernels_by_name["tall_rows_gated"],
+           kernels_by_name["rotate"], kernels_by_name["tall_rows"], kernels_by_name["tall_rows_gated"],
            kernels_by_name["attention_hopper"]);
 }
 
@@ -178,7 +177,7 @@ std::vector<Kernel> kernels = {
     ENTRY(few_rows_gated_32), ENTRY(few_rows_gated_48), ENTRY(few_rows_gated_64), ENTRY(few_rows_gated_96),
     ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_64), ENTRY(many_rows_128),
     ENTRY(many_rows_256), ENTRY(few_rows_turned_64), ENTRY(few_rows_turned_128), ENTRY(many_rows_turned_128), ENTRY(many_rows_turned_256), ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128), ENTRY(many_rows_gated_256),
-    ENTRY(tall_rows_32), ENTRY(tall_rows_48), ENTRY(tall_rows_64), ENTRY(tall_rows_96), ENTRY(tall_rows_gated_32), ENTRY(tall_rows_gated_48), ENTRY(tall_rows_gated_64), ENTRY(tall_rows_gated_96), ENTRY(warp_rows_16), ENTRY(warp_rows_32)};
+    ENTRY(tall_rows_32), ENTRY(tall_rows_48), ENTRY(tall_rows_64), ENTRY(tall_rows_96), ENTRY(tall_rows_gated_32), ENTRY(tall_rows_gated_48), ENTRY(tall_rows_gated_64), ENTRY(tall_rows_gated_96)};
 
 }  // namespace
 
@@ -384,9 +383,14 @@ int cuOccupancyMaxActiveClusters(int* count, void*, const Config*) { *count = 6;
 int cuTensorMapEncodeTiled(TensorMap* map, int type, unsigned dimensions, void* base, const uint64_t* sizes, const uint64_t* strides,
                            const uint32_t* tile, const uint32_t* steps, int interleave, int swizzle, int, int fill) {
     constexpr int BF16 = 9, OF_128_BYTES = 3;
-    bool ours = type == BF16 && dimensions == 2 && steps[0] == 1 && steps[1] == 1 && interleave == 0 && swizzle == OF_128_BYTES && fill == 0;
-    bool there = inside(reinterpret_cast<Address>(base), sizes[1] * strides[0]);
-    return ours && there && shim::encode(*map, base, sizes[0], sizes[1], strides[0], tile[0], tile[1]) ? SUCCESS : INVALID_VALUE;
+    bool ours = type == BF16 && (dimensions == 2 || dimensions == 4) && interleave == 0 && swizzle == OF_128_BYTES && fill == 0;
+    for (unsigned i = 0; i < dimensions; ++i) ours &= steps[i] == 1;
+    size_t end = sizes[0] * 2;
+    for (unsigned i = 1; i < dimensions; ++i) end += (sizes[i] - 1) * strides[i - 1];
+    bool there = inside(reinterpret_cast<Address>(base), end);
+    bool fits = dimensions == 2 ? shim::encode(*map, base, sizes[0], sizes[1], strides[0], tile[0], tile[1])
+                                : shim::encode_panels(*map, base, sizes, strides, tile);
+    return ours && there && fits ? SUCCESS : INVALID_VALUE;
 }
 
 int cuStreamBeginCapture_v2(void*, int) {

@@ -28,11 +28,13 @@ UNORDERED static void tell(Barrier& barrier, int32_t bytes, int16_t arrivals) {
     settle(barrier);
 }
 
-// A tensor map of the mock: bf16 in two dimensions, tiles of whole 128-byte rows, swizzled.
+// A tensor map of the mock: bf16 in two dimensions, tiles of whole 128-byte rows, swizzled; or in four, panels of whole rows.
 struct Map {
     const uint16_t* base;
     uint64_t columns, rows, stride;  // bytes from row to row
     uint32_t tile_columns, tile_rows;
+    uint64_t parts, apart, panels, panel;  // of the third and fourth dimension the sizes and strides
+    uint32_t tile_parts, tile_panels;
 };
 static_assert(sizeof(Map) <= sizeof(TensorMap), "it has room");
 
@@ -41,25 +43,41 @@ static inline bool encode(TensorMap& to, const void* base, uint64_t columns, uin
                           uint32_t tile_columns, uint32_t tile_rows) {
     bool fits = reinterpret_cast<uintptr_t>(base) % 16 == 0 && stride % 16 == 0 && stride >= columns * 2 && columns > 0 &&
                 rows > 0 && tile_columns * 2 == 128 && tile_rows > 0 && tile_rows <= 256;
-    Map map{static_cast<const uint16_t*>(base), columns, rows, stride, tile_columns, tile_rows};
+    Map map{static_cast<const uint16_t*>(base), columns, rows, stride, tile_columns, tile_rows, 1, 0, 1, 0, 1, 1};
     memcpy(&to, &map, sizeof map);
     return fits;
+}
+static inline bool encode_panels(TensorMap& to, const void* base, const uint64_t* sizes, const uint64_t* strides, const uint32_t* tile) {
+    bool fits = reinterpret_cast<uintptr_t>(base) % 16 == 0 && sizes[0] == 64 && tile[0] == 64;
+    for (int i = 0; i < 4; ++i) fits &= sizes[i] > 0 && tile[i] > 0 && tile[i] <= 256;
+    for (int i = 0; i < 3; ++i) fits &= strides[i] % 16 == 0 && strides[i] > 0;
+    Map map{static_cast<const uint16_t*>(base), sizes[0], sizes[1], strides[0], tile[0], tile[1], sizes[2], strides[1], sizes[3], strides[2], tile[2], tile[3]};
+    memcpy(&to, &map, sizeof map);
+    return fits;
+}
+// Panels of a matrix of so many rows, as the host has it: of each the rows of a tile, `parts` times, so many apart.
+static inline bool encode_panels(TensorMap& to, const void* base, uint64_t rows, uint64_t depth, uint32_t tile_rows, uint32_t parts, uint64_t apart, uint32_t panels) {
+    uint64_t sizes[] = {64, rows - (parts - 1) * apart, parts, depth / 64}, strides[] = {depth * 2, (apart ? apart : rows) * depth * 2, 128};
+    uint32_t tile[] = {64, tile_rows, parts, panels};
+    return encode_panels(to, base, sizes, strides, tile);
 }
 
 // Copies a tile to the same place of some blocks; zeros where the matrix has ended. Sixteen bytes of row r lie
 // at their place ^ r % 8.
-static inline void bring(const TensorMap& encoded, int column, int row, bf16* to, ::Barrier* barrier, unsigned blocks) {
+static inline void bring(const TensorMap& encoded, int column, int row, bf16* to, ::Barrier* barrier, unsigned blocks, int panel = 0) {
     Map map;
     memcpy(&map, &encoded, sizeof map);
-    size_t at = reinterpret_cast<char*>(to) - shared_of(rank()), bytes = map.tile_rows * 128;
+    size_t at = reinterpret_cast<char*>(to) - shared_of(rank()), bytes = map.tile_rows * map.tile_parts * map.tile_panels * 128;
     if (at % ALIGNMENT != 0 || at + bytes > shared_stride) fail("a tile is not aligned to its swizzle, or outside");
     for (unsigned block = 0; blocks >> block; ++block) {
         if (!(blocks >> block & 1)) continue;
-        for (uint32_t r = 0; r < map.tile_rows; ++r)
+        for (uint32_t r = 0; r < bytes / 128; ++r)
             for (uint32_t c = 0; c < map.tile_columns; ++c) {
-                uint64_t from_row = row + r, from_column = column + c;
-                bool there = from_row < map.rows && from_column < map.columns;
-                uint16_t value = there ? map.base[from_row * map.stride / 2 + from_column] : 0;
+                uint64_t from_row = row + r % map.tile_rows, part = r / map.tile_rows % map.tile_parts;
+                uint64_t from_panel = panel + r / map.tile_rows / map.tile_parts, from_column = column + c;
+                bool there = from_row < map.rows && from_column < map.columns && part < map.parts && from_panel < map.panels;
+                size_t from = from_row * map.stride + part * map.apart + from_panel * map.panel;
+                uint16_t value = there ? map.base[from / 2 + from_column] : 0;
                 size_t place = (at + r * 128 + c * 2) ^ (r % 8 * 16);
                 memcpy(shared_of(block) + place, &value, 2);
             }
@@ -137,24 +155,24 @@ UNORDERED static void barrier_wait(Barrier* barrier, u32 parity) {
     shim::acquire(shim::phase_of(awaited, parity));
 }
 
-// It may not be seen yet that a phase is over.
-UNORDERED static bool barrier_is_over(Barrier* barrier, u32 parity) {
-    static unsigned asked = 0;
-    bool seen = ++asked % 2 && shim::is_over(shim::barrier_of(barrier, shim::rank()), parity);
-    if (seen) barrier_wait(barrier, parity);
-    return seen;
-}
-
 static inline void ask_for_map(const TensorMap&) {}
 static inline void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     shim::bring(map, column, row, to, barrier, 1u << shim::rank());
+}
+static inline void bring_panels(const TensorMap& map, int panel, int row, bf16* to, Barrier* barrier) {
+    shim::bring(map, 0, row, to, barrier, 1u << shim::rank(), panel);
 }
 static inline void bring_tile_to_both(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     shim::bring(map, column, row, to, barrier, (1u << CLUSTER) - 1);
 }
 
 static inline void stay_behind(float&) {}
+template <int N>
+static inline void registers_more() {}
+template <int N>
+static inline void registers_fewer() {}
 static inline void compute_once(u32&) {}
+static inline void compute_once(int&) {}
 template <class T>
 static inline void compute_once(T*&) {}
 static inline void products_begin() {}

@@ -144,19 +144,20 @@ using AttentionKernel = void (*)(const int*, Attention, Turn, const bf16*, const
 // What is done to heads before attention.
 struct Turning {
     int dim;
-    std::vector<float> bias, norm, cosines, sines;
+    std::vector<float> bias, norm;
+    std::vector<TwoAngles> angles;
 
-    Turning(int dim, int heads, int positions, bool biased, bool normed) : dim(dim), cosines(positions * dim / 2), sines(cosines) {
+    Turning(int dim, int heads, int positions, bool biased, bool normed) : dim(dim), angles(positions * dim / 4) {
         if (biased) bias = floats(heads * dim);
         if (normed) norm = floats(dim, 1.0f);
-        for (size_t i = 0; i < cosines.size(); ++i) {
-            float angle = draw(3.0f);
-            cosines[i] = std::cos(angle), sines[i] = std::sin(angle);
+        for (TwoAngles& two : angles) {
+            float first = draw(3.0f), second = draw(3.0f);
+            two = {{std::cos(first), std::cos(second)}, {std::sin(first), std::sin(second)}};
         }
     }
 
     Turn turn() const {
-        return {bias.empty() ? nullptr : bias.data(), norm.empty() ? nullptr : norm.data(), cosines.data(), sines.data(), 1e-6f};
+        return {bias.empty() ? nullptr : bias.data(), norm.empty() ? nullptr : norm.data(), angles.data(), 1e-6f};
     }
 
     // A head's vector; with its bias alone if it is a value.
@@ -170,9 +171,9 @@ struct Turning {
         if (value) return x;
         for (int i = 0; i < dim && !norm.empty(); ++i) x[i] *= norm[i] / std::sqrt(squares / dim + 1e-6);
         for (int i = 0; i < dim; ++i) {
-            size_t at = static_cast<size_t>(position) * (dim / 2) + i % (dim / 2);
-            turned[i] = i < dim / 2 ? x[i] * cosines[at] - x[i + dim / 2] * sines[at]
-                                    : x[i] * cosines[at] + x[i - dim / 2] * sines[at];
+            const TwoAngles& two = angles[(static_cast<size_t>(position) * (dim / 2) + i % (dim / 2)) / 2];
+            double cosine = i % 2 ? two.cosine.y : two.cosine.x, sine = i % 2 ? two.sine.y : two.sine.x;
+            turned[i] = i < dim / 2 ? x[i] * cosine - x[i + dim / 2] * sine : x[i] * cosine + x[i - dim / 2] * sine;
         }
         return turned;
     }
@@ -442,7 +443,7 @@ void embeddings_and_norms() {
     }
 }
 
-using RotateKernel = void (*)(const int*, Rotation, bf16*, const float*, const float*, const float*, const float*, bf16*);
+using RotateKernel = void (*)(const int*, Rotation, bf16*, const float*, const float*, const TwoAngles*, bf16*);
 
 void rotations() {
     // Keys and values behind two heads of queries, which stay as they are.
@@ -456,11 +457,11 @@ void rotations() {
         int total = QUERIES + 2 * kv_heads, stride = total * dim;
         std::vector<bf16> before = halves(ROWS_THERE * stride), buffer = before, cache(2 * 2 * 2 * kv_heads * 16 * dim, 0);
         Turning turning(dim, 2 * kv_heads, 20, biased, normed);
-        auto [bias, norm, cosines, sines, epsilon] = turning.turn();
+        auto [bias, norm, angles, epsilon] = turning.turn();
         Rotation shape{stride, kv_heads, 1, 2, epsilon};
         RotateKernel kernel = dim == 32 ? rotate_32 : dim == 64 ? rotate_64 : rotate_128;
-        auto run = [&, bias = bias, norm = norm, cosines = cosines, sines = sines] {
-            kernel(batch.words.data(), shape, buffer.data() + QUERIES * dim, bias, norm, cosines, sines, cache.data());
+        auto run = [&, bias = bias, norm = norm, angles = angles] {
+            kernel(batch.words.data(), shape, buffer.data() + QUERIES * dim, bias, norm, angles, cache.data());
         };
         shim::launch({ROWS_THERE + 1, static_cast<unsigned>((2 * kv_heads * dim + 2047) / 2048)}, {256}, 0, run, 1, true);
         std::vector<double> ours, expected;
@@ -594,7 +595,7 @@ int main(int count, char**) {
     heads();
     // Last: what orders threads costs more, the more there have been.
     products_of_few_rows();
-    products_by_taller_blocks_and_by_warps();
+    products_by_taller_blocks();
     products_of_many_rows();
     turned_products();
     printf("%d checks, %d failed\n", checks, failures);

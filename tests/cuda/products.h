@@ -13,21 +13,18 @@ struct Width {
     unsigned threads = 160;
 };
 
-// The longest ring of so many bytes; the host has one of 200 KiB and one of 110.
-constexpr int stages_of(int bytes, int stage) { return std::min(bytes / stage, 24); }
+// The longest ring of so many bytes, but of two stages; the host has one of 200 KiB and one of 110.
+constexpr int stages_of(int bytes, int stage) { return std::clamp(bytes / stage, 2, 24); }
 
 #define WIDTH(OUTPUTS, GATED) Width{OUTPUTS, few_rows_##OUTPUTS, GATED, STAGE_BYTES<OUTPUTS>, stages_of(200 << 10, STAGE_BYTES<OUTPUTS>)}
 const Width WIDTHS[] = {WIDTH(8, nullptr), WIDTH(16, few_rows_gated_16), WIDTH(32, few_rows_gated_32), WIDTH(48, few_rows_gated_48),
                         WIDTH(64, few_rows_gated_64), WIDTH(96, few_rows_gated_96), WIDTH(128, few_rows_gated_128),
                         WIDTH(192, few_rows_gated_192)};
 
-// Twice as many rows to a block; and blocks of single warps.
+// Twice as many rows to a block.
 #define TALL(OUTPUTS) \
     Width{OUTPUTS, tall_rows_##OUTPUTS, tall_rows_gated_##OUTPUTS, STAGE_BYTES<OUTPUTS, 128>, stages_of(200 << 10, STAGE_BYTES<OUTPUTS, 128>), 128, 288}
 const Width TALL_WIDTHS[] = {TALL(32), TALL(48), TALL(64), TALL(96)};
-#define BY_WARPS(OUTPUTS) \
-    Width{OUTPUTS, warp_rows_##OUTPUTS, nullptr, STAGE_BYTES<OUTPUTS, 32>, stages_of(200 << 10, STAGE_BYTES<OUTPUTS, 32>), 32, 2 * OUTPUTS + 32}
-const Width WARP_WIDTHS[] = {BY_WARPS(16), BY_WARPS(32)};
 
 #define MANY_WIDTH(OUTPUTS) Width{OUTPUTS, many_rows_##OUTPUTS, many_rows_gated_##OUTPUTS, Wheel<OUTPUTS>::BYTES, Wheel<OUTPUTS>::STAGES}
 const Width MANY_WIDTHS[] = {MANY_WIDTH(64), MANY_WIDTH(128), MANY_WIDTH(256)};
@@ -37,15 +34,17 @@ struct Trial {
     const std::vector<bf16>&x, &w;
     int into, rows, outputs, depth;
 
-    std::vector<float> by(Multiply kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, int of_w, unsigned cluster, int behind = 0) const {
+    std::vector<float> by(Multiply kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, int of_w, unsigned cluster, int parts = 0, unsigned panels = 0) const {
         std::vector<bf16> narrow(rows * outputs, 0x7fc0);
         std::vector<float> wider(rows * outputs);
         for (size_t i = 0; i < wider.size(); ++i) wider[i] = static_cast<float>(i % 13);
         TensorMap x_map, w_map;
-        equal("the matrices can be mapped", shim::encode(x_map, x.data(), depth, rows, depth * 2, DEPTH, x_tile) &&
-                                                shim::encode(w_map, w.data(), depth, of_w, depth * 2, DEPTH, w_tile));
+        // Of few rows by panels, of which w has ups beside gates.
+        equal("the matrices can be mapped",
+              parts ? shim::encode_panels(x_map, x.data(), rows, depth, x_tile, 1, 0, panels) && shim::encode_panels(w_map, w.data(), of_w, depth, w_tile, parts, outputs, panels)
+                    : shim::encode(x_map, x.data(), depth, rows, depth * 2, DEPTH, x_tile) && shim::encode(w_map, w.data(), depth, of_w, depth * 2, DEPTH, w_tile));
         void* y = into == INTO_ROWS ? static_cast<void*>(narrow.data()) : wider.data();
-        Product product{into, rows, outputs, depth, stages, x_tile, behind};
+        Product product{into, rows, outputs, depth, stages, x_tile};
         shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y, product); }, cluster, true);
         for (size_t i = 0; i < narrow.size() && into == INTO_ROWS; ++i) wider[i] = from_bf16(narrow[i]);
         return wider;
@@ -56,14 +55,14 @@ struct Trial {
         Dim grid{static_cast<unsigned>(of_w / width.outputs), static_cast<unsigned>((rows + width.rows - 1) / width.rows)};
         if (stages == 0) stages = width.stages;
         size_t shared = stages * (width.stage + 2 * sizeof(Barrier));
-        return by(gated ? width.gated : width.plain, grid, width.threads, shared, stages, std::min(width.rows, (rows + 7) / 8 * 8), width.outputs / (gated ? 2 : 1), of_w, 1);
+        return by(gated ? width.gated : width.plain, grid, width.threads, shared, stages, std::min(width.rows, (rows + 7) / 8 * 8), width.outputs / (gated ? 2 : 1), of_w, 1, gated ? 2 : 1, width.outputs <= 32 ? 2 : 1);
     }
 
-    std::vector<float> of_many(int width, unsigned clusters, bool gated = false, int behind = 0) const {
+    std::vector<float> of_many(int width, unsigned clusters, bool gated = false) const {
         const Width& of = width == 256 ? MANY_WIDTHS[2] : width == 128 ? MANY_WIDTHS[1] : MANY_WIDTHS[0];
-        size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
+        size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier) + 2 * HEAD * sizeof(float);
         int of_w = outputs * (gated ? 2 : 1);
-        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, width / CLUSTER, of_w, CLUSTER, behind);
+        return by(gated ? of.gated : of.plain, {clusters * CLUSTER}, MANY_THREADS, shared, 0, TILE, width / CLUSTER, of_w, CLUSTER);
     }
 };
 
@@ -102,8 +101,8 @@ std::vector<float> gated_apart(const std::vector<float>& both, int rows, int out
 // Depths within a ring, around it more than once, and not of whole stages.
 void products_of_few_rows() {
     for (const Width& width : WIDTHS) {
-        int around = ((few ? 1 : 2) * width.stages + 3) * DEPTH;
-        for (auto [rows, depth] : {std::pair{1, 64}, {64, around}, {70, 200}, {130, 72}}) {
+        int around = ((few ? 1 : 2) * width.stages + 3) * 2 * DEPTH;
+        for (auto [rows, depth] : {std::pair{1, 64}, {64, around}, {70, 64 * 3}, {130, 128}}) {
             if (few && (rows != 64 || width.outputs > 64 || width.outputs % 32 != 16)) continue;
             int outputs = CLUSTER * width.outputs * (rows == 70 ? 2 : 1);
             std::vector<bf16> x = halves(rows * depth, 0.3f), w = halves(outputs * depth, 0.3f);
@@ -127,13 +126,12 @@ void products_of_few_rows() {
 }
 
 // By blocks of other heights the bits of products of few rows. Rows of a block that is not whole, and of more than one.
-void products_by_taller_blocks_and_by_warps() {
+void products_by_taller_blocks() {
     std::vector<std::pair<Width, bool>> all;
     for (const Width& width : TALL_WIDTHS) all.push_back({width, false}), all.push_back({width, true});
-    for (const Width& width : WARP_WIDTHS) all.push_back({width, false});
     for (auto [width, gated] : all) {
-        int around = ((few ? 1 : 2) * width.stages + 3) * DEPTH;
-        for (auto [rows, depth] : {std::pair{1, 64}, {65, around}, {150, 200}, {33, 72}}) {
+        int around = ((few ? 1 : 2) * width.stages + 3) * 2 * DEPTH;
+        for (auto [rows, depth] : {std::pair{1, 64}, {65, around}, {150, 64 * 3}, {103, 128}}) {
             if (few && (rows != 65 || width.outputs != 32)) continue;
             int outputs = width.outputs * (rows == 150 ? 2 : 3) / (gated ? 2 : 1);
             std::vector<bf16> x = halves(rows * depth, 0.3f), w = halves(outputs * (gated ? 2 : 1) * depth, 0.3f);
@@ -166,9 +164,7 @@ void products_of_many_rows() {
             Trial trial{x, w, into, rows, outputs, depth};
             std::vector<float> found = trial.of_many(width, clusters);
             compare_product(name, trial, found);
-            if (!few) equal(name + " as of few rows", trial.of_few(WIDTHS[1]) == found);
-            // One warpgroup behind the other, where they share tiles.
-            if (width == 256) equal(name + ", one behind", trial.of_many(width, clusters, false, 2) == found);
+            if (!few && depth % DEPTH == 0) equal(name + " as of few rows", trial.of_few(WIDTHS[1]) == found);
             if (into != INTO_ROWS) continue;
             std::vector<float> once = Trial{x, w, into, rows, outputs / 2, depth}.of_many(width, clusters, true);
             equal(name + ", gated at once", once == gated_apart(found, rows, outputs / 2));
@@ -201,7 +197,8 @@ void turn_by_attention(const Batch& batch, const Turn& turn, bf16* rows, int cou
 void turned_products() {
     constexpr int LAYER = 1, LAYERS = 2, SLOTS_THERE = 48;
     for (auto [query_heads, kv_heads, rows, spare, depth, biased, normed] :
-         {std::tuple{2, 1, 20, 3, 64 * 17, false, true}, {4, 1, 1, 15, 72, true, true}, {0, 2, 130, 0, 200, true, false}, {2, 3, 300, 20, 64 * 3, false, true}}) {
+         {std::tuple{2, 1, 20, 3, 64 * 17, false, true}, {4, 1, 1, 15, 64, true, true}, {0, 2, 130, 0, 64 * 4, true, false}, {2, 3, 300, 20, 64 * 3, false, true},
+          {2, 2, 290, 9, 64 * 16, false, true}, {2, 1, 150, 0, 64 * 18, false, false}, {2, 1, 140, 0, 64 * 16, true, true}}) {
         if (few && rows != 20) continue;
         int heads = query_heads + 2 * kv_heads, outputs = heads * HEAD, all = rows + spare;
         Batch batch;
@@ -210,7 +207,7 @@ void turned_products() {
         for (int i = 1; i < std::min(rows, SLOTS_THERE); i += 2) batch.slots[i] = SLOTS_THERE - 1 - i;
         batch.plan(1);
         Turning turning(HEAD, heads, rows + 8, biased, normed), of_keys(HEAD, 0, rows + 8, false, normed);
-        of_keys.cosines = turning.cosines, of_keys.sines = turning.sines;
+        of_keys.angles = turning.angles;
         Turn turn = turning.turn();
         std::vector<bf16> x = halves(all * depth, 0.3f), w = halves(outputs * depth, 0.3f);
         size_t cached = static_cast<size_t>(SLOTS_THERE) * LAYERS * 2 * kv_heads * HEAD;
@@ -223,20 +220,21 @@ void turned_products() {
         Rotation shape{outputs, kv_heads, LAYER, LAYERS, turn.epsilon};
         const float *bias = biased ? turn.bias + query_heads * HEAD : nullptr, *key_norm = of_keys.turn().norm;
         shim::launch({static_cast<unsigned>(rows), static_cast<unsigned>((2 * kv_heads * HEAD + 2047) / 2048)}, {256}, 0, [&] {
-            rotate_128(batch.words.data(), shape, apart.data() + query_heads * HEAD, bias, key_norm, turn.cosines, turn.sines, cache_apart.data());
+            rotate_128(batch.words.data(), shape, apart.data() + query_heads * HEAD, bias, key_norm, turn.angles, cache_apart.data());
         }, 1, true);
         apart.resize(static_cast<size_t>(rows) * outputs);
 
         std::string name = "turned product of " + std::to_string(rows) + " x " + std::to_string(depth);
-        Turned turned{batch.words.data(), turn.bias, turn.norm, key_norm, turn.cosines, turn.sines, nullptr, query_heads, kv_heads, LAYER, LAYERS, turn.epsilon};
-        auto check = [&](const std::string& how, MultiplyTurned kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, unsigned cluster, int behind = 0) {
+        Turned turned{batch.words.data(), turn.bias, turn.norm, key_norm, turn.angles, nullptr, query_heads, kv_heads, LAYER, LAYERS, turn.epsilon};
+        auto check = [&](const std::string& how, MultiplyTurned kernel, Dim grid, unsigned threads, size_t shared, int stages, int x_tile, int w_tile, unsigned cluster, bool by_panels) {
             std::vector<bf16> y(static_cast<size_t>(all) * outputs, 0x7fc0), cache(cached, 0);
             TensorMap x_map, w_map;
-            equal("the matrices can be mapped", shim::encode(x_map, x.data(), depth, all, depth * 2, DEPTH, x_tile) &&
-                                                    shim::encode(w_map, w.data(), depth, outputs, depth * 2, DEPTH, w_tile));
+            equal("the matrices can be mapped",
+                  by_panels ? shim::encode_panels(x_map, x.data(), all, depth, x_tile, 1, 0, 1) && shim::encode_panels(w_map, w.data(), outputs, depth, w_tile, 2, HEAD / 2, 1)
+                            : shim::encode(x_map, x.data(), depth, all, depth * 2, DEPTH, x_tile) && shim::encode(w_map, w.data(), depth, outputs, depth * 2, DEPTH, w_tile));
             Turned here = turned;
             here.cache = cache.data();
-            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages, x_tile, behind}, here); }, cluster, true);
+            shim::launch(grid, {threads}, 1024 + shared, [&] { kernel(x_map, w_map, y.data(), {INTO_ROWS, all, outputs, depth, stages, x_tile}, here); }, cluster, true);
             y.resize(apart.size());
             equal(name + how, y == apart);
             equal(name + how + ", what is kept", cache == cache_apart);
@@ -246,19 +244,19 @@ void turned_products() {
             for (int bytes : {110 << 10, 200 << 10}) {
                 int stages = stages_of(bytes, stage);
                 size_t shared = stages * (stage + 2 * sizeof(Barrier)) + X_ROWS * sizeof(float);
-                check(how, kernel, {static_cast<unsigned>(outputs / width), row_tiles}, 160, shared, stages, X_ROWS, width / 2, width == HEAD ? 1 : CLUSTER);
+                check(how, kernel, {static_cast<unsigned>(outputs / width), row_tiles}, 160, shared, stages, X_ROWS, width / 2, width == HEAD ? 1 : CLUSTER, true);
             }
         };
         by_few(" by halves of heads", few_rows_turned_64, 64, STAGE_BYTES<64>);
         by_few(" by heads", few_rows_turned_128, 128, STAGE_BYTES<128>);
-        auto by_many = [&](const std::string& how, MultiplyTurned kernel, int width, unsigned clusters, int behind) {
+        auto by_many = [&](const std::string& how, MultiplyTurned kernel, int width, unsigned clusters) {
             const Width& of = MANY_WIDTHS[width / HEAD];
-            size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier);
-            check(how, kernel, {clusters * CLUSTER}, 128 * GROUPS + 32, shared, 0, TILE, width / CLUSTER, CLUSTER, behind);
+            size_t shared = of.stages * (of.stage + 2 * sizeof(Barrier)) + GROUPS * sizeof(Barrier) + 2 * HEAD * sizeof(float);
+            check(how, kernel, {clusters * CLUSTER}, MANY_THREADS, shared, 0, TILE, width / CLUSTER, CLUSTER, false);
         };
         for (unsigned clusters : {1u, 2u}) {
-            by_many(" by tiles", many_rows_turned_128, HEAD, clusters, 0);
-            for (int behind : {0, 2}) by_many(" by tiles of two heads", many_rows_turned_256, 2 * HEAD, clusters, behind);
+            by_many(" by tiles", many_rows_turned_128, HEAD, clusters);
+            by_many(" by tiles of two heads", many_rows_turned_256, 2 * HEAD, clusters);
         }
 
         // And they are what they should be.

@@ -47,15 +47,14 @@ struct Attention {
     stages: i32,
 }
 
-/// What attention does to queries as it reads them; a bias or norm that the model lacks is 0, and so are the cosines of
+/// What attention does to queries as it reads them; a bias or norm that the model lacks is 0, and so are the angles of
 /// queries that their product turned.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Turn {
     pub(super) bias: Address,
     pub(super) norm: Address,
-    pub(super) cosines: Address,
-    pub(super) sines: Address,
+    pub(super) angles: Address,
     pub(super) epsilon: f32,
 }
 

@@ -1,4 +1,4 @@
-//! Matrix products by kernels of our own, on Hopper: `kernels/few_rows.cuh`, `warp_rows.cuh` and `many_rows.cuh` say how.
+//! Matrix products by kernels of our own, on Hopper: `kernels/few_rows.cuh` and `many_rows.cuh` say how.
 
 use cudarc::driver::sys;
 
@@ -16,32 +16,29 @@ use crate::error::{Error, Result};
 const MOST_FEW_ROWS: usize = 256;
 /// Outputs to a block for few rows: for each there is a kernel, and for all but the first one for gates and ups.
 const WIDTHS: [usize; 8] = [8, 16, 32, 48, 64, 96, 128, 192];
-/// Those to a block of two warpgroups, of gates and ups too, and to one of single warps, [`WARP_OUTPUTS`] each.
+/// Those to a block of two warpgroups, of gates and ups too.
 const TALL_WIDTHS: [usize; 4] = [32, 48, 64, 96];
-const WARP_WIDTHS: [usize; 2] = [WARP_OUTPUTS, 2 * WARP_OUTPUTS];
-const WARP_OUTPUTS: usize = 16;
 /// Those to a block that turns queries and keys: half a head, or one. Of two halves the blocks are a cluster.
 const TURNED_WIDTHS: [usize; 2] = [HEAD / 2, HEAD];
 /// The width of heads that are turned as their product is computed.
 pub(super) const HEAD: usize = 128;
-/// Rows of x to a block for few rows: of a warpgroup, of two, of single warps.
+/// Rows of x to a block for few rows: of a warpgroup, or of two.
 const FEW_TILE: usize = 64;
 const TALL_TILE: usize = 128;
-const WARP_TILE: usize = 32;
 /// Most that all stages of a block take, and most stages. Of those of a short ring two blocks have room on a multiprocessor,
 /// or one and one of attention: the next kernel's.
 const RING_BYTES: usize = 200 << 10;
 const SHORT_RING_BYTES: usize = 110 << 10;
 const MOST_STAGES: usize = 24;
+/// One is brought while another is read.
+const FEWEST_STAGES: usize = 2;
 /// Threads of a warp: beside those that multiply one copies.
 const WARP: usize = 32;
 /// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
 const MANY_TILE: usize = 128;
 const MANY_WIDTHS: [usize; 3] = [64, 128, 256];
-/// Stages that one warpgroup is behind the other, if it is: of four, so that those that both read are two.
-const BEHIND: usize = 2;
-/// Two warpgroups and a warp.
-const MANY_THREADS: u32 = 2 * 128 + 32;
+/// Two warpgroups that multiply, and one of which a thread copies.
+const MANY_THREADS: u32 = 3 * 128;
 /// Blocks of a cluster, where there are clusters; columns of a stage, 128 bytes; what aligns it, and after how many rows its
 /// swizzle repeats; bytes of a barrier.
 const CLUSTER: usize = 2;
@@ -54,7 +51,8 @@ const BARRIER_BYTES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Own {
     FewRows(By, Stages),
-    ManyRows(Tiles),
+    /// By tiles of [`MANY_TILE`] rows by one of [`MANY_WIDTHS`].
+    ManyRows(usize),
 }
 
 /// What multiplies a block's rows.
@@ -63,8 +61,6 @@ pub(super) enum By {
     Warpgroup,
     /// The weights are read once for twice as many rows.
     TwoWarpgroups,
-    /// Each step of a sum waits for the one before: a warp's has less to do than a warpgroup's.
-    Warps,
 }
 
 /// A block's ring of stages.
@@ -74,28 +70,15 @@ pub(super) enum Stages {
     Long,
 }
 
-/// Tiles of [`MANY_TILE`] rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tiles {
-    /// One of [`MANY_WIDTHS`].
-    width: usize,
-    /// By how many stages one warpgroup is behind the other, of the widest tiles, which they share: one writes while the
-    /// other multiplies.
-    behind: usize,
-}
-
 impl Own {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::FewRows(By::Warpgroup, Stages::Short),
-        Self::FewRows(By::Warps, Stages::Long),
         Self::FewRows(By::TwoWarpgroups, Stages::Short),
-        Self::FewRows(By::Warps, Stages::Short),
         Self::FewRows(By::Warpgroup, Stages::Long),
         Self::FewRows(By::TwoWarpgroups, Stages::Long),
-        Self::ManyRows(Tiles { width: MANY_WIDTHS[0], behind: 0 }),
-        Self::ManyRows(Tiles { width: MANY_WIDTHS[1], behind: 0 }),
-        Self::ManyRows(Tiles { width: MANY_WIDTHS[2], behind: 0 }),
-        Self::ManyRows(Tiles { width: MANY_WIDTHS[2], behind: BEHIND }),
+        Self::ManyRows(MANY_WIDTHS[0]),
+        Self::ManyRows(MANY_WIDTHS[1]),
+        Self::ManyRows(MANY_WIDTHS[2]),
     ];
 }
 
@@ -118,8 +101,7 @@ pub(super) struct Turned {
     pub(super) bias: Address,
     pub(super) query_norm: Address,
     pub(super) key_norm: Address,
-    pub(super) cosines: Address,
-    pub(super) sines: Address,
+    pub(super) angles: Address,
     pub(super) cache: Address,
     /// The first of the outputs; keys' heads follow, and as many values'.
     pub(super) query_heads: i32,
@@ -177,6 +159,15 @@ struct Many {
     clusters: usize,
 }
 
+/// A product's launch, and how its operands lie; of few rows the stages of a ring, and how many rows of x a block brings.
+struct Laid {
+    launch: Launch,
+    stages: usize,
+    x_rows: usize,
+    of_x: sys::CUtensorMap,
+    of_w: sys::CUtensorMap,
+}
+
 /// What the kernels compute.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -188,8 +179,6 @@ struct Product {
     /// Of few rows, and how many rows of x a block brings.
     stages: i32,
     x_rows: i32,
-    /// Of many.
-    behind: i32,
 }
 
 impl Few {
@@ -198,12 +187,11 @@ impl Few {
         let (name, tile, multiply) = match by {
             By::Warpgroup => ("few", FEW_TILE, 4),
             By::TwoWarpgroups => ("tall", TALL_TILE, 8),
-            By::Warps => ("warp", WARP_TILE, width / WARP_OUTPUTS),
         };
         let (name, threads) = (format!("{name}_rows_{kind}{width}"), (multiply + 1) * WARP);
-        let stage = (tile + width) * STAGE_DEPTH * 2;
+        let stage = panels_at_once(width) * (tile + width) * STAGE_DEPTH * 2;
         let ring = |bytes: usize| -> Result<Ring> {
-            let stages = (bytes / stage).min(MOST_STAGES);
+            let stages = (bytes / stage).clamp(FEWEST_STAGES, MOST_STAGES);
             // Behind them what blocks tell each other of each row.
             let shared = ALIGNMENT + stages * (stage + 2 * BARRIER_BYTES) + tile * 4;
             Ok(Ring { stages, launch: launch(gpu, &name, threads as u32, (shared, cluster))? })
@@ -221,8 +209,9 @@ impl Few {
 impl Many {
     fn load(gpu: &Gpu, kind: &str, width: usize) -> Result<Self> {
         let stage = (MANY_TILE + width) * STAGE_DEPTH * 2;
-        // One more barrier for the turns of each warpgroup.
-        let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + 2 * BARRIER_BYTES;
+        // One more barrier for the turns of each warpgroup; and what queries' and keys' heads are normed by.
+        let behind = 2 * BARRIER_BYTES + 2 * HEAD * 4;
+        let shared = ALIGNMENT + RING_BYTES / stage * (stage + 2 * BARRIER_BYTES) + behind;
         let launch = launch(gpu, &format!("many_rows_{kind}{width}"), MANY_THREADS, (shared, CLUSTER))?;
         Ok(Self { width, launch, clusters: launch.clusters_at_once()? })
     }
@@ -243,10 +232,7 @@ impl Hopper {
         };
         Ok(Some(Self {
             few: Finishes {
-                plain: few(
-                    "",
-                    &[(By::Warpgroup, &WIDTHS), (By::TwoWarpgroups, &TALL_WIDTHS), (By::Warps, &WARP_WIDTHS)],
-                )?,
+                plain: few("", &[(By::Warpgroup, &WIDTHS), (By::TwoWarpgroups, &TALL_WIDTHS)])?,
                 gated: few("gated_", &[(By::Warpgroup, &WIDTHS[1..]), (By::TwoWarpgroups, &TALL_WIDTHS)])?,
                 turned: TURNED_WIDTHS
                     .into_iter()
@@ -287,8 +273,10 @@ impl Hopper {
     /// Whether there is a kernel for products with `w` of so many rows.
     pub(super) fn takes(&self, own: Own, w: &Matrix, rows: usize, finish: &Finish) -> bool {
         match own {
-            Own::FewRows(by, _) => self.few(by, w.outputs, rows, finish).is_some(),
-            Own::ManyRows(tiles) => self.many(tiles.width, w.outputs, finish).is_some(),
+            Own::FewRows(by, _) => {
+                w.depth.is_multiple_of(STAGE_DEPTH) && self.few(by, w.outputs, rows, finish).is_some()
+            }
+            Own::ManyRows(width) => self.many(width, w.outputs, finish).is_some(),
         }
     }
 
@@ -304,58 +292,50 @@ impl Hopper {
         stream: sys::CUstream,
     ) -> Result<()> {
         let outputs = if let Finish::Gates = finish { w.outputs / 2 } else { w.outputs };
-        let (launch, stages, x_tile, w_tile) = match own {
-            Own::FewRows(by, stages) => self.few_rows((by, stages), w, rows, finish)?,
-            Own::ManyRows(tiles) => self.many_rows(tiles.width, w, rows, finish)?,
+        let x = Matrix { at: x, outputs: rows, depth: w.depth };
+        let Laid { launch, stages, x_rows, of_x, of_w } = match own {
+            Own::FewRows(by, stages) => self.few_rows((by, stages), w, &x, finish)?,
+            Own::ManyRows(width) => self.many_rows(width, w, &x, finish)?,
         };
-        let behind = if let Own::ManyRows(tiles) = own { tiles.behind } else { 0 };
-        let of_x = tiles(x, rows, w.depth, x_tile)?;
-        let of_w = tiles(w.at, w.outputs, w.depth, w_tile)?;
         let into = match into {
             Output::Rows => 0,
             Output::Wide => 1,
             Output::Sum => 2,
         };
-        let (rows, depth, stages, x_rows) = (int(rows), int(w.depth), int(stages), int(x_tile));
-        let product =
-            Product { into, rows, outputs: int(outputs), depth, stages, x_rows, behind: int(behind) };
+        let (rows, depth, stages, x_rows) = (int(rows), int(w.depth), int(stages), int(x_rows));
+        let product = Product { into, rows, outputs: int(outputs), depth, stages, x_rows };
         match finish {
             Finish::Turn(turned) => launch.put(stream, parameters![of_x, of_w, y, product, *turned]),
             _ => launch.put(stream, parameters![of_x, of_w, y, product]),
         }
     }
 
-    /// The launch, stages, and how many rows of x and of w are brought at once.
-    fn few_rows(
-        &self,
-        (by, stages): (By, Stages),
-        w: &Matrix,
-        rows: usize,
-        finish: &Finish,
-    ) -> Result<(Launch, usize, usize, usize)> {
+    fn few_rows(&self, (by, stages): (By, Stages), w: &Matrix, x: &Matrix, finish: &Finish) -> Result<Laid> {
+        let rows = x.outputs;
         let found = self.few(by, w.outputs, rows, finish);
         let kernel = found.ok_or_else(|| Error::internal("a product that is not of few rows"))?;
-        let w_tile = if let Finish::Nothing = finish { kernel.width } else { kernel.width / 2 };
         let ring = if stages == Stages::Short { &kernel.short } else { &kernel.long };
         let grid = (w.outputs / kernel.width, rows.div_ceil(kernel.tile));
         // Of rows that are not there none is brought, but for those of the swizzle.
-        let x_tile = kernel.tile.min(rows.next_multiple_of(SWIZZLED_ROWS));
-        Ok((Launch { grid, ..ring.launch }, ring.stages, x_tile, w_tile))
+        let x_rows = kernel.tile.min(rows.next_multiple_of(SWIZZLED_ROWS));
+        let at_once = panels_at_once(kernel.width);
+        let of_w = match finish {
+            Finish::Nothing => panels(w, (at_once, kernel.width), None)?,
+            // With each its up, or what it turns with.
+            Finish::Gates => panels(w, (at_once, kernel.width / 2), Some(w.outputs / 2))?,
+            Finish::Turn(_) => panels(w, (at_once, kernel.width / 2), Some(HEAD / 2))?,
+        };
+        let of_x = panels(x, (at_once, x_rows), None)?;
+        Ok(Laid { launch: Launch { grid, ..ring.launch }, stages: ring.stages, x_rows, of_x, of_w })
     }
 
-    /// The same for many.
-    fn many_rows(
-        &self,
-        width: usize,
-        w: &Matrix,
-        rows: usize,
-        finish: &Finish,
-    ) -> Result<(Launch, usize, usize, usize)> {
+    fn many_rows(&self, width: usize, w: &Matrix, x: &Matrix, finish: &Finish) -> Result<Laid> {
         let found = self.many(width, w.outputs, finish);
         let kernel = found.ok_or_else(|| Error::internal("a product whose outputs are not whole tiles"))?;
-        let work = rows.div_ceil(CLUSTER * MANY_TILE) * (w.outputs / width);
+        let work = x.outputs.div_ceil(CLUSTER * MANY_TILE) * (w.outputs / width);
         let grid = (CLUSTER * work.min(kernel.clusters).max(1), 1);
-        Ok((Launch { grid, ..kernel.launch }, 0, MANY_TILE, width / CLUSTER))
+        let (of_x, of_w) = (tiles(x, MANY_TILE)?, tiles(w, width / CLUSTER)?);
+        Ok(Laid { launch: Launch { grid, ..kernel.launch }, stages: 0, x_rows: MANY_TILE, of_x, of_w })
     }
 }
 
@@ -365,20 +345,47 @@ fn launch(gpu: &Gpu, name: &str, threads: u32, (shared, cluster): (usize, usize)
     Ok(Launch { kernel, grid: (cluster, 1), threads, shared, cluster: cluster as u32, early: true })
 }
 
-/// How the device finds tiles of [`STAGE_DEPTH`] columns and so many rows in a matrix of bf16; behind its edges
-/// are zeros.
+/// How the device finds tiles of [`STAGE_DEPTH`] columns and so many rows in a matrix of bf16, whose rows are
+/// `outputs`; behind its edges are zeros.
+fn tiles(of: &Matrix, tile_rows: usize) -> Result<sys::CUtensorMap> {
+    let tile = [STAGE_DEPTH as u32, tile_rows as u32];
+    map(of, [of.depth as u64, of.outputs as u64], [(of.depth * 2) as u64], tile)
+}
+
+/// Panels of [`STAGE_DEPTH`] columns to a stage of few rows, by outputs to a block.
+const fn panels_at_once(width: usize) -> usize {
+    if width <= 32 { 2 } else { 1 }
+}
+
+/// The same of so many panels of as many columns each, one after the other: of each so many rows, and, if they are to have
+/// others with them, as many that lie so far `apart`.
+fn panels(of: &Matrix, tile: (usize, usize), apart: Option<usize>) -> Result<sys::CUtensorMap> {
+    let (at_once, tile_rows) = tile;
+    let (parts, between) = apart.map_or((1, 0), |apart| (2, apart));
+    let row = of.depth * 2;
+    let sizes = [STAGE_DEPTH, of.outputs - between, parts, of.depth / STAGE_DEPTH].map(|size| size as u64);
+    let strides = [row, between.max(1) * row, STAGE_DEPTH * 2].map(|stride| stride as u64);
+    map(of, sizes, strides, [STAGE_DEPTH, tile_rows, parts, at_once].map(|size| size as u32))
+}
+
+/// A map of the driver's, with tiles of rows of 128 bytes; the strides are in bytes.
 #[expect(unsafe_code, reason = "calls of the driver")]
-fn tiles(at: Address, rows: usize, depth: usize, tile_rows: usize) -> Result<sys::CUtensorMap> {
+fn map<const RANK: usize, const STRIDES: usize>(
+    of: &Matrix,
+    sizes: [u64; RANK],
+    strides: [u64; STRIDES],
+    tile: [u32; RANK],
+) -> Result<sys::CUtensorMap> {
+    const { assert!(STRIDES + 1 == RANK, "the first dimension has none") };
     let mut map = sys::CUtensorMap { opaque: [0; 16] };
-    let (sizes, strides) = ([depth as u64, rows as u64], [(depth * 2) as u64]);
-    let (tile, steps) = ([STAGE_DEPTH as u32, tile_rows as u32], [1u32; 2]);
-    // SAFETY: `map` is written, the lists have the lengths that two dimensions ask for; the address is not read.
+    let steps = [1u32; RANK];
+    // SAFETY: `map` is written, the lists have the lengths that so many dimensions ask for; the address is not read.
     let encoded = unsafe {
         sys::cuTensorMapEncodeTiled(
             &raw mut map,
             sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            2,
-            at as *mut std::ffi::c_void,
+            RANK as u32,
+            of.at as *mut std::ffi::c_void,
             sizes.as_ptr(),
             strides.as_ptr(),
             tile.as_ptr(),

@@ -189,7 +189,7 @@ impl Queue<'_> {
         shape: Rotation,
         buffer: Address,
         (bias, norm): (Address, Address),
-        (cosines, sines): (Address, Address),
+        angles: Address,
         cache: Address,
     ) -> Result<()> {
         let heads = 2 * shape.kv_heads.unsigned_abs() as usize;
@@ -198,7 +198,7 @@ impl Queue<'_> {
             (rows, heads.div_ceil(self.kernels.rotated_heads)),
             ROW_THREADS,
             0,
-            parameters![self.plan, shape, buffer, bias, norm, cosines, sines, cache],
+            parameters![self.plan, shape, buffer, bias, norm, angles, cache],
         )
     }
 

@@ -42,8 +42,8 @@ pub(super) struct Placed {
     /// The embedding's matrix, where the model shares it.
     pub(super) head: Address,
     pub(super) final_norm: Address,
-    pub(super) cosines: Address,
-    pub(super) sines: Address,
+    /// f32, `[positions, head_dim / 4, 4]`: cosines, then sines, of two neighbours.
+    pub(super) angles: Address,
     /// The grades' token ids.
     pub(super) grades: Address,
     /// Whether a score reads the whole vocabulary.
@@ -127,14 +127,19 @@ fn place(placing: &mut Placing<'_>, model: &Model, positions: usize, grades: &[u
         true => embedding,
         false => placing.matrix(checkpoint, &rows("lm_head.weight"), hidden)?.at,
     };
-    let table = positions * config.head_dim / 2;
-    let rotary = || (0..positions).flat_map(|position| config.rotary_row(position));
+    let angles = |position| {
+        let row: Vec<_> = config.rotary_row(position).collect();
+        row.as_chunks()
+            .0
+            .iter()
+            .flat_map(|[(cos, sin), (next_cos, next_sin)]| [*cos, *next_cos, *sin, *next_sin])
+            .collect::<Vec<f32>>()
+    };
     Ok(Placed {
         embedding,
         head,
         final_norm: placing.vector(checkpoint, &[("model.norm.weight".to_owned(), hidden)])?,
-        cosines: placing.put(table, || Ok(rotary().map(|(cos, _)| cos).collect()))?,
-        sines: placing.put(table, || Ok(rotary().map(|(_, sin)| sin).collect()))?,
+        angles: placing.put(positions * config.head_dim, || Ok((0..positions).flat_map(angles).collect()))?,
         grades: placing.put(grades.len(), || Ok(grades.to_vec()))?,
         label_mass: model.profile.label_mass,
         layers: (0..config.layers).map(|i| layer(placing, checkpoint, config, i)).collect::<Result<_>>()?,

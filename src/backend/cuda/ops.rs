@@ -122,8 +122,8 @@ impl Pass<'_> {
         // The queries' bias comes first.
         let behind = (config.query_width() * 4) as Address;
         let bias = if weights.qkv_bias == 0 { 0 } else { weights.qkv_bias + behind };
-        let tables = (self.weights.cosines, self.weights.sines);
-        self.queue.rotate(self.extent.rows, shape, buffer, (bias, weights.key_norm), tables, self.cache)
+        let angles = self.weights.angles;
+        self.queue.rotate(self.extent.rows, shape, buffer, (bias, weights.key_norm), angles, self.cache)
     }
 
     /// So many columns of queries, of keys and of values; whether they are turned already.
@@ -139,8 +139,7 @@ impl Pass<'_> {
             bias: if weights.qkv_bias == 0 { 0 } else { weights.qkv_bias + before },
             query_norm: weights.query_norm,
             key_norm: weights.key_norm,
-            cosines: self.weights.cosines,
-            sines: self.weights.sines,
+            angles: self.weights.angles,
             cache: self.cache,
             query_heads: int(queries / config.head_dim),
             kv_heads: int(config.kv_heads),
@@ -157,8 +156,7 @@ impl Pass<'_> {
         Turn {
             bias: weights.qkv_bias,
             norm: weights.query_norm,
-            cosines: if self.turned { 0 } else { self.weights.cosines },
-            sines: self.weights.sines,
+            angles: if self.turned { 0 } else { self.weights.angles },
             epsilon: self.config.rms_norm_eps,
         }
     }

@@ -91,10 +91,10 @@ impl Plan {
     }
 
     /// A plan of so many rows at position 0 that are not kept, to try products with: of rows it tells no more.
-    pub(super) fn of_lone_rows(rows: usize) -> Self {
+    pub(super) fn of_lone_rows(rows: usize, positions: usize) -> Self {
         let mut plan = Self { words: vec![0; HEADER], extent: Extent { rows, ..Extent::default() } };
         plan.words[Word::Rows as usize] = word(rows);
-        plan.put(Word::Positions, (0..rows).map(|_| 0));
+        plan.put(Word::Positions, (0..rows).map(|row| word(row % positions)));
         plan.put(Word::Slots, (0..rows).map(|_| -1));
         plan
     }

@@ -16,6 +16,8 @@ use crate::error::Result;
 
 /// Rows of the product that the reference is chosen with.
 pub(super) const TRIAL_ROWS: usize = 512;
+/// Positions that rows have in turn: as many as a prompt's, so that angles come from as far as they do in a pass.
+const TRIAL_POSITIONS: usize = 256;
 
 /// What becomes of a product's outputs.
 #[derive(Clone, Copy)]
@@ -33,7 +35,7 @@ pub(super) struct Trial {
     pub(super) into: Output,
     /// What is done to them; heads are turned by nothing.
     pub(super) finish: Finish,
-    /// What that is done by: a plan of rows at position 0, with no place in a cache, ones and zeros.
+    /// What that is done by: a plan of rows with no place in a cache, norms of ones, and angles of nothing.
     tables: Option<Tables>,
     pub(super) w: Region,
     pub(super) x: Region,
@@ -122,18 +124,22 @@ fn before(into: Output, numbers: usize) -> Vec<u16> {
 struct Tables {
     plan: Region,
     ones: Region,
-    zeros: Region,
+    angles: Region,
 }
 
 impl Tables {
     fn of(context: &Arc<CudaContext>, rows: usize) -> Result<Self> {
-        let plan = Plan::of_lone_rows(rows).words;
+        let plan = Plan::of_lone_rows(rows, TRIAL_POSITIONS).words;
+        let angles = [1.0f32, 1.0, 0.0, 0.0].repeat(TRIAL_POSITIONS * HEAD / 4);
         let region = |bytes| Region::allocate(context, bytes, "a trial of cublasLt");
-        let tables =
-            Self { plan: region(plan.len() * 4)?, ones: region(HEAD * 4)?, zeros: region(HEAD * 4)? };
+        let tables = Self {
+            plan: region(plan.len() * 4)?,
+            ones: region(HEAD * 4)?,
+            angles: region(angles.len() * 4)?,
+        };
         upload(tables.plan.base(), &plan)?;
         upload(tables.ones.base(), &[1.0f32; HEAD])?;
-        upload(tables.zeros.base(), &[0.0f32; HEAD])?;
+        upload(tables.angles.base(), &angles)?;
         Ok(tables)
     }
 
@@ -143,8 +149,7 @@ impl Tables {
             bias: 0,
             query_norm: 0,
             key_norm: 0,
-            cosines: self.ones.base(),
-            sines: self.zeros.base(),
+            angles: self.angles.base(),
             cache: 0,
             query_heads: int(queries),
             kv_heads: int(keys),

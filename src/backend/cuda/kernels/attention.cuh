@@ -167,16 +167,16 @@ DEVICE void take_queries(Rows<DIM>& rows, const bf16* from) {
 // Cosines and sines of one half of the rows, if they are to be turned.
 template <int DIM>
 DEVICE void read_angles_of(Angles<DIM / 16>& angles, const Turn& turn, int position) {
-    if (turn.cosines == nullptr) return;
+    if (turn.angles == nullptr) return;
 #pragma unroll
-    for (int p = 0; p < DIM / 16; ++p) angles.of[p] = angle_of(turn.cosines, turn.sines, position, DIM / 2, threadIdx.x % 4 * 2, p);
+    for (int p = 0; p < DIM / 16; ++p) angles.of[p] = angle_of(turn.angles, position, DIM / 2, threadIdx.x % 4 * 2, p);
 }
 
 // Bias, norm and rotation of what was read, of a query of head `head`.
 template <int DIM>
 DEVICE void turn_queries(Rows<DIM>& rows, int half, const Turn& turn, const Angles<DIM / 16>& angles, int head) {
     constexpr int PAIRS = DIM / 8;
-    if (turn.cosines == nullptr) return;
+    if (turn.angles == nullptr) return;
     int first = threadIdx.x % 4 * 2;
     float x[PAIRS][2];
 #pragma unroll

@@ -13,8 +13,12 @@
 
 constexpr int X_ROWS = 64;  // of x to a block and a warpgroup
 
+// Panels of DEPTH columns to a stage: of narrow blocks two, whose copies and products are few and small, at the same cost each.
+template <int OUTPUTS>
+constexpr int PANELS_AT_ONCE = OUTPUTS <= 32 ? 2 : 1;
+
 template <int OUTPUTS, int ROWS = X_ROWS>
-constexpr int STAGE_BYTES = (ROWS + OUTPUTS) * DEPTH * 2;  // x's rows, then w's
+constexpr int STAGE_BYTES = PANELS_AT_ONCE<OUTPUTS> * (ROWS + OUTPUTS) * DEPTH * 2;  // x's panels, then w's
 
 #ifdef HOPPER
 // One step of 16 columns for OUTPUTS outputs, in as few instructions as there are.
@@ -50,24 +54,25 @@ DEVICE Ring set_up_ring(unsigned char* unaligned, int stages, int readers) {
     return {first, full, full + stages, reinterpret_cast<float*>(full + 2 * stages)};
 }
 
-DEVICE int pieces_of(const Product& product) { return (product.depth + DEPTH - 1) / DEPTH; }
+template <int OUTPUTS>
+DEVICE int pieces_of(const Product& product) {
+    constexpr int COLUMNS = PANELS_AT_ONCE<OUTPUTS> * DEPTH;
+    return (product.depth + COLUMNS - 1) / COLUMNS;
+}
 
-// The copying thread: w's and x's tiles of every stage.
+// The copying thread: w's and x's panels of every stage. Each is brought by one copy, ups behind their gates: on an H100 a
+// thread needs 48 cycles to ask for one, however small.
 template <int OUTPUTS, Kind KIND, int ROWS = X_ROWS>
 DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const Product& product, const Ring& ring) {
-    constexpr int STAGE = STAGE_BYTES<OUTPUTS, ROWS> / 2;
-    int output = first_output<OUTPUTS, KIND>(), bytes = (product.x_rows + OUTPUTS) * DEPTH * 2;
+    constexpr int STAGE = STAGE_BYTES<OUTPUTS, ROWS> / 2, ABREAST = PANELS_AT_ONCE<OUTPUTS>;
+    int output = first_output<OUTPUTS, KIND>(), bytes = ABREAST * (product.x_rows + OUTPUTS) * DEPTH * 2;
     auto bring_w = [&](int piece, int stage) {
         barrier_expect(ring.full + stage, bytes);
-        bf16* to = ring.stages + stage * STAGE + ROWS * DEPTH;
-        bring_tile(w, piece * DEPTH, output, to, ring.full + stage);
-        // The tiles of w are half as high then.
-        int second = output + (KIND == GATED ? product.outputs : HEAD / 2);
-        if (KIND != PLAIN) bring_tile(w, piece * DEPTH, second, to + OUTPUTS / 2 * DEPTH, ring.full + stage);
+        bring_panels(w, piece * ABREAST, output, ring.stages + stage * STAGE + ABREAST * ROWS * DEPTH, ring.full + stage);
     };
-    auto bring_x = [&](int piece, int stage) { bring_tile(x, piece * DEPTH, row, ring.stages + stage * STAGE, ring.full + stage); };
+    auto bring_x = [&](int piece, int stage) { bring_panels(x, piece * ABREAST, row, ring.stages + stage * STAGE, ring.full + stage); };
     ask_for_map(x);
-    int pieces = pieces_of(product), first = pieces < product.stages ? pieces : product.stages;
+    int pieces = pieces_of<OUTPUTS>(product), first = pieces < product.stages ? pieces : product.stages;
     for (int piece = 0; piece < first; ++piece) bring_w(piece, piece);
     after_the_kernel_before();
     for (int piece = 0; piece < first; ++piece) bring_x(piece, piece);
@@ -83,10 +88,11 @@ DEVICE void bring_stages(const TensorMap& x, const TensorMap& w, int row, const 
 // A warpgroup: sums of its rows of every stage in order.
 template <int OUTPUTS, int ROWS = X_ROWS>
 DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], const Product& product, const Ring& ring) {
-    constexpr int STAGE = STAGE_BYTES<OUTPUTS, ROWS> / 2;
+    constexpr int STAGE = STAGE_BYTES<OUTPUTS, ROWS> / 2, ABREAST = PANELS_AT_ONCE<OUTPUTS>;
     int mine = ROWS == X_ROWS ? 0 : warpgroup() * X_ROWS * DEPTH;
-    int pieces = pieces_of(product);
-    u32 first_x = tile_descriptor(ring.stages + mine), first_w = tile_descriptor(ring.stages + ROWS * DEPTH);
+    int pieces = pieces_of<OUTPUTS>(product);
+    u32 first_x = tile_descriptor(ring.stages + mine), first_w = tile_descriptor(ring.stages + ABREAST * ROWS * DEPTH);
+    u32 x_panel = product.x_rows * DEPTH * 2 / 16, w_panel = OUTPUTS * DEPTH * 2 / 16;
     Barrier *full = ring.full, *empty = ring.empty, *last = empty;
     compute_once(first_x), compute_once(first_w), compute_once(full), compute_once(empty);
     Stop at = {0, 0};
@@ -99,8 +105,10 @@ DEVICE void multiply_stages(float (&sums)[OUTPUTS / 8][4], const Product& produc
         u32 from_x = first_x + at.stage * (STAGE * 2 / 16), from_w = first_w + at.stage * (STAGE * 2 / 16);
         products_begin();
 #pragma unroll
-        for (int step = 0; step < DEPTH / 16; ++step)
-            multiply_outputs<OUTPUTS>(sums, from_x + step * 2, from_w + step * 2, step > 0 ? 1 : piece);
+        for (int step = 0; step < ABREAST * (DEPTH / 16); ++step) {
+            int panel = step / (DEPTH / 16), at_step = step % (DEPTH / 16) * 2;
+            multiply_outputs<OUTPUTS>(sums, from_x + panel * x_panel + at_step, from_w + panel * w_panel + at_step, step > 0 ? 1 : piece);
+        }
         products_commit();
         // The stage before is read.
         products_wait<1>();

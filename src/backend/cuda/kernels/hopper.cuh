@@ -87,15 +87,6 @@ DEVICE void barrier_wait(Barrier* barrier, u32 parity) {
         : "memory");
 }
 
-// Whether the phase with this parity is over, without waiting for it.
-DEVICE bool barrier_is_over(Barrier* barrier, u32 parity) {
-    u32 over;
-    asm volatile(
-        "{\n.reg .pred over;\nmbarrier.test_wait.parity.shared::cta.b64 over, [%1], %2;\nselp.u32 %0, 1, 0, over;\n}"
-        : "=r"(over) : "r"(shared_at(barrier)), "r"(parity) : "memory");
-    return over != 0;
-}
-
 // How a matrix lies will be looked up soon.
 DEVICE void ask_for_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
@@ -108,6 +99,16 @@ DEVICE void bring_tile(const TensorMap& map, int column, int row, bf16* to, Barr
         : "memory");
 }
 
+// Of a matrix that is mapped by panels of DEPTH columns: from `panel` on as many as the map has, one after the other, and of each
+// the rows from `row` on, and others that the map has as far apart; to this block.
+DEVICE void bring_panels(const TensorMap& map, int panel, int row, bf16* to, Barrier* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %5}], [%2];" ::"r"(
+            shared_at(to)),
+        "l"(&map), "r"(shared_at(barrier)), "r"(0), "r"(row), "r"(panel)
+        : "memory");
+}
+
 // To the same place of both blocks; each one's barrier counts.
 DEVICE void bring_tile_to_both(const TensorMap& map, int column, int row, bf16* to, Barrier* barrier) {
     asm volatile(
@@ -117,6 +118,12 @@ DEVICE void bring_tile_to_both(const TensorMap& map, int column, int row, bf16* 
         : "memory");
 }
 
+// From here on a thread of this warpgroup has so many registers: fewer, and others can have more.
+template <int N>
+DEVICE void registers_more() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N>
+DEVICE void registers_fewer() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N>
@@ -124,6 +131,7 @@ DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :
 
 // The compiler would compute these anew, from the beginning of shared memory on, each time that they are used.
 DEVICE void compute_once(u32& value) { asm volatile("" : "+r"(value)); }
+DEVICE void compute_once(int& value) { asm volatile("" : "+r"(value)); }
 template <class T>
 DEVICE void compute_once(T*& value) { asm volatile("" : "+l"(value)); }
 

@@ -3,4 +3,3 @@
 #include "attention_hopper.cuh"
 #include "head.cuh"
 #include "many_rows.cuh"
-#include "warp_rows.cuh"

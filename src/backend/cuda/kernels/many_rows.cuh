@@ -4,15 +4,17 @@
 // There the tensor cores are to be kept busy. A block stays on its multiprocessor and works on tiles of 128
 // rows by 256 rows of w, or by 128 or 64 where that takes less time, one after another; a warp keeps the ring of
 // stages full. Of a tile of 256 two warpgroups take half the rows each: it moves the fewest bytes for each product, which
-// bounds products of thousands of rows; one may be some stages behind the other. Of narrower ones they take every other
-// tile. Either way one multiplies while the other writes what it has: for gates that is, by count, a tenth of what a tile
-// takes, for the power and the quotient of each. The blocks of a cluster work on the same rows of w, and bring half of them
-// each, to both. A sum is of its products in order, as it is for few rows.
+// bounds products of thousands of rows; what becomes of gates, and of heads that are turned, is computed while the next tile
+// is multiplied (`results_held.cuh`), for which they take registers that who copies does not need. Of narrower ones they take
+// every other tile: one multiplies while the other writes what it has. The blocks of a cluster work on the same rows of w, and
+// bring half of them each, to both. A sum is of its products in order, as it is for few rows.
 #pragma once
 #include "few_rows.cuh"
+#include "results_held.cuh"
 
 constexpr int TILE = 128;   // rows of x to a tile
 constexpr int GROUPS = 2;   // of four warps, that multiply
+constexpr int MANY_THREADS = 128 * (GROUPS + 1);  // one thread of the last group copies
 constexpr int RING_BYTES = 200 << 10;  // most of all stages
 
 // By rows of w to a tile.
@@ -27,12 +29,15 @@ struct Wheel {
 };
 
 #ifdef HOPPER
-// Tiles in order of a cluster: pairs of row tiles first, so that those under way share rows of w. The row is of its first
-// block.
+// Tiles in order: of GROUP pairs of row tiles, a cluster's each, all rows of w, and then of the next ones; so those under way
+// share both. The row is of a cluster's first block.
+constexpr int GROUP = 8;
 template <int OUTPUTS, Kind KIND>
-DEVICE Place place_of(int tile, int rows) {
-    int pairs = (rows + CLUSTER * TILE - 1) / (CLUSTER * TILE);
-    return {tile % pairs * CLUSTER * TILE, tile / pairs * (KIND == GATED ? OUTPUTS / 2 : OUTPUTS)};
+DEVICE Place place_of(int tile, const Product& product) {
+    constexpr int WIDTH = KIND == GATED ? OUTPUTS / 2 : OUTPUTS;
+    int pairs = (product.rows + CLUSTER * TILE - 1) / (CLUSTER * TILE), of_group = GROUP * (product.outputs / WIDTH);
+    int first = tile / of_group * GROUP, in_group = tile % of_group, there = pairs - first < GROUP ? pairs - first : GROUP;
+    return {(first + in_group % there) * CLUSTER * TILE, in_group / there * WIDTH};
 }
 
 // The copying thread: of every tile, of every stage.
@@ -54,11 +59,15 @@ DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& p
     };
     // Of the first tile w's rows are asked for before the kernel before this one is done.
     int early = cluster < tiles ? (pieces < STAGES ? pieces : STAGES) : 0;
-    for (int piece = 0; piece < early; ++piece) bring_w(place_of<OUTPUTS, KIND>(cluster, product.rows).output, piece, piece);
+    int first = early > 0 ? place_of<OUTPUTS, KIND>(cluster, product).output : 0;
+    // Of registers it has few.
+#pragma unroll 1
+    for (int piece = 0; piece < early; ++piece) bring_w(first, piece, piece);
     after_the_kernel_before();
     Stop at = {0, 0};
     for (int tile = cluster; tile < tiles; tile += clusters) {
-        Place place = place_of<OUTPUTS, KIND>(tile, product.rows);
+        Place place = place_of<OUTPUTS, KIND>(tile, product);
+#pragma unroll 1
         for (int piece = 0; piece < pieces; ++piece, advance(at, STAGES)) {
             bool asked = tile == cluster && piece < early;
             if (at.round > 0) barrier_wait(empty + at.stage, (at.round - 1) & 1);
@@ -75,19 +84,18 @@ DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4],
     constexpr int PARTS = Wheel<OUTPUTS>::PARTS, PART = 64;
     bf16* narrow = static_cast<bf16*>(y);
     if constexpr (KIND == TURNED) {
-        // Row by row of each head, and the next ones move up: all at once would need more registers than there are.
-        constexpr int HEADS = OUTPUTS / HEAD, ALL = PARTS * HEADS;
-        u32 pairs[2 * ALL][HEAD / 8];
+        // Row by row, and the next ones move up: all at once would need more registers than there are.
+        static_assert(OUTPUTS == HEAD, "of two heads at once `put_heads` is told");
+        u32 pairs[2 * PARTS][HEAD / 8];
 #pragma unroll
-        for (int i = 0; i < ALL; ++i) round_sums<HEAD / 16>(pairs + 2 * i, sums[i / HEADS] + i % HEADS * (HEAD / 8));
+        for (int i = 0; i < PARTS; ++i) round_sums<HEAD / 16>(pairs + 2 * i, sums[i]);
         Seats seats = seats_of(turned.plan, product.rows);
         int lane_row = place.row + static_cast<int>(threadIdx.x) % 32 / 4;
 #pragma unroll 1
-        for (int i = 0; i < 2 * ALL; ++i) {
-            int row = lane_row + i / 2 / HEADS * PART + i % 2 * 8, output = place.output + i / 2 % HEADS * HEAD;
-            put_turned(pairs[0], narrow, seat_of(seats, row), output, product, turned);
+        for (int i = 0; i < 2 * PARTS; ++i) {
+            put_turned(pairs[0], narrow, seat_of(seats, lane_row + i / 2 * PART + i % 2 * 8), place.output, product, turned);
 #pragma unroll
-            for (int next = 1; next < 2 * ALL; ++next) {
+            for (int next = 1; next < 2 * PARTS; ++next) {
 #pragma unroll
                 for (int n = 0; n < HEAD / 8; ++n) pairs[next - 1][n] = pairs[next][n];
             }
@@ -113,26 +121,29 @@ DEVICE void ask_for_rows(const float* y, int first, int rows, int output, const 
 }
 
 // A warpgroup: every other tile of the block, or half the rows of each. `turns[g]` ends a phase when the stages of the
-// tile before one of group g's are all full: who waited for a stage sooner could take an earlier round's for its own. Where
-// tiles are shared, the second group's ends once, when the first one has begun as many stages as it is to be behind.
+// tile before one of group g's are all full: who waited for a stage sooner could take an earlier round's for its own.
 template <int OUTPUTS, Kind KIND>
 DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned, int tiles, int pieces, u32 rank,
-                           const bf16* stages, Barrier* full, Barrier* empty, Barrier* turns) {
+                           const bf16* stages, Barrier* full, Barrier* empty, Barrier* turns, const float* gains) {
     using Of = Wheel<OUTPUTS>;
     constexpr int STAGES = Of::STAGES, STAGE = Of::BYTES / 2, PART = 64;
-    constexpr bool TOGETHER = Of::SHARED_TILES;
+    constexpr bool TOGETHER = Of::SHARED_TILES, LATER = TOGETHER && KIND != PLAIN;
     int group = warpgroup(), clusters = gridDim.x / CLUSTER;
     int begin = TOGETHER ? 0 : group, step_tiles = TOGETHER ? 1 : GROUPS, first_part = TOGETHER ? group : 0;
     u32 first_x = tile_descriptor(stages + first_part * PART * DEPTH), first_w = tile_descriptor(stages + TILE * DEPTH);
     compute_once(first_x), compute_once(first_w), compute_once(full), compute_once(empty);
     // Stages of all tiles of this cluster.
     int most = (tiles - static_cast<int>(blockIdx.x) / CLUSTER + clusters - 1) / clusters * pieces;
+    Held<OUTPUTS, LATER ? KIND : PLAIN> held;
+    bool holds = false;
     for (int turn = begin, tile = blockIdx.x / CLUSTER + begin * clusters; tile < tiles; turn += step_tiles, tile += step_tiles * clusters) {
         float sums[Of::PARTS][OUTPUTS / 8][4];
-        Place place = place_of<OUTPUTS, KIND>(tile, product.rows);
+        Place place = place_of<OUTPUTS, KIND>(tile, product);
         place.row += static_cast<int>(rank) * TILE + first_part * PART;
         if (KIND == PLAIN && product.into == INTO_SUM)
             ask_for_rows<OUTPUTS>(static_cast<const float*>(y), place.row, Of::PARTS * PART, place.output, product);
+        TwoRows rows = {};
+        if (LATER && KIND == TURNED) rows = rows_of(turned.plan, product, {place.row + static_cast<int>(threadIdx.x) % 128 / 32 * 16, 0});
         // The first product of a tile does not read them. But the compiler cannot know, and would keep the last tile's for
         // it while they are written, which needs their registers.
 #pragma unroll
@@ -145,15 +156,11 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
         }
         Stop at = {turn * pieces % STAGES, turn * pieces / STAGES};
         int last = 0;
-        bool first = TOGETHER && turn == 0 && product.behind > 0;
-        int told = first && group == 0 ? (product.behind < pieces ? product.behind : pieces - 1) : -1;
-        if (first && group == 1) barrier_wait(turns + 1, 0);
         if (!TOGETHER && turn > 0) barrier_wait(turns + group, (turn - 1) / GROUPS & 1);
 #pragma unroll 1
         for (int piece = 0; piece < pieces; ++piece, advance(at, STAGES)) {
             barrier_wait(full + at.stage, at.round & 1);
             if (!TOGETHER && piece == pieces - 1 && threadIdx.x % 32 == 0) barrier_arrive(turns + (group ^ 1), rank);
-            if (piece == told && threadIdx.x % 32 == 0) barrier_arrive(turns + 1, rank);
             u32 from_x = first_x + at.stage * (STAGE * 2 / 16), from_w = first_w + at.stage * (STAGE * 2 / 16);
             products_begin();
 #pragma unroll
@@ -163,15 +170,32 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
                     multiply<OUTPUTS>(sums[part], from_x + part * (PART * DEPTH * 2 / 16) + step * 2, from_w + step * 2, step > 0 ? 1 : piece);
             }
             products_commit();
+            if (LATER && holds) put_held(held, piece, static_cast<bf16*>(y), product, turned, gains);
             products_wait<1>();
             if (piece > 0 && turn * pieces + piece - 1 + STAGES < most) release(empty + last);
             last = at.stage;
         }
+        // Behind the last tile nothing is multiplied; nor are there stages enough of one that is not deep. For a bias there are
+        // no registers.
+        holds = LATER && tile + clusters < tiles && pieces >= held.PARTS && (KIND != TURNED || turned.bias == nullptr);
 #pragma unroll
         for (int part = 0; part < Of::PARTS; ++part) products_done(sums[part]);
         if ((turn + 1) * pieces - 1 + STAGES < most) release(empty + last);
         place.row += static_cast<int>(threadIdx.x) % 128 / 32 * 16;
-        put_tile<OUTPUTS, KIND>(sums, y, place, product, turned);
+        if constexpr (LATER) {
+            take_sums(held, sums[0]);
+            held.place = place;
+        }
+        if constexpr (LATER && KIND == TURNED) {
+            held.rows = rows;
+            if (holds) held.next = angles_of(held, 0, turned);
+            else put_heads(held, static_cast<bf16*>(y), product, turned, gains);
+        } else if constexpr (LATER) {
+#pragma unroll 1
+            for (int part = 0; !holds && part < held.PARTS; ++part) put_held(held, part, static_cast<bf16*>(y), product, turned, gains);
+        } else {
+            put_tile<OUTPUTS, KIND>(sums, y, place, product, turned);
+        }
     }
 }
 
@@ -182,6 +206,12 @@ DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     bf16* stages = first_stage(unaligned);
     Barrier* full = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(stages) + STAGES * Wheel<OUTPUTS>::BYTES);
     Barrier *empty = full + STAGES, *turns = empty + STAGES;
+    float* gains = reinterpret_cast<float*>(turns + GROUPS);
+    // Weights: no kernel writes them.
+    if (KIND == TURNED && threadIdx.x < 2 * HEAD) {
+        const float* norm = threadIdx.x < HEAD ? turned.query_norm : turned.key_norm;
+        if (norm != nullptr) gains[threadIdx.x] = norm[threadIdx.x % HEAD];
+    }
     int pairs = (product.rows + CLUSTER * TILE - 1) / (CLUSTER * TILE);
     int tiles = pairs * (product.outputs / (KIND == GATED ? OUTPUTS / 2 : OUTPUTS)), pieces = (product.depth + DEPTH - 1) / DEPTH;
     u32 rank = cluster_rank();
@@ -189,17 +219,20 @@ DEVICE void many_rows(const TensorMap& x, const TensorMap& w, void* y, const Pro
     set_up_barriers(full, empty, STAGES, Wheel<OUTPUTS>::READERS * CLUSTER);
     cluster_sync();
     if (threadIdx.x < 128 * GROUPS) {
+        registers_more<240>();
         after_the_kernel_before();
-        multiply_tiles<OUTPUTS, KIND>(y, product, turned, tiles, pieces, rank, stages, full, empty, turns);
-    } else if (is_elected()) {
-        bring_tiles<OUTPUTS, KIND>(x, w, product, tiles, pieces, rank, stages, full, empty);
+        multiply_tiles<OUTPUTS, KIND>(y, product, turned, tiles, pieces, rank, stages, full, empty, turns, gains);
+    } else {
+        registers_fewer<24>();
+        if (threadIdx.x >= 128 * GROUPS + 32) after_the_kernel_before();
+        else if (is_elected()) bring_tiles<OUTPUTS, KIND>(x, w, product, tiles, pieces, rank, stages, full, empty);
     }
     cluster_sync();
 }
 
 #define MANY_ROWS(NAME, OUTPUTS, KIND) \
-    KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) NAME(const __grid_constant__ TensorMap x, \
-                                                             const __grid_constant__ TensorMap w, void* y, Product product) { \
+    KERNEL void __launch_bounds__(MANY_THREADS, 1) NAME(const __grid_constant__ TensorMap x, \
+                                                        const __grid_constant__ TensorMap w, void* y, Product product) { \
         many_rows<OUTPUTS, KIND>(x, w, y, product, {}); \
     }
 MANY_ROWS(many_rows_64, 64, PLAIN)
@@ -210,9 +243,9 @@ MANY_ROWS(many_rows_gated_128, 128, GATED)
 MANY_ROWS(many_rows_gated_256, 256, GATED)
 
 #define MANY_ROWS_TURNED(OUTPUTS) \
-    KERNEL void __launch_bounds__(128 * GROUPS + 32, 1) many_rows_turned_##OUTPUTS(const __grid_constant__ TensorMap x, \
-                                                                                   const __grid_constant__ TensorMap w, bf16* y, \
-                                                                                   Product product, Turned turned) { \
+    KERNEL void __launch_bounds__(MANY_THREADS, 1) many_rows_turned_##OUTPUTS(const __grid_constant__ TensorMap x, \
+                                                                              const __grid_constant__ TensorMap w, bf16* y, \
+                                                                              Product product, Turned turned) { \
         many_rows<OUTPUTS, TURNED>(x, w, y, product, turned); \
     }
 MANY_ROWS_TURNED(128)

@@ -13,7 +13,6 @@ struct Product {
     int depth;
     int stages;  // of few rows: in a block's ring,
     int x_rows;  // and how many rows of x are brought to it; those behind are nobody's
-    int behind;  // of many rows: how many stages one warpgroup is behind the other, if they share tiles
 };
 
 // What is done to sums before they are written: nothing; two of them, a gate and an up, make one; or they are queries, keys
@@ -23,9 +22,9 @@ enum Kind { PLAIN, GATED, TURNED };
 #ifdef HOPPER
 // Two outputs, a gate and an up each, put together: both are rounded first, as they are where a kernel of its own
 // does it.
+DEVICE u32 gated_pair(u32 gate, u32 up) { return pack_bf16(gated(low(gate), low(up)), gated(high(gate), high(up))); }
 DEVICE u32 gated_pair(const float* gates, const float* ups) {
-    u32 gate = pack_bf16(gates[0], gates[1]), up = pack_bf16(ups[0], ups[1]);
-    return pack_bf16(gated(low(gate), low(up)), gated(high(gate), high(up)));
+    return gated_pair(pack_bf16(gates[0], gates[1]), pack_bf16(ups[0], ups[1]));
 }
 
 // Where a warp's sums lie: 16 rows from one on, outputs from one on.

@@ -13,8 +13,7 @@ struct Turned {
     const float* bias;        // of all outputs, or null
     const float* query_norm;  // or null
     const float* key_norm;    // or null
-    const float* cosines;
-    const float* sines;
+    const TwoAngles* angles;  // [position][HEAD / 4]
     bf16* cache;
     int query_heads;
     int kv_heads;
@@ -58,8 +57,8 @@ DEVICE Seat seat_of(const Seats& seats, int row) {
 
 DEVICE Gain gain_of(const float* norm, const Head& head, int block) { return gain_of(norm, HEAD / 2, head.column, block); }
 
-DEVICE Angle angle_of(const Turned& turned, const Head& head, const Seat& seat, int block) {
-    return angle_of(turned.cosines, turned.sines, seat.position, HEAD / 2, head.column, block);
+DEVICE TwoAngles angle_of(const Turned& turned, const Head& head, const Seat& seat, int block) {
+    return angle_of(turned.angles, seat.position, HEAD / 2, head.column, block);
 }
 
 // The first column of a block's pairs, or of its partners.
@@ -75,37 +74,51 @@ DEVICE void round_sums(u32 (*pairs)[2 * BLOCKS], const float (*sums)[4]) {
     }
 }
 
-// A row of it, with its bias.
+// Two elements of it, with their bias, that begin at a column of the lane's.
+DEVICE void read_pair(float* x, u32 pair, int column, const Turned& turned, const Head& head) {
+    x[0] = low(pair), x[1] = high(pair);
+    if (turned.bias == nullptr) return;
+    float2 bias = two(turned.bias + head.number * HEAD + head.column + column);
+    x[0] += bias.x, x[1] += bias.y;
+}
+
+// A row of it.
 template <int BLOCKS>
 DEVICE void read_row(float (*x)[2], const u32 (&pairs)[2 * BLOCKS], const Turned& turned, const Head& head) {
 #pragma unroll
-    for (int n = 0; n < 2 * BLOCKS; ++n) {
-        x[n][0] = low(pairs[n]), x[n][1] = high(pairs[n]);
-        if (turned.bias == nullptr) continue;
-        float2 bias = two(turned.bias + head.number * HEAD + head.column + column_of(n, BLOCKS));
-        x[n][0] += bias.x, x[n][1] += bias.y;
-    }
+    for (int n = 0; n < 2 * BLOCKS; ++n) read_pair(x[n], pairs[n], column_of(n, BLOCKS), turned, head);
+}
+
+// Where a row of it goes: to y, [rows][outputs], and to the cache; null where it does not.
+struct Homes {
+    bf16 *y, *cached;
+};
+DEVICE Homes homes_of(const Seat& seat, const Turned& turned, const Head& head, bf16* y, int outputs) {
+    int kept = head.number - turned.query_heads, first = head.column - static_cast<int>(threadIdx.x) % 4 * 2;
+    bf16* to = y + static_cast<size_t>(seat.row) * outputs + head.number * HEAD + first;
+    bool keep = kept >= 0 && seat.slot >= 0;
+    bf16* cached = turned.cache + cache_at(keep ? seat.slot : 0, turned.layer, turned.layers, turned.kv_heads, kept, HEAD) + first;
+    return {seat.valid ? to : nullptr, keep ? cached : nullptr};
+}
+DEVICE void put_four_blocks(u32 (&pairs)[4], const Homes& homes, int column) {
+    transpose(pairs);
+    if (homes.y != nullptr) put_blocks(pairs, homes.y + column);
+    if (homes.cached != nullptr) put_blocks(pairs, homes.cached + column);
 }
 
 // Turns a row, by the squares of its whole head, and writes it to y, [rows][outputs].
 template <int BLOCKS, class FindGain, class FindAngle>
 DEVICE void put_row(float (*x)[2], float squares, const Seat& seat, const Turned& turned, const Head& head, bf16* y, int outputs,
                     FindGain gain, FindAngle angle) {
-    int kept = head.number - turned.query_heads;
     if (!is_value(turned, head))
         turn_blocks<BLOCKS>(x, norm_scale(squares, HEAD, turned.epsilon), norm_of(turned, head) != nullptr, gain, angle);
-    int first = head.column - static_cast<int>(threadIdx.x) % 4 * 2;
-    bf16* to = y + static_cast<size_t>(seat.row) * outputs + head.number * HEAD + first;
-    bool keep = kept >= 0 && seat.slot >= 0;
-    bf16* cached = keep ? turned.cache + cache_at(seat.slot, turned.layer, turned.layers, turned.kv_heads, kept, HEAD) + first : nullptr;
+    Homes homes = homes_of(seat, turned, head, y, outputs);
 #pragma unroll
     for (int n = 0; n < 2 * BLOCKS; n += 4) {
         u32 pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) pairs[i] = pack_bf16(x[n + i][0], x[n + i][1]);
-        transpose(pairs);
-        if (seat.valid) put_blocks(pairs, to + column_of(n, BLOCKS));
-        if (keep) put_blocks(pairs, cached + column_of(n, BLOCKS));
+        put_four_blocks(pairs, homes, column_of(n, BLOCKS));
     }
 }
 

@@ -126,7 +126,7 @@ struct Rotation {
 // plan keeps them. Where their product did not do it: queries are turned by attention then. DIM / 8 lanes a head.
 template <int DIM>
 DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const float* bias, const float* norm,
-                   const float* cosines, const float* sines, bf16* cache) {
+                   const TwoAngles* angles, bf16* cache) {
     constexpr int LANES = DIM / 8, HEADS = 256 / LANES;
     int row = blockIdx.x, head = blockIdx.y * HEADS + threadIdx.x / LANES, lane = threadIdx.x % LANES;
     if (row >= plan[ROWS]) return after_the_kernel_before();
@@ -167,9 +167,11 @@ DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const f
         }
     }
     if (!value) {
-        size_t at = (static_cast<size_t>(position) * (DIM / 2) + first) / 4;
-        Floats cosine = reinterpret_cast<const Floats*>(cosines)[at], sine = reinterpret_cast<const Floats*>(sines)[at];
-        for (int i = 0; i < 4; ++i) turn_two(a[i], b[i], cosine.of[i], sine.of[i]);
+        for (int i = 0; i < 4; i += 2) {
+            TwoAngles by = angles[static_cast<size_t>(position) * (DIM / 4) + (first + i) / 2];
+            turn_two(a[i], b[i], by.cosine.x, by.sine.x);
+            turn_two(a[i + 1], b[i + 1], by.cosine.y, by.sine.y);
+        }
     }
     Pairs x = {{pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3])}}, y = {{pack_bf16(b[0], b[1]), pack_bf16(b[2], b[3])}};
     *reinterpret_cast<Pairs*>(vector + first) = x;
@@ -183,8 +185,8 @@ DEVICE void rotate(const int* plan, const Rotation& shape, bf16* buffer, const f
 
 #define ROTATE(DIM) \
     KERNEL void rotate_##DIM(const int* plan, Rotation shape, bf16* buffer, const float* bias, const float* norm, \
-                             const float* cosines, const float* sines, bf16* cache) { \
-        rotate<DIM>(plan, shape, buffer, bias, norm, cosines, sines, cache); \
+                             const TwoAngles* angles, bf16* cache) { \
+        rotate<DIM>(plan, shape, buffer, bias, norm, angles, cache); \
     }
 ROTATE(32)
 ROTATE(64)

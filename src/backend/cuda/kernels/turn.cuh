@@ -9,12 +9,16 @@
 #pragma once
 #include "device.cuh"
 
+// Cosines and sines of two elements that lie together: read in one access.
+struct alignas(16) TwoAngles {
+    float2 cosine, sine;
+};
+
 // What queries and keys become.
 struct Turn {
-    const float* bias;     // of all heads, or null
-    const float* norm;     // of a head, or null
-    const float* cosines;  // null: they were turned before
-    const float* sines;    // both [position][dim / 2]
+    const float* bias;      // of all heads, or null
+    const float* norm;      // of a head, or null
+    const TwoAngles* angles;  // [position][dim / 4]; null: they were turned before
     float epsilon;
 };
 
@@ -58,17 +62,13 @@ DEVICE void turn_two(float& first, float& second, float cosine, float sine) {
 }
 
 // Of a row, by its blocks: read before they are needed, or when they are.
-struct Angle {
-    float2 cosine, sine;
-};
 template <int BLOCKS>
 struct Angles {
-    Angle of[BLOCKS];
+    TwoAngles of[BLOCKS];
 };
-// Those of a block: `first` columns into a row of the tables, which `half` are.
-DEVICE Angle angle_of(const float* cosines, const float* sines, int position, int half, int first, int block) {
-    size_t at = static_cast<size_t>(position) * half + first + block * 8;
-    return {two(cosines + at), two(sines + at)};
+// Those of a block: `first` columns into a row of the table, which `half` are.
+DEVICE TwoAngles angle_of(const TwoAngles* angles, int position, int half, int first, int block) {
+    return angles[static_cast<size_t>(position) * (half / 2) + first / 2 + block * 4];
 }
 
 // What a norm multiplies a block by.
@@ -94,7 +94,7 @@ DEVICE void turn_blocks(float (*x)[2], float scale, bool normed, FindGain gain, 
             first[0] *= scale * by.first.x, first[1] *= scale * by.first.y;
             second[0] *= scale * by.second.x, second[1] *= scale * by.second.y;
         }
-        Angle by = angle(p);
+        TwoAngles by = angle(p);
         turn_two(first[0], second[0], by.cosine.x, by.sine.x);
         turn_two(first[1], second[1], by.cosine.y, by.sine.y);
     }
