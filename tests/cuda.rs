@@ -128,6 +128,11 @@ fn products_of_our_own_change_nothing() {
             assert!(tried > 0 && told(&bits, of) <= tried, "{of}: {opened}\n{bits}");
         }
     }
+    // So are those that are wrong only where one tile is finished while the next one is multiplied.
+    let in_turn = [environment.clone(), vec![("MOCK_CUDA_WRONG_IN_TURN", "1".to_owned())]].concat();
+    let (tried, used) = ("device::says_what_it_opens", "device::among_many_rows_as_alone");
+    let [tried, used] = [tried, used].map(|test| told(&passed(&run(test, &in_turn)), "gated of many"));
+    assert!(tried > 0 && used <= tried, "{tried} products were tried, {used} used");
     // So are those that do not add to what is there: one after the other is tried, where otherwise the first is taken.
     let forgetting = [environment.clone(), vec![("MOCK_CUDA_FORGETS_SUMS", "1".to_owned())]].concat();
     let tried = passed(&run("device::among_many_rows_as_alone", &forgetting));

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <tuple>
 #include <vector>
 
 #define MARK(product, place) mark(product.outputs, product.depth, place)
@@ -127,6 +128,24 @@ __global__ void tiles_of(const __grid_constant__ TensorMap map, int brought, int
             bring_tile(map, piece * DEPTH, blockIdx.x * apart, ring.stages + at.stage * ROWS * DEPTH, ring.full + at.stage);
         }
     }
+}
+
+// So many copies at once that one thread asks for: cycles until all are asked for, and until all are there, of the slowest block.
+__global__ void copies_of(const __grid_constant__ TensorMap map, int rows, int panels, int copies, int apart, unsigned* took) {
+    SHARED(unsigned char, unaligned);
+    bf16* to = first_stage(unaligned);
+    int bytes = rows * panels * DEPTH * 2;
+    Barrier* barrier = reinterpret_cast<Barrier*>(reinterpret_cast<unsigned char*>(to) + copies * bytes);
+    if (threadIdx.x == 0) barrier_init(barrier, 1), barriers_set_up();
+    __syncthreads();
+    if (!is_elected()) return;
+    ask_for_map(map);
+    unsigned began = clock();
+    barrier_expect(barrier, copies * bytes);
+    for (int i = 0; i < copies; ++i) bring_panels(map, i * panels, blockIdx.x * apart, to + i * (bytes / 2), barrier);
+    unsigned asked = clock();
+    barrier_wait(barrier, 0);
+    atomicMax(took, asked - began), atomicMax(took + 1, clock() - began);
 }
 
 // Numbers of many sizes, of which as many are of either sign: what is left of a sum is what its order made of it.
@@ -285,6 +304,27 @@ static void tiles(cudaStream_t stream) {
     CHECK(cudaFree(matrix));
 }
 
+static void copies(cudaStream_t stream) {
+    constexpr int BLOCKS = 132, DEEP = 8192;
+    auto* took = memory<unsigned>(2);
+    auto* matrix = memory<bf16>(static_cast<size_t>(BLOCKS) * 16 * DEEP);
+    printf("copies to shared memory, from L2, that one thread asks for\n");
+    for (int blocks : {1, BLOCKS})
+        for (auto [rows, panels, count, apart] : {std::tuple{8, 1, 128, 0}, {16, 1, 64, 0}, {16, 1, 64, 16}, {16, 2, 32, 16}, {16, 4, 16, 16}, {64, 1, 24, 0}}) {
+            TensorMap map = panels_of(matrix, BLOCKS * 16, DEEP, rows, panels);
+            unsigned cycles[2];
+            for (int i = 0; i < 3; ++i) {
+                CHECK(cudaMemset(took, 0, sizeof cycles));
+                launch(stream, copies_of, dim3(blocks), 32, 1024 + count * rows * panels * 128 + 64, 1, false, map, rows, panels, count, apart, took);
+                CHECK(cudaStreamSynchronize(stream));
+                CHECK(cudaMemcpy(cycles, took, sizeof cycles, cudaMemcpyDeviceToHost));
+            }
+            printf("  %d blocks, %d of %d rows of %d times 128 bytes, %s: %.0f cycles to ask for each, there at %.0f bytes a cycle\n", blocks, count, rows, panels,
+                   apart ? "each its own" : "the same", static_cast<double>(cycles[0]) / count, count * rows * panels * 128.0 / cycles[1]);
+        }
+    CHECK(cudaFree(matrix));
+}
+
 static void boundaries(cudaStream_t stream) {
     printf("a kernel that does nothing behind another\n");
     int* to = memory<int>(1024);
@@ -416,6 +456,7 @@ int main() {
     chains(stream);
     attention(stream);
     tiles(stream);
+    copies(stream);
     boundaries(stream);
     Way by_warpgroup{"narrow ones by a warpgroup", few_rows_16, 64, 16, 160};
     Way gates{"gates by a warpgroup", few_rows_gated_96, 64, 96, 160}, tall{"gates by two warpgroups", tall_rows_gated_48, 128, 48, 288};

@@ -7,7 +7,8 @@
 // MOCK_CUDA_CAPABILITY: 90 for 9.0; MOCK_CUDA_REFUSES_KERNELS: the fatbin does not load;
 // MOCK_CUDA_MEMORY_MIB: how much there is; MOCK_CUDA_NAN_TOKEN: its embedding is no number;
 // MOCK_CUDA_FAULT_TOKEN: a kernel that meets it fails; MOCK_CUDA_SEED: another order; MOCK_CUDA_WRONG_PRODUCTS: what is in the names of those of
-// our own products whose first number is wrong; MOCK_CUDA_FORGETS_SUMS: these forget the first number that they add to;
+// our own products whose first number is wrong; MOCK_CUDA_WRONG_IN_TURN: so it is of many rows by one cluster, that are
+// finished as they are computed; MOCK_CUDA_FORGETS_SUMS: these forget the first number that they add to;
 // MOCK_CUDA_FAULT_KERNEL: a kernel with that in its name fails; MOCK_CUDA_ENDLESS_KERNEL: one that never ends;
 // MOCK_CUDA_WAITS_AT_EXIT: the end of the process waits for it.
 #define VERDICT_SHIM
@@ -360,6 +361,8 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
     const char* wrong_name = getenv("MOCK_CUDA_WRONG_PRODUCTS");
     bool multiplies = name.find("_rows") != name.npos;
     if (wrong_name && multiplies && name.find(wrong_name) != name.npos) memcpy(&wrong, parameters[2], sizeof wrong);
+    bool in_turn = (name == "many_rows_gated" || name == "many_rows_turned") && grid.x == cluster;
+    if (in_turn && getenv("MOCK_CUDA_WRONG_IN_TURN")) memcpy(&wrong, parameters[2], sizeof wrong);
     float* forgotten = nullptr;
     bool adds = multiplies && name.find("gated") == name.npos && name.find("turned") == name.npos && static_cast<Product*>(parameters[3])->into == INTO_SUM;
     if (adds && getenv("MOCK_CUDA_FORGETS_SUMS")) memcpy(&forgotten, parameters[2], sizeof forgotten);

@@ -21,7 +21,7 @@ use half::bf16;
 use super::{
     gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, class, refused},
     graph::Graph,
-    hopper::{Finish, Hopper, Own},
+    hopper::{ALL_CLUSTERS, Finish, Hopper, Own},
     trial::{After, TRIAL_ROWS, Trial, download, wait},
     watch::{Tried, Watch, way_out},
 };
@@ -189,27 +189,45 @@ impl Bench<'_> {
 
     /// Whether what our own kernel does to a product is right.
     fn finishes(&self, way: &Way, rows: usize) -> Result<bool> {
-        let (Some(own), Some(hopper)) = (own_of(way), &self.gemm.hopper) else { return Ok(true) };
-        let w = Matrix { at: self.trial.w.base(), ..self.weights[0] };
-        let outputs = match self.trial.finish {
+        let Some(own) = own_of(way) else { return Ok(true) };
+        let finish = &self.trial.finish;
+        let (both, outputs) = match finish {
             Finish::Nothing => return Ok(true),
-            Finish::Gates => w.outputs / 2,
-            Finish::Turn(_) => w.outputs,
+            Finish::Gates => (self.weights[0].outputs, self.weights[0].outputs / 2),
+            Finish::Turn(_) => (self.weights[0].outputs, self.weights[0].outputs),
         };
-        let (x, y) = (self.trial.x.base(), self.trial.y.base());
-        self.tries(way, rows);
-        self.trial.reset(rows * outputs)?;
-        let how = (own, &self.trial.finish);
-        if hopper.multiply(how, &w, x, (y, Output::Rows), rows, self.on.stream).is_err() {
+        let Some(found) = self.finished((own, finish, ALL_CLUSTERS), (rows, outputs))? else {
             return Ok(false);
-        }
-        let found = download(y, rows * outputs, self.on.stream)?;
-        let mut rows = self.expected.chunks_exact(w.outputs).zip(found.chunks_exact(outputs));
-        Ok(match self.trial.finish {
-            Finish::Gates => rows.all(|(both, found)| are_gates_of(both, found)),
+        };
+        let mut each = self.expected.chunks_exact(both).zip(found.chunks_exact(outputs));
+        let right = match finish {
+            Finish::Gates => each.all(|(both, found)| are_gates_of(both, found)),
             // The trial turns by nothing.
-            _ => rows.all(|(right, found)| right == found),
-        })
+            _ => each.all(|(right, found)| right == found),
+        };
+        let Own::ManyRows(_) = own else { return Ok(right) };
+        // By one cluster: each tile but the last is finished while the next one is multiplied, as where there are more tiles
+        // than clusters.
+        let in_a_pass = self.trial.as_in_a_pass();
+        let at_once = self.finished((own, &in_a_pass, ALL_CLUSTERS), (rows, outputs))?;
+        Ok(right && at_once == self.finished((own, &in_a_pass, 1), (rows, outputs))?)
+    }
+
+    /// What our own kernel makes of a product; `None` if it cannot be launched.
+    fn finished(
+        &self,
+        how: (Own, &Finish, usize),
+        (rows, outputs): (usize, usize),
+    ) -> Result<Option<Vec<u16>>> {
+        let Some(hopper) = &self.gemm.hopper else { return Ok(None) };
+        let w = Matrix { at: self.trial.w.base(), ..self.weights[0] };
+        let (x, y) = (self.trial.x.base(), self.trial.y.base());
+        self.tries(&Way::Own(how.0), rows);
+        self.trial.reset(rows * outputs)?;
+        if hopper.multiply(how, &w, x, (y, Output::Rows), rows, self.on.stream).is_err() {
+            return Ok(None);
+        }
+        download(y, rows * outputs, self.on.stream).map(Some)
     }
 
     /// What the heuristic proposes for so many rows, without split-K, best first.
@@ -297,9 +315,14 @@ impl Bench<'_> {
         let (many, fewer) = TIMED_WEIGHTS_OF_MANY_ROWS;
         let turns = self.weights.iter().take(if rows > many { fewer } else { TIMED_WEIGHTS });
         let run = |w| match (own_of(way), &self.gemm.hopper) {
-            (Some(own), Some(hopper)) => {
-                hopper.multiply((own, &as_in_a_pass), w, x.base(), (y.base(), *into), rows, self.on.stream)
-            }
+            (Some(own), Some(hopper)) => hopper.multiply(
+                (own, &as_in_a_pass, ALL_CLUSTERS),
+                w,
+                x.base(),
+                (y.base(), *into),
+                rows,
+                self.on.stream,
+            ),
             _ => self.gemm.run(w, x.base(), (y.base(), *into), rows, way, self.on),
         };
         self.tries(way, rows);

@@ -16,7 +16,7 @@ use cudarc::{
 };
 
 use super::{
-    hopper::{Finish, Hopper, Own},
+    hopper::{ALL_CLUSTERS, Finish, Hopper, Own},
     memory::{Address, Region},
 };
 use crate::error::{Error, Result};
@@ -154,7 +154,7 @@ impl Gemm {
         match (&ways.fastest[class(rows)], &self.hopper) {
             (Way::Own(own), Some(hopper)) if hopper.takes(*own, w, rows, finish) => {
                 let y = (finished, Output::Rows);
-                hopper.multiply((*own, finish), w, x, y, rows, on.stream).map(|()| true)
+                hopper.multiply((*own, finish, ALL_CLUSTERS), w, x, y, rows, on.stream).map(|()| true)
             }
             _ => self.by(ways, w, x, (y, Output::Rows), rows, on).map(|()| false),
         }
@@ -199,7 +199,7 @@ impl Gemm {
                 self.by_library(w, &layouts, algorithm, (x, y.0), on).map_err(refused("a product"))
             }
             (Way::Own(own), Some(hopper)) => {
-                hopper.multiply((*own, &Finish::Nothing), w, x, y, rows, on.stream)
+                hopper.multiply((*own, &Finish::Nothing, ALL_CLUSTERS), w, x, y, rows, on.stream)
             }
             (Way::Own(_), None) => Err(Error::internal("a product by a kernel that is not there")),
         }

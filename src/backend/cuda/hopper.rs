@@ -32,6 +32,8 @@ const SHORT_RING_BYTES: usize = 110 << 10;
 const MOST_STAGES: usize = 24;
 /// One is brought while another is read.
 const FEWEST_STAGES: usize = 2;
+/// As many clusters as there is work for and room.
+pub(super) const ALL_CLUSTERS: usize = usize::MAX;
 /// Threads of a warp: beside those that multiply one copies.
 const WARP: usize = 32;
 /// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
@@ -281,10 +283,10 @@ impl Hopper {
     }
 
     /// y\[rows, outputs\] = x\[rows, depth\] · wᵀ, or added to it; turned, or gates and ups put together, which are
-    /// half as many.
+    /// half as many. Of many rows by at most so many clusters.
     pub(super) fn multiply(
         &self,
-        (own, finish): (Own, &Finish),
+        (own, finish, clusters): (Own, &Finish, usize),
         w: &Matrix,
         x: Address,
         (y, into): (Address, Output),
@@ -295,7 +297,7 @@ impl Hopper {
         let x = Matrix { at: x, outputs: rows, depth: w.depth };
         let Laid { launch, stages, x_rows, of_x, of_w } = match own {
             Own::FewRows(by, stages) => self.few_rows((by, stages), w, &x, finish)?,
-            Own::ManyRows(width) => self.many_rows(width, w, &x, finish)?,
+            Own::ManyRows(width) => self.many_rows((width, clusters), w, &x, finish)?,
         };
         let into = match into {
             Output::Rows => 0,
@@ -329,11 +331,17 @@ impl Hopper {
         Ok(Laid { launch: Launch { grid, ..ring.launch }, stages: ring.stages, x_rows, of_x, of_w })
     }
 
-    fn many_rows(&self, width: usize, w: &Matrix, x: &Matrix, finish: &Finish) -> Result<Laid> {
+    fn many_rows(
+        &self,
+        (width, most): (usize, usize),
+        w: &Matrix,
+        x: &Matrix,
+        finish: &Finish,
+    ) -> Result<Laid> {
         let found = self.many(width, w.outputs, finish);
         let kernel = found.ok_or_else(|| Error::internal("a product whose outputs are not whole tiles"))?;
         let work = x.outputs.div_ceil(CLUSTER * MANY_TILE) * (w.outputs / width);
-        let grid = (CLUSTER * work.min(kernel.clusters).max(1), 1);
+        let grid = (CLUSTER * work.min(kernel.clusters).min(most).max(1), 1);
         let (of_x, of_w) = (tiles(x, MANY_TILE)?, tiles(w, width / CLUSTER)?);
         Ok(Laid { launch: Launch { grid, ..kernel.launch }, stages: 0, x_rows: MANY_TILE, of_x, of_w })
     }

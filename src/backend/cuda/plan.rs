@@ -90,7 +90,8 @@ impl Plan {
         plan
     }
 
-    /// A plan of so many rows at position 0 that are not kept, to try products with: of rows it tells no more.
+    /// A plan of so many rows, at so many positions in turn, that are not kept, to try products with: of rows it tells no
+    /// more.
     pub(super) fn of_lone_rows(rows: usize, positions: usize) -> Self {
         let mut plan = Self { words: vec![0; HEADER], extent: Extent { rows, ..Extent::default() } };
         plan.words[Word::Rows as usize] = word(rows);

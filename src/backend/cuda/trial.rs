@@ -35,7 +35,7 @@ pub(super) struct Trial {
     pub(super) into: Output,
     /// What is done to them; heads are turned by nothing.
     pub(super) finish: Finish,
-    /// What that is done by: a plan of rows with no place in a cache, norms of ones, and angles of nothing.
+    /// What that is done by: a plan of rows with no place in a cache.
     tables: Option<Tables>,
     pub(super) w: Region,
     pub(super) x: Region,
@@ -99,12 +99,13 @@ impl Trial {
         upload(self.y.base(), &self.before[..halves])
     }
 
-    /// What is done to outputs in a pass, to be timed: norms too, by ones.
+    /// What is done to outputs in a pass: norms too, and angles.
     pub(super) fn as_in_a_pass(&self) -> Finish {
         match (self.finish, &self.tables) {
             (Finish::Turn(turned), Some(tables)) => {
-                let ones = tables.ones.base();
-                Finish::Turn(Turned { query_norm: ones, key_norm: ones, ..turned })
+                let (query_norm, angles) = (tables.norms.base(), tables.angles.base());
+                let key_norm = query_norm + (HEAD * 4) as Address;
+                Finish::Turn(Turned { query_norm, key_norm, angles, ..turned })
             }
             (finish, _) => finish,
         }
@@ -123,23 +124,36 @@ fn before(into: Output, numbers: usize) -> Vec<u16> {
 
 struct Tables {
     plan: Region,
-    ones: Region,
+    /// Of queries, then of keys.
+    norms: Region,
     angles: Region,
+    /// By which nothing turns.
+    still: Region,
 }
 
 impl Tables {
     fn of(context: &Arc<CudaContext>, rows: usize) -> Result<Self> {
         let plan = Plan::of_lone_rows(rows, TRIAL_POSITIONS).words;
-        let angles = [1.0f32, 1.0, 0.0, 0.0].repeat(TRIAL_POSITIONS * HEAD / 4);
+        let norms: Vec<_> = (0..2 * HEAD).map(|at| 1.0 + at as f32 / 64.0).collect();
+        let still = [1.0f32, 1.0, 0.0, 0.0].repeat(TRIAL_POSITIONS * HEAD / 4);
+        // Of two neighbours cosines, then sines.
+        let two = |at: usize| {
+            let [(sin, cos), (next_sin, next_cos)] =
+                [2 * at, 2 * at + 1].map(|of| (of as f32 * 0.1).sin_cos());
+            [cos, next_cos, sin, next_sin]
+        };
+        let angles: Vec<_> = (0..TRIAL_POSITIONS * HEAD / 4).flat_map(two).collect();
         let region = |bytes| Region::allocate(context, bytes, "a trial of cublasLt");
         let tables = Self {
             plan: region(plan.len() * 4)?,
-            ones: region(HEAD * 4)?,
+            norms: region(norms.len() * 4)?,
             angles: region(angles.len() * 4)?,
+            still: region(still.len() * 4)?,
         };
         upload(tables.plan.base(), &plan)?;
-        upload(tables.ones.base(), &[1.0f32; HEAD])?;
+        upload(tables.norms.base(), &norms)?;
         upload(tables.angles.base(), &angles)?;
+        upload(tables.still.base(), &still)?;
         Ok(tables)
     }
 
@@ -149,7 +163,7 @@ impl Tables {
             bias: 0,
             query_norm: 0,
             key_norm: 0,
-            angles: self.angles.base(),
+            angles: self.still.base(),
             cache: 0,
             query_heads: int(queries),
             kv_heads: int(keys),

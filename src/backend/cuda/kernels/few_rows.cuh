@@ -4,8 +4,8 @@
 // What such a product takes is bringing w from memory. So every multiprocessor gets its share of the
 // outputs, and w is asked for before the kernel before this one has ended (x is not: that one writes it).
 // A warp copies, a warpgroup multiplies 64 rows, or two 128, so that w is read once for twice as many; a ring of stages
-// lies between them. (That blocks share what they bring of x, by multicast, made it 3 % slower on an H100, November 2026,
-// when a copy took longer than now: docs/gpu.md.) A short ring leaves room on the multiprocessor for a block of the kernel
+// lies between them. (That blocks share what they bring of x, by multicast, made it 3 % slower on an H100, 27 November 2026,
+// when a copy took longer than now.) A short ring leaves room on the multiprocessor for a block of the kernel
 // behind this one, which then has its first weights, or knows where its keys lie, when this one is done. A sum is of its
 // products in order, so its bits depend neither on how many rows there are nor on how outputs are shared out.
 #pragma once
