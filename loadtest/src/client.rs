@@ -21,8 +21,9 @@ const CHANNELS: usize = 4;
 /// Longer than any deadline of a scenario: what takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A connection that closes so soon after a request was sent had been closed when the request came. HTTP/1.1
-/// cannot rule that out for idle connections (RFC 9112, 9.3.1: whoever sends it asks again); what is closed
-/// later cut off a request that the server had.
+/// cannot rule that out for idle connections (RFC 9112, 9.3.1: whoever sends it asks again), nor can HTTP/2
+/// (RFC 9113, 6.8: what a GOAWAY did not wait for may be sent again; tonic leaves that to its caller); what is
+/// closed later cut off a request that the server had.
 const CROSSING: Duration = Duration::from_millis(100);
 
 /// How a request ended.
@@ -160,19 +161,19 @@ impl Client {
                 anyhow::ensure!(response.results.len() == ask.pairs, "an answer without all results");
                 Ok(Outcome::Ok(from_wire(&response, after)))
             }
-            Err(status) => Ok(match status.code() {
+            Err(status) => match status.code() {
                 tonic::Code::ResourceExhausted => {
                     let ms = status.metadata().get("retry-after-ms");
                     let ms = ms.and_then(|ms| ms.to_str().ok()?.parse().ok());
-                    Outcome::Refused(Duration::from_millis(ms.context("a refusal without retry-after-ms")?))
+                    let ms = ms.context("a refusal without retry-after-ms")?;
+                    Ok(Outcome::Refused(Duration::from_millis(ms)))
                 }
                 tonic::Code::Unavailable if status.metadata().contains_key("retry-after-ms") => {
-                    Outcome::Unavailable
+                    Ok(Outcome::Unavailable)
                 }
-                tonic::Code::DeadlineExceeded => Outcome::Late,
-                tonic::Code::Unavailable if nobody_listens(&status) => Outcome::Gone,
-                code => Outcome::Failed(format!("{code:?}: {}", status.message())),
-            }),
+                tonic::Code::DeadlineExceeded => Ok(Outcome::Late),
+                _ => Err(status.into()),
+            },
         }
     }
 }
@@ -182,12 +183,20 @@ fn nobody_listens(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|error| is_io(error, std::io::ErrorKind::ConnectionRefused))
 }
 
-/// Whether a connection was closed before its answer began.
+/// Whether a connection was closed, in good order, before its answer began.
 fn was_closed(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|error| {
-        error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
+        // Cancelled is what waited for its turn on the connection: nothing of it was sent.
+        let closed = |error: &hyper::Error| error.is_incomplete_message() || error.is_canceled();
+        error.downcast_ref::<hyper::Error>().is_some_and(closed)
+            || error.downcast_ref::<h2::Error>().is_some_and(is_farewell)
             || is_io(error, std::io::ErrorKind::ConnectionReset)
     })
+}
+
+/// Whether the other side said GOAWAY, and nothing was wrong.
+fn is_farewell(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
 fn causes<'a>(
@@ -256,4 +265,40 @@ async fn events(response: Response<Incoming>, sent: Instant) -> Result<Answer> {
         }
     }
     anyhow::bail!("the events ended without `done`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of a call over a connection that its server ends with `reason`.
+    async fn parted(reason: h2::Reason) -> Outcome {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+            connection.abrupt_shutdown(reason);
+            // Sends that, takes what comes, and returns when the client has closed.
+            while connection.accept().await.is_some() {}
+        });
+        let ask = Ask { way: Way::Grpc, wire: Some(Box::default()), ..Ask::default() };
+        let outcome = Client::new(&url).expect("a client").send(&ask, 0).await;
+        server.abort();
+        outcome
+    }
+
+    #[tokio::test]
+    async fn a_call_that_crosses_a_farewell_is_cut_and_no_failure() {
+        let outcome = parted(h2::Reason::NO_ERROR).await;
+        assert!(matches!(outcome, Outcome::Cut), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_for_a_fault_is_a_failure() {
+        for reason in [h2::Reason::PROTOCOL_ERROR, h2::Reason::INTERNAL_ERROR] {
+            let outcome = parted(reason).await;
+            assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+        }
+    }
 }
