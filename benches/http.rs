@@ -1,7 +1,8 @@
 //! From HTTP in to HTTP out with no model behind: latency at one client, rate
 //! at many, beside a bare handler that returns a body of the same size, and with
-//! traces of none, a tenth and all of the requests; then what one client waits
-//! for beside the passes of a device that computes by itself, as a GPU does.
+//! traces of none, a tenth and all of the requests; then tokenizing alone, beside
+//! the tokenizer that is underneath; then what one client waits for beside the
+//! passes of a device that computes by itself, as a GPU does.
 //!
 //! Server and clients share the machine: what is printed includes the load
 //! generator. `cargo bench --bench http -- SECONDS` sets how long each part runs.
@@ -29,8 +30,11 @@ use verdict::{
     config::{Config, Settings},
     model::Model,
     server::{Phase, Server},
+    tokenize::Tokenizer,
 };
 
+/// The load generator's texts.
+const PASSAGES: &str = include_str!("../loadtest/corpus/passages.txt");
 const CLIENTS: usize = 64;
 /// Distinct requests, taken in turn, so that nothing lives on one text's being known.
 const REQUESTS: usize = 1024;
@@ -69,6 +73,9 @@ fn main() {
         );
     }
     assert_eq!(check(&ask(server)), scores, "the same scores after the load");
+    for (documents, words) in [(16, 46), (16, 232)] {
+        tokens(documents, words);
+    }
     for (ms, documents, words) in [(1.4, 1, 80), (2.4, 16, 46), (8.4, 16, 232)] {
         let pass = Duration::from_secs_f64(ms / 1e3);
         let address = serve(&runtime, None, Some(pass));
@@ -80,6 +87,33 @@ fn main() {
             quantile(&beside, 0.95)
         );
     }
+}
+
+/// How long a request's texts take to become tokens, beside the tokenizer that remembers no words.
+fn tokens(documents: usize, length: usize) {
+    let bytes = verdict::model::bundled::TOKENIZER;
+    let ours = Tokenizer::from_bytes(bytes, "bundled").expect("loads");
+    let peer = tokenizers::Tokenizer::from_bytes(bytes).expect("loads");
+    let words: Vec<&str> = PASSAGES.split_whitespace().collect();
+    let texts: Vec<String> = (0..REQUESTS).map(|number| document(&words, number, length)).collect();
+    let measure = |encode: &mut dyn FnMut(&str) -> usize| {
+        // First all words are met once.
+        let mut count: usize = texts.iter().map(|text| encode(text)).sum();
+        let mut took = Vec::new();
+        for texts in texts.chunks_exact(documents) {
+            let began = Instant::now();
+            count += texts.iter().map(|text| encode(text)).sum::<usize>();
+            took.push(began.elapsed().as_secs_f64() * 1e6);
+        }
+        (quantile(&took, 0.5), count)
+    };
+    let (alone, count) = measure(&mut |text| ours.encode(text).expect("encodes").len());
+    let (beside, same) = measure(&mut |text| peer.encode_fast(text, false).expect("encodes").len());
+    assert_eq!(count, same, "as many tokens");
+    println!(
+        "tokens of {documents} documents of {length} words: p50 {alone:6.1} µs, {:.1} times as fast as tokenizers",
+        beside / alone
+    );
 }
 
 /// A server over the stub that traces a share of its requests. Nobody collects: spans are made, queued and
@@ -151,17 +185,20 @@ fn request(number: usize) -> Vec<u8> {
 
 /// Requests of as many documents, each of so many words of the load generator's passages.
 fn texts(documents: usize, length: usize) -> Vec<Vec<u8>> {
-    let words: Vec<&str> = include_str!("../loadtest/corpus/passages.txt").split_whitespace().collect();
-    let document = |number: usize| {
-        let from = number * 7919 % (words.len() - length);
-        words[from..from + length].join(" ")
-    };
+    let words: Vec<&str> = PASSAGES.split_whitespace().collect();
     let request = |number: usize| {
-        let documents: Vec<String> = (0..documents).map(|i| document(number * documents + i)).collect();
+        let documents: Vec<String> =
+            (0..documents).map(|i| document(&words, number * documents + i, length)).collect();
         let query = format!("which of them is number {number}");
         post_score(&serde_json::json!({"query": query, "documents": documents}).to_string())
     };
     (0..REQUESTS).map(request).collect()
+}
+
+/// So many of the words, from one on that the number gives.
+fn document(words: &[&str], number: usize, length: usize) -> String {
+    let from = number * 7919 % (words.len() - length);
+    words[from..from + length].join(" ")
 }
 
 fn post_score(body: &str) -> Vec<u8> {

@@ -65,6 +65,7 @@ REGISTERS = {
     "many_rows_gated_64": 168,
     "many_rows_gated_128": 168,
     "many_rows_256": 168,
+    "many_rows_gated_192": 168,
     "many_rows_gated_256": 168,
     "many_rows_turned_128": 168,
     "many_rows_turned_256": 168,
@@ -89,7 +90,7 @@ HOPPER_PRODUCTS |= {f"few_rows_gated_{outputs}": 4 * parts for outputs, parts in
 HOPPER_PRODUCTS |= {f"tall_rows_{kind}{outputs}": 4 * FEW_ROWS[outputs] for kind in ("", "gated_") for outputs in (32, 48, 64, 96)}
 HOPPER_PRODUCTS |= {"few_rows_turned_64": 4, "few_rows_turned_128": 8}
 HOPPER_PRODUCTS |= {f"many_rows_{kind}": 8 for kind in ("64", "128", "gated_64", "gated_128", "turned_128")}
-HOPPER_PRODUCTS |= {f"many_rows_{kind}": 4 for kind in ("256", "gated_256", "turned_256")}
+HOPPER_PRODUCTS |= {f"many_rows_{kind}": 4 for kind in ("256", "gated_192", "gated_256", "turned_256")}
 HOPPER_PRODUCTS |= {"attention_hopper_128": 128 // 16 + 4}
 
 

@@ -19,6 +19,12 @@ const MOST: usize = 1 << 16;
 /// Bytes of a word that is remembered at most: with its length it is 32 bytes.
 const LONGEST: usize = 31;
 
+/// Words that are looked for one after the other, before anything is made of the first: the machine then waits for the
+/// memory of several at once.
+const TOGETHER: usize = 16;
+/// Bytes that are searched for spaces at once.
+const BLOCK: usize = 64;
+
 /// A token of a word, and the bytes of the word it stands for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Piece {
@@ -51,9 +57,12 @@ static MASKS: [[u64; 4]; LONGEST + 1] = {
 };
 
 impl Word {
-    /// The word at `range` of a text; `None` if it is too long.
-    fn at(text: &[u8], range: &Range<usize>) -> Option<Self> {
-        let masks = MASKS.get(range.len())?;
+    /// None, and not remembered: words have a length.
+    const NONE: Self = Self([0; 4]);
+
+    /// The word at `range` of a text; [`Word::NONE`] if it is too long.
+    fn at(text: &[u8], range: &Range<usize>) -> Self {
+        let Some(masks) = MASKS.get(range.len()) else { return Self::NONE };
         let mut parts = match text[range.start..].first_chunk() {
             Some(chunk) => Self::parts(chunk),
             None => {
@@ -64,7 +73,7 @@ impl Word {
         };
         parts.iter_mut().zip(masks).for_each(|(part, mask)| *part &= mask);
         parts[3] |= (range.len() as u64) << 56;
-        Some(Self(parts))
+        Self(parts)
     }
 
     fn parts(chunk: &[u8; 32]) -> [u64; 4] {
@@ -120,17 +129,33 @@ impl Words {
     ) -> Result<(), E> {
         let mut learned = Vec::new();
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        for range in ranges(text) {
-            let at = range.start;
-            let word = Word::at(text.as_bytes(), &range);
-            if let Some(pieces) = word.and_then(|word| known.get(&word)) {
-                let pieces = pieces.as_slice().iter();
-                pieces.for_each(|p| each(p.id, at + usize::from(p.start)..at + usize::from(p.end)));
-                continue;
+        let mut ranges = ranges(text);
+        loop {
+            let (mut group, mut words) = ([const { 0..0 }; TOGETHER], [Word::NONE; TOGETHER]);
+            let mut count = 0;
+            for range in ranges.by_ref().take(TOGETHER) {
+                words[count] = Word::at(text.as_bytes(), &range);
+                group[count] = range;
+                count += 1;
             }
-            let tokens = encode(&text[range])?;
-            tokens.iter().for_each(|(id, range)| each(*id, at + range.start..at + range.end));
-            learned.extend(word.map(|word| (word, tokens)));
+            if count == 0 {
+                break;
+            }
+            let mut found = [None; TOGETHER];
+            for (found, word) in found.iter_mut().zip(&words[..count]) {
+                *found = known.get(word);
+            }
+            for ((range, word), pieces) in group.into_iter().zip(words).zip(found).take(count) {
+                let at = range.start;
+                if let Some(pieces) = pieces {
+                    let pieces = pieces.as_slice().iter();
+                    pieces.for_each(|p| each(p.id, at + usize::from(p.start)..at + usize::from(p.end)));
+                } else {
+                    let tokens = encode(&text[range])?;
+                    tokens.iter().for_each(|(id, range)| each(*id, at + range.start..at + range.end));
+                    learned.extend((word != Word::NONE).then_some((word, tokens)));
+                }
+            }
         }
         drop(known);
         self.learn(learned);
@@ -151,28 +176,69 @@ impl Words {
 }
 
 /// The words of a text: each begins at its start or at a space between two [`is_visible`] characters.
-fn ranges(text: &str) -> impl Iterator<Item = Range<usize>> {
-    let bytes = text.as_bytes();
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        if start >= bytes.len() {
-            return None;
+fn ranges(text: &str) -> Ranges<'_> {
+    Ranges { text, start: 0, block: 0, spaces: spaces(text.as_bytes()) }
+}
+
+struct Ranges<'a> {
+    text: &'a str,
+    /// Where the next word begins.
+    start: usize,
+    /// Where the block begins that is searched, and which of its bytes are spaces that were not looked at.
+    block: usize,
+    spaces: u64,
+}
+
+impl Iterator for Ranges<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let len = self.text.len();
+        while self.block < len {
+            if self.spaces == 0 {
+                self.block += BLOCK;
+                self.spaces = spaces(self.text.as_bytes().get(self.block..).unwrap_or_default());
+                continue;
+            }
+            let at = self.block + self.spaces.trailing_zeros() as usize;
+            self.spaces &= self.spaces - 1;
+            if begins(self.text, at) {
+                return Some(std::mem::replace(&mut self.start, at)..at);
+            }
         }
-        let mut around = bytes[start..].array_windows().enumerate();
-        let next = around.find_map(|(i, around)| {
-            let at = start + i + 1;
-            let [before, b' ', after] = *around else { return None };
-            let ascii = before.is_ascii_graphic() && after.is_ascii_graphic();
-            let any = || {
-                text[..at].chars().next_back().is_some_and(is_visible)
-                    && text[at + 1..].chars().next().is_some_and(is_visible)
-            };
-            (ascii || any()).then_some(at)
-        });
-        let range = start..next.unwrap_or(bytes.len());
-        start = range.end;
-        Some(range)
+        let start = std::mem::replace(&mut self.start, len);
+        (start < len).then_some(start..len)
+    }
+}
+
+/// Which of the first bytes are spaces; the first byte is the lowest bit.
+fn spaces(bytes: &[u8]) -> u64 {
+    let block = bytes.first_chunk().copied().unwrap_or_else(|| {
+        let mut block = [0; BLOCK];
+        block[..bytes.len()].copy_from_slice(bytes);
+        block
+    });
+    let (eights, _) = block.as_chunks::<8>();
+    eights.iter().rev().fold(0, |found, &eight| {
+        const LOW: u64 = u64::from_le_bytes([0x7f; 8]);
+        // Zero in place of spaces; then the high bits of bytes that are zero, gathered in the highest byte.
+        let bytes = u64::from_le_bytes(eight) ^ u64::from_le_bytes([b' '; 8]);
+        let zeros = !(((bytes & LOW) + LOW) | bytes | LOW);
+        (found << 8) | ((zeros >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56)
     })
+}
+
+/// Whether a word begins at the space at `at`.
+fn begins(text: &str, at: usize) -> bool {
+    match (text.as_bytes()[..at].last(), text.as_bytes().get(at + 1)) {
+        (Some(before), Some(after)) if before.is_ascii() && after.is_ascii() => {
+            before.is_ascii_graphic() && after.is_ascii_graphic()
+        }
+        _ => {
+            text[..at].chars().next_back().is_some_and(is_visible)
+                && text[at + 1..].chars().next().is_some_and(is_visible)
+        }
+    }
 }
 
 /// Certainly not white space, to whichever version of Unicode.
@@ -237,6 +303,8 @@ fn keeps_words_apart(normalizer: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn words(text: &str) -> Vec<&str> {
@@ -250,6 +318,22 @@ mod tests {
         assert_eq!(words("что это — ёж\u{a0} и"), ["что", " это — ёж\u{a0} и"]);
         assert_eq!(words(" a b "), [" a", " b "]);
         assert_eq!(words(""), [""; 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn words_are_found_wherever_they_lie(text in "[aZ~! \0\n\u{7f}\u{a0}\u{301}é—語😀]{0,200}") {
+            let characters: Vec<char> = text.chars().collect();
+            let visible = |at: usize| characters.get(at).copied().is_some_and(is_visible);
+            let mut expected = vec![String::new(); usize::from(!text.is_empty())];
+            for (at, &character) in characters.iter().enumerate() {
+                if character == ' ' && at > 0 && visible(at - 1) && visible(at + 1) {
+                    expected.push(String::new());
+                }
+                expected.last_mut().expect("a word").push(character);
+            }
+            prop_assert_eq!(words(&text), expected);
+        }
     }
 
     #[test]

@@ -177,7 +177,8 @@ std::vector<Kernel> kernels = {
     ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(few_rows_gated_16),
     ENTRY(few_rows_gated_32), ENTRY(few_rows_gated_48), ENTRY(few_rows_gated_64), ENTRY(few_rows_gated_96),
     ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_64), ENTRY(many_rows_128),
-    ENTRY(many_rows_256), ENTRY(few_rows_turned_64), ENTRY(few_rows_turned_128), ENTRY(many_rows_turned_128), ENTRY(many_rows_turned_256), ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128), ENTRY(many_rows_gated_256),
+    ENTRY(many_rows_256), ENTRY(few_rows_turned_64), ENTRY(few_rows_turned_128), ENTRY(many_rows_turned_128), ENTRY(many_rows_turned_256), ENTRY(many_rows_gated_64), ENTRY(many_rows_gated_128),
+    ENTRY(many_rows_gated_192), ENTRY(many_rows_gated_256),
     ENTRY(tall_rows_32), ENTRY(tall_rows_48), ENTRY(tall_rows_64), ENTRY(tall_rows_96), ENTRY(tall_rows_gated_32), ENTRY(tall_rows_gated_48), ENTRY(tall_rows_gated_64), ENTRY(tall_rows_gated_96)};
 
 }  // namespace

@@ -36,9 +36,11 @@ const FEWEST_STAGES: usize = 2;
 pub(super) const ALL_CLUSTERS: usize = usize::MAX;
 /// Threads of a warp: beside those that multiply one copies.
 const WARP: usize = 32;
-/// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups.
+/// Rows of x to a tile for many rows, and rows of w: for each there is a kernel, and one for gates and ups, of which there
+/// is one more.
 const MANY_TILE: usize = 128;
 const MANY_WIDTHS: [usize; 3] = [64, 128, 256];
+const MANY_GATED_WIDTHS: [usize; 4] = [64, 128, 192, 256];
 /// Two warpgroups that multiply, and one of which a thread copies.
 const MANY_THREADS: u32 = 3 * 128;
 /// Blocks of a cluster, where there are clusters; columns of a stage, 128 bytes; what aligns it, and after how many rows its
@@ -53,7 +55,7 @@ const BARRIER_BYTES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Own {
     FewRows(By, Stages),
-    /// By tiles of [`MANY_TILE`] rows by one of [`MANY_WIDTHS`].
+    /// By tiles of [`MANY_TILE`] rows by one of [`MANY_GATED_WIDTHS`].
     ManyRows(usize),
 }
 
@@ -73,14 +75,15 @@ pub(super) enum Stages {
 }
 
 impl Own {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::FewRows(By::Warpgroup, Stages::Short),
         Self::FewRows(By::TwoWarpgroups, Stages::Short),
         Self::FewRows(By::Warpgroup, Stages::Long),
         Self::FewRows(By::TwoWarpgroups, Stages::Long),
-        Self::ManyRows(MANY_WIDTHS[0]),
-        Self::ManyRows(MANY_WIDTHS[1]),
-        Self::ManyRows(MANY_WIDTHS[2]),
+        Self::ManyRows(MANY_GATED_WIDTHS[0]),
+        Self::ManyRows(MANY_GATED_WIDTHS[1]),
+        Self::ManyRows(MANY_GATED_WIDTHS[2]),
+        Self::ManyRows(MANY_GATED_WIDTHS[3]),
     ];
 }
 
@@ -243,7 +246,7 @@ impl Hopper {
             },
             many: Finishes {
                 plain: many("", &MANY_WIDTHS)?,
-                gated: many("gated_", &MANY_WIDTHS)?,
+                gated: many("gated_", &MANY_GATED_WIDTHS)?,
                 turned: many("turned_", &[HEAD, 2 * HEAD])?,
             },
             always: gpu.products == Products::Own,

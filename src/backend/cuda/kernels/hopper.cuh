@@ -143,12 +143,13 @@ DEVICE void stay_behind(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
 #define SUMS_16(c) SUMS_8(c), SUMS_8((c) + 2)
 #define SUMS_32(c) SUMS_16(c), SUMS_16((c) + 4)
 #define SUMS_64(c) SUMS_32(c), SUMS_32((c) + 8)
+#define SUMS_96(c) SUMS_64(c), SUMS_32((c) + 16)
 #define SUMS_128(c) SUMS_64(c), SUMS_64((c) + 16)
 
 // sums (+)= x · wᵀ over 16 columns, by a warpgroup: 64 rows, N outputs. `more`: to what is there.
 template <int N>
 DEVICE void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
-    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 256, "an instruction that is written here");
+    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 192 || N == 256, "an instruction that is written here");
     unsigned long long x = SWIZZLED | x_tile, w = SWIZZLED | w_tile;
     if constexpr (N == 8) {
         asm volatile(
@@ -182,6 +183,17 @@ DEVICE void multiply(float (*sums)[4], u32 x_tile, u32 w_tile, int more) {
             "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
             "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, 0, 0;\n}"
             : SUMS_64(sums) : "l"(x), "l"(w), "r"(more));
+    } else if constexpr (N == 192) {
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+            "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+            "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+            "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+            "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
+            "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95}, %96, %97, p, 1, 1, 0, 0;\n}"
+            : SUMS_96(sums) : "l"(x), "l"(w), "r"(more));
     } else {
         asm volatile(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"

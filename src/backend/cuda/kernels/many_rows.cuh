@@ -2,8 +2,8 @@
 // values turned.
 //
 // There the tensor cores are to be kept busy. A block stays on its multiprocessor and works on tiles of 128
-// rows by 256 rows of w, or by 128 or 64 where that takes less time, one after another; a warp keeps the ring of
-// stages full. Of a tile of 256 two warpgroups take half the rows each: it moves the fewest bytes for each product, which
+// rows by 256 rows of w, or by fewer where that takes less time, one after another; a warp keeps the ring of
+// stages full. Of a tile of 256, or of 192, two warpgroups take half the rows each: it moves the fewest bytes for each product, which
 // bounds products of thousands of rows; what becomes of gates, and of heads that are turned, is computed while the next tile
 // is multiplied (`results_held.cuh`), for which they take registers that who copies does not need. Of narrower ones they take
 // every other tile: one multiplies while the other writes what it has. The blocks of a cluster work on the same rows of w, and
@@ -13,6 +13,7 @@
 #include "results_held.cuh"
 
 constexpr int TILE = 128;   // rows of x to a tile
+constexpr int PART = 64;    // of which a product takes so many
 constexpr int GROUPS = 2;   // of four warps, that multiply
 constexpr int MANY_THREADS = 128 * (GROUPS + 1);  // one thread of the last group copies
 constexpr int RING_BYTES = 200 << 10;  // most of all stages
@@ -24,7 +25,7 @@ struct Wheel {
     static constexpr int BYTES = (TILE + OUTPUTS) * DEPTH * 2;    // of a stage: x's rows, then w's
     static constexpr int STAGES = RING_BYTES / BYTES;
     static constexpr bool SHARED_TILES = OUTPUTS > 128;           // by the warpgroups: their sums would not fit one
-    static constexpr int PARTS = SHARED_TILES ? 1 : TILE / 64;    // of 64 rows, that one works on
+    static constexpr int PARTS = SHARED_TILES ? 1 : TILE / PART;  // that one works on
     static constexpr int READERS = 4 * (SHARED_TILES ? GROUPS : 1);
 };
 
@@ -79,33 +80,46 @@ DEVICE void bring_tiles(const TensorMap& x, const TensorMap& w, const Product& p
 
 // This warp's sums of 16 rows of each part of a tile.
 template <int OUTPUTS, Kind KIND>
-DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4], void* y, const Place& place,
-                     const Product& product, const Turned& turned) {
-    constexpr int PARTS = Wheel<OUTPUTS>::PARTS, PART = 64;
-    bf16* narrow = static_cast<bf16*>(y);
-    if constexpr (KIND == TURNED) {
-        // Row by row, and the next ones move up: all at once would need more registers than there are.
-        static_assert(OUTPUTS == HEAD, "of two heads at once `put_heads` is told");
-        u32 pairs[2 * PARTS][HEAD / 8];
+DEVICE void put_tile(const float (&sums)[Wheel<OUTPUTS>::PARTS][OUTPUTS / 8][4], void* y, const Place& place, const Product& product) {
 #pragma unroll
-        for (int i = 0; i < PARTS; ++i) round_sums<HEAD / 16>(pairs + 2 * i, sums[i]);
-        Seats seats = seats_of(turned.plan, product.rows);
-        int lane_row = place.row + static_cast<int>(threadIdx.x) % 32 / 4;
+    for (int part = 0; part < Wheel<OUTPUTS>::PARTS; ++part) {
+        Place of_part = {place.row + part * PART, place.output};
+        if constexpr (KIND == GATED) put_narrow<OUTPUTS, true>(sums[part], static_cast<bf16*>(y), of_part, product);
+        else put_sums<OUTPUTS>(sums[part], y, of_part, product);
+    }
+}
+
+// The same of a head that is turned. `angles` are those of the first row.
+template <int PARTS>
+DEVICE void put_tile_turned(const float (&sums)[PARTS][HEAD / 8][4], const TwoRows (&rows)[PARTS], Angles<HEAD / 16> angles, bf16* y,
+                            const Place& place, const Product& product, const Turned& turned, const float* gains) {
+    constexpr int BLOCKS = HEAD / 16, ROWS = 2 * PARTS;
+    u32 pairs[ROWS][2 * BLOCKS];
+    int position[ROWS], slot[ROWS];
+#pragma unroll
+    for (int i = 0; i < PARTS; ++i) round_sums<BLOCKS>(pairs + 2 * i, sums[i]);
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) position[i] = rows[i / 2].position[i % 2], slot[i] = rows[i / 2].slot[i % 2];
+    Head head = head_at(place.output);
+    const float* norm = gains + (head.number < turned.query_heads ? 0 : HEAD);
+    int first = place.row + static_cast<int>(threadIdx.x) % 32 / 4;
+    // Row by row, and the next ones move up: all at once would need more registers than there are. The next one's angles are
+    // asked for before they are needed.
 #pragma unroll 1
-        for (int i = 0; i < 2 * PARTS; ++i) {
-            put_turned(pairs[0], narrow, seat_of(seats, lane_row + i / 2 * PART + i % 2 * 8), place.output, product, turned);
+    for (int i = 0; i < ROWS; ++i) {
+        Angles<BLOCKS> next = angles;
+        if (i + 1 < ROWS) next = angles_of_row<BLOCKS>(turned, head, position[1]);
+        Seat seat = {first + i / 2 * PART + i % 2 * 8, position[0], slot[0], position[0] >= 0};
+        float x[2 * BLOCKS][2];
+        read_row<BLOCKS>(x, pairs[0], turned, head);
+        put_row<BLOCKS>(x, whole_squares<BLOCKS>(x), seat, turned, head, y, product.outputs, [&](int p) { return gain_of(norm, head, p); },
+                        [&](int p) { return angles.of[p]; });
+        angles = next;
 #pragma unroll
-            for (int next = 1; next < 2 * PARTS; ++next) {
+        for (int row = 1; row < ROWS; ++row) {
+            position[row - 1] = position[row], slot[row - 1] = slot[row];
 #pragma unroll
-                for (int n = 0; n < HEAD / 8; ++n) pairs[next - 1][n] = pairs[next][n];
-            }
-        }
-    } else {
-#pragma unroll
-        for (int part = 0; part < PARTS; ++part) {
-            Place of_part = {place.row + part * PART, place.output};
-            if constexpr (KIND == GATED) put_narrow<OUTPUTS, true>(sums[part], narrow, of_part, product);
-            else put_sums<OUTPUTS>(sums[part], y, of_part, product);
+            for (int n = 0; n < 2 * BLOCKS; ++n) pairs[row - 1][n] = pairs[row][n];
         }
     }
 }
@@ -126,7 +140,7 @@ template <int OUTPUTS, Kind KIND>
 DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned, int tiles, int pieces, u32 rank,
                            const bf16* stages, Barrier* full, Barrier* empty, Barrier* turns, const float* gains) {
     using Of = Wheel<OUTPUTS>;
-    constexpr int STAGES = Of::STAGES, STAGE = Of::BYTES / 2, PART = 64;
+    constexpr int STAGES = Of::STAGES, STAGE = Of::BYTES / 2;
     constexpr bool TOGETHER = Of::SHARED_TILES, LATER = TOGETHER && KIND != PLAIN;
     int group = warpgroup(), clusters = gridDim.x / CLUSTER;
     int begin = TOGETHER ? 0 : group, step_tiles = TOGETHER ? 1 : GROUPS, first_part = TOGETHER ? group : 0;
@@ -142,8 +156,12 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
         place.row += static_cast<int>(rank) * TILE + first_part * PART;
         if (KIND == PLAIN && product.into == INTO_SUM)
             ask_for_rows<OUTPUTS>(static_cast<const float*>(y), place.row, Of::PARTS * PART, place.output, product);
-        TwoRows rows = {};
-        if (LATER && KIND == TURNED) rows = rows_of(turned.plan, product, {place.row + static_cast<int>(threadIdx.x) % 128 / 32 * 16, 0});
+        TwoRows rows[Of::PARTS] = {};
+        Angles<HEAD / 16> angles = {};
+        int of_warp = static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+#pragma unroll
+        for (int part = 0; part < Of::PARTS && KIND == TURNED; ++part)
+            rows[part] = rows_of(turned.plan, product, {place.row + part * PART + of_warp, 0});
         // The first product of a tile does not read them. But the compiler cannot know, and would keep the last tile's for
         // it while they are written, which needs their registers.
 #pragma unroll
@@ -170,6 +188,8 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
                     multiply<OUTPUTS>(sums[part], from_x + part * (PART * DEPTH * 2 / 16) + step * 2, from_w + step * 2, step > 0 ? 1 : piece);
             }
             products_commit();
+            // They come while the tile is multiplied.
+            if (KIND == TURNED && !LATER && piece == 0) angles = angles_of_row<HEAD / 16>(turned, head_at(place.output), rows[0].position[0]);
             if (LATER && holds) put_held(held, piece, static_cast<bf16*>(y), product, turned, gains);
             products_wait<1>();
             if (piece > 0 && turn * pieces + piece - 1 + STAGES < most) release(empty + last);
@@ -181,20 +201,22 @@ DEVICE void multiply_tiles(void* y, const Product& product, const Turned& turned
 #pragma unroll
         for (int part = 0; part < Of::PARTS; ++part) products_done(sums[part]);
         if ((turn + 1) * pieces - 1 + STAGES < most) release(empty + last);
-        place.row += static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+        place.row += of_warp;
         if constexpr (LATER) {
             take_sums(held, sums[0]);
             held.place = place;
         }
         if constexpr (LATER && KIND == TURNED) {
-            held.rows = rows;
+            held.rows = rows[0];
             if (holds) held.next = angles_of(held, 0, turned);
             else put_heads(held, static_cast<bf16*>(y), product, turned, gains);
         } else if constexpr (LATER) {
 #pragma unroll 1
             for (int part = 0; !holds && part < held.PARTS; ++part) put_held(held, part, static_cast<bf16*>(y), product, turned, gains);
+        } else if constexpr (KIND == TURNED) {
+            put_tile_turned(sums, rows, angles, static_cast<bf16*>(y), place, product, turned, gains);
         } else {
-            put_tile<OUTPUTS, KIND>(sums, y, place, product, turned);
+            put_tile<OUTPUTS, KIND>(sums, y, place, product);
         }
     }
 }
@@ -240,6 +262,7 @@ MANY_ROWS(many_rows_128, 128, PLAIN)
 MANY_ROWS(many_rows_256, 256, PLAIN)
 MANY_ROWS(many_rows_gated_64, 64, GATED)
 MANY_ROWS(many_rows_gated_128, 128, GATED)
+MANY_ROWS(many_rows_gated_192, 192, GATED)
 MANY_ROWS(many_rows_gated_256, 256, GATED)
 
 #define MANY_ROWS_TURNED(OUTPUTS) \

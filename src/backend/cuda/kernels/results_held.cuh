@@ -68,7 +68,7 @@ DEVICE TwoRows rows_of(const int* plan, const Product& product, const Place& pla
 
 // The first of the heads that are held.
 template <int OUTPUTS>
-DEVICE Head first_head(const Held<OUTPUTS, TURNED>& held) { return {held.place.output / HEAD, static_cast<int>(threadIdx.x) % 4 * 2}; }
+DEVICE Head first_head(const Held<OUTPUTS, TURNED>& held) { return head_at(held.place.output); }
 
 // The angles of a part. If its first head is a value's, all are.
 template <int OUTPUTS>
@@ -106,7 +106,7 @@ DEVICE void put_part(Held<OUTPUTS, TURNED>& held, bf16* y, const Product& produc
     compute_once(output), compute_once(row);
     TwoAngles angles = held.next;
     if (PART + 1 < Of::PARTS) held.next = angles_of(held, PART + 1, turned);
-    Head head = {output / HEAD, static_cast<int>(threadIdx.x) % 4 * 2};
+    Head head = head_at(output);
 #pragma unroll
     for (int i = 0; i < Of::HEADS; ++i, ++head.number) {
         u32(&pairs)[2 * BLOCKS] = held.pairs[i][HALF];
@@ -128,7 +128,7 @@ DEVICE void put_heads(const Held<OUTPUTS, TURNED>& held, bf16* y, const Product&
     constexpr int BLOCKS = HEAD / 16;
     Angles<BLOCKS> angles[2];
 #pragma unroll
-    for (int part = 0; part < 2 * BLOCKS; ++part) angles[part / BLOCKS].of[part % BLOCKS] = angles_of(held, part, turned);
+    for (int half = 0; half < 2; ++half) angles[half] = angles_of_row<BLOCKS>(turned, first_head(held), held.rows.position[half]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         int position = held.rows.position[half];

@@ -36,6 +36,7 @@ DEVICE Seats seats_of(const int* plan, int rows) {
 struct Head {
     int number, column;
 };
+DEVICE Head head_at(int output) { return {output / HEAD, static_cast<int>(threadIdx.x) % 4 * 2}; }
 
 DEVICE bool is_value(const Turned& turned, const Head& head) { return head.number >= turned.query_heads + turned.kv_heads; }
 
@@ -59,6 +60,16 @@ DEVICE Gain gain_of(const float* norm, const Head& head, int block) { return gai
 
 DEVICE TwoAngles angle_of(const Turned& turned, const Head& head, const Seat& seat, int block) {
     return angle_of(turned.angles, seat.position, HEAD / 2, head.column, block);
+}
+
+// Of a row of a head; values have none. Below 0 is behind the last row.
+template <int BLOCKS>
+DEVICE Angles<BLOCKS> angles_of_row(const Turned& turned, const Head& head, int position) {
+    Angles<BLOCKS> angles = {};
+    if (is_value(turned, head)) return angles;
+#pragma unroll
+    for (int p = 0; p < BLOCKS; ++p) angles.of[p] = angle_of(turned.angles, position < 0 ? 0 : position, HEAD / 2, head.column, p);
+    return angles;
 }
 
 // The first column of a block's pairs, or of its partners.
@@ -120,17 +131,5 @@ DEVICE void put_row(float (*x)[2], float squares, const Seat& seat, const Turned
         for (int i = 0; i < 4; ++i) pairs[i] = pack_bf16(x[n + i][0], x[n + i][1]);
         put_four_blocks(pairs, homes, column_of(n, BLOCKS));
     }
-}
-
-// A row of a head's product.
-DEVICE void put_turned(const u32 (&pairs)[HEAD / 8], bf16* y, const Seat& seat, int output, const Product& product, const Turned& turned) {
-    constexpr int BLOCKS = HEAD / 16;
-    Head head = {output / HEAD, static_cast<int>(threadIdx.x) % 4 * 2};
-    float x[2 * BLOCKS][2];
-    read_row<BLOCKS>(x, pairs, turned, head);
-    float squares = whole_squares<BLOCKS>(x);
-    const float* norm = norm_of(turned, head);
-    put_row<BLOCKS>(x, squares, seat, turned, head, y, product.outputs, [&](int p) { return gain_of(norm, head, p); },
-                    [&](int p) { return angle_of(turned, head, seat, p); });
 }
 #endif
