@@ -19,6 +19,8 @@ const MOST_ROWS: usize = 8192;
 const SMALL_ROWS: usize = 2048;
 const SEEN_SMALL: u32 = 1;
 const SEEN_LARGE: u32 = 31;
+/// For so many tiles of queries, times key heads, a GPU has room at once, or nearly.
+const FEW_TILES: usize = 32;
 /// Graphs that are kept; so are further buckets.
 const MOST_GRAPHS: usize = 256;
 
@@ -30,11 +32,17 @@ pub(super) fn bucket(extent: Extent, most: Capacity) -> Option<Extent> {
         rows @ ..=1024 => rows.next_multiple_of(64),
         rows => rows.next_multiple_of(128),
     };
-    let step = |count| [0, 1, 4, 16, 64].into_iter().find(|&step| step >= count);
+    let step = |count| [0, 1, 4, 16, 32, 64].into_iter().find(|&step| step >= count);
     let (answers, wide) = (step(extent.answers)?, step(extent.wide)?);
-    let bucket = Extent { rows, answers, wide, tiles: extent.tiles.next_power_of_two(), ..extent };
+    let bucket = Extent { rows, answers, wide, tiles: tiles(extent.tiles), ..extent };
     let fits = rows <= MOST_ROWS.min(most.rows) && answers <= most.answers && extent.answers > 0;
     fits.then_some(bucket)
+}
+
+/// A block of attention that has no tile ends at once, but takes its turn: of many there are a quarter of a power of two more at most.
+fn tiles(count: usize) -> usize {
+    let power = count.next_power_of_two();
+    if count <= FEW_TILES { power } else { count.next_multiple_of(power / 8) }
 }
 
 /// Recorded passes by bucket.
@@ -144,9 +152,11 @@ mod tests {
         let of = |rows, answers, tiles| bucket(extent(rows, answers, tiles), most);
         assert_eq!(of(200, 1, 7), Some(extent(256, 1, 8)));
         assert_eq!(of(1, 1, 1), Some(extent(16, 1, 1)));
-        assert_eq!(of(512, 17, 32), Some(extent(512, 64, 32)));
-        assert_eq!(of(987, 16, 40), Some(extent(1024, 16, 64)));
+        assert_eq!(of(512, 17, 32), Some(extent(512, 32, 32)));
+        assert_eq!(of(512, 33, 32), Some(extent(512, 64, 32)));
+        assert_eq!(of(987, 16, 33), Some(extent(1024, 16, 40)));
         assert_eq!(of(1706, 10, 60), Some(extent(1792, 16, 64)));
+        assert_eq!(of(4392, 16, 148), Some(extent(4480, 16, 160)));
         assert_eq!(of(8193, 1, 9), None, "larger batches are launched");
         assert_eq!(of(100, 65, 70), None);
         let small = Capacity { rows: 100, answers: 2 };

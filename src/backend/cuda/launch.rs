@@ -250,7 +250,9 @@ impl Queue<'_> {
         (readings, grades): (Address, usize),
     ) -> Result<()> {
         let chunks = tokens.div_ceil(VOCABULARY_TOKENS);
-        let grid = (answers.div_ceil(VOCABULARY_ANSWERS), chunks.min(self.kernels.vocabulary_blocks));
+        // Those of more answers beside them read the same weights: all at once have as many chunks each.
+        let beside = answers.div_ceil(VOCABULARY_ANSWERS).max(1);
+        let grid = (beside, chunks.min(self.kernels.vocabulary_blocks / beside).max(1));
         self.launch(
             self.kernels.vocabulary,
             grid,
