@@ -24,8 +24,10 @@ use crate::error::{Error, Result};
 /// What cublasLt may use beside its operands.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 /// Products of at most so many rows have an algorithm of their own; those of more rows have the last one's.
-pub(super) const CLASSES: [usize; 14] =
-    [16, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 7168, 8192];
+pub(super) const CLASSES: [usize; 20] = [
+    16, 64, 128, 256, 512, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 4608, 5120, 5632, 6144, 6656, 7168,
+    7680, 8192,
+];
 
 /// What multiplies.
 #[derive(Clone, Copy)]
