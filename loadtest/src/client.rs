@@ -183,7 +183,7 @@ fn nobody_listens(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|error| is_io(error, std::io::ErrorKind::ConnectionRefused))
 }
 
-/// Whether a connection was closed, in good order, before its answer began.
+/// Whether a connection was closed, and not for a fault, before its answer began.
 fn was_closed(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|error| {
         // Cancelled is what waited for its turn on the connection: nothing of it was sent.
