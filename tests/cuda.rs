@@ -15,7 +15,10 @@ mod mocked;
 #[path = "common/prompts.rs"]
 mod prompts;
 
-use std::process::{Command, Output};
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
 
 use mock::{Mock, run};
 
@@ -80,7 +83,8 @@ fn the_same_pair_has_the_same_bits() {
 #[test]
 fn among_many_rows_as_alone() {
     let Some(mock) = Mock::build() else { return };
-    passed(&run("device::among_many_rows_as_alone", &mock.found()));
+    let text = passed(&run("device::among_many_rows_as_alone", &mock.found()));
+    assert!(told(&text, "graphs") > 0, "{text}");
 }
 
 #[test]
@@ -144,6 +148,28 @@ fn products_of_our_own_change_nothing() {
     let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", "turned".to_owned())]].concat();
     let apart = passed(&run("device::among_many_rows_as_alone", &wrong));
     assert_eq!(2 * told(&bits, "rotations"), told(&apart, "rotations"), "{apart}\n{bits}");
+}
+
+/// Tiles that only gates have are chosen like others.
+#[test]
+fn gates_by_tiles_of_192_are_as_alone() {
+    let Some(mock) = Mock::build() else { return };
+    let name = "device::gates_by_tiles_of_192_are_as_alone";
+    let own = ("VERDICT_CUDA_PRODUCTS", "own".to_owned());
+    let environment = [mock.found(), vec![own]].concat();
+    let all = told(&passed(&run(name, &environment)), "gated of 192");
+    let only_opens = ("VERDICT_TEST_ONLY_OPENS", "1".to_owned());
+    let tried = told(&passed(&run(name, &[environment, vec![only_opens]].concat())), "gated of 192");
+    assert!(0 < tried && tried < all, "{tried} were tried, {all} in all");
+}
+
+/// Where the device has no memory for recorded passes they are launched kernel by kernel.
+#[test]
+fn without_graphs_all_is_as_with_them() {
+    let Some(mock) = Mock::build() else { return };
+    let refused = [mock.found(), vec![("MOCK_CUDA_REFUSES_GRAPHS", "1".to_owned())]].concat();
+    let text = passed(&run("device::among_many_rows_as_alone", &refused));
+    assert_eq!(told(&text, "graphs"), 0, "{text}");
 }
 
 /// Decoding, caches and probabilities are by our own products what they are without.
@@ -329,6 +355,15 @@ fn each_way_to_have_no_gpu_is_one_line() {
     assert!(endless.ends_with(expected), "{endless}");
     let other = with("VERDICT_CUDA_KERNELS", "/nowhere/k.fatbin");
     assert!(other.starts_with("device: cuda: VERDICT_CUDA_KERNELS: /nowhere/k.fatbin: "), "{other}");
+    // The driver would read on behind its end.
+    let whole = concat!(env!("CARGO_MANIFEST_DIR"), "/src/backend/cuda/prebuilt/kernels.fatbin");
+    let image = std::fs::read(whole).expect("the committed kernels");
+    let cut = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cut.fatbin");
+    for part in [&image[..image.len() - 1], &image[..9], &[]] {
+        std::fs::write(&cut, part).expect("a file");
+        let refused = with("VERDICT_CUDA_KERNELS", &cut.to_string_lossy());
+        assert_eq!(refused, "device: cuda: VERDICT_CUDA_KERNELS: it names no whole fatbin");
+    }
 }
 
 /// Also if the driver waits for it when the process ends.

@@ -214,6 +214,41 @@ fn among_many_rows_as_alone() {
     }
 }
 
+/// A checkpoint whose gates and ups are 192 outputs, as tiles of many rows may be, and no others are; without what would be
+/// added to them.
+fn with_gates_of_192() -> Model {
+    let (from, to) = (directory("llama-bias"), tempfile::tempdir().expect("a directory"));
+    for file in std::fs::read_dir(&from).expect("a checkpoint").map(|file| file.expect("a file")) {
+        std::fs::copy(file.path(), to.path().join(file.file_name())).expect("a copy");
+    }
+    let config = to.path().join("config.json");
+    let text = std::fs::read_to_string(&config).expect("config.json");
+    assert!(text.contains(r#""mlp_bias": true"#));
+    std::fs::write(&config, text.replace(r#""mlp_bias": true"#, r#""mlp_bias": false"#)).expect("written");
+    Model::load(to.path()).expect("the checkpoint loads without them")
+}
+
+#[test]
+#[ignore = "needs a GPU, or the mock that tests/cuda.rs builds"]
+fn gates_by_tiles_of_192_are_as_alone() {
+    let model = with_gates_of_192();
+    let mut backend = gpu(&model);
+    if std::env::var_os("VERDICT_TEST_ONLY_OPENS").is_some() {
+        return;
+    }
+    let prompts: Vec<Vec<u32>> =
+        (0..4u32).map(|i| (0..150).map(|t| 20 + (t * 11 + i * 17) % 200).collect()).collect();
+    let expected: Vec<_> = prompts.iter().map(|tokens| alone(&mut *backend, tokens)).collect();
+    let sequences: Vec<_> = prompts.iter().map(|tokens| sequence(tokens, 0)).collect();
+    let tree = TokenTree::build(&sequences);
+    // More than are few, and of a class in which those tiles have their turn where all have one.
+    assert_eq!(tree.tokens.len(), 600);
+    let readings = backend.run(&tree).expect("runs");
+    for (answer, expected) in tree.answer_of.iter().zip(&expected) {
+        assert_eq!(&bits(&readings[*answer]), expected);
+    }
+}
+
 pub(super) fn job(
     tokens: &[u32],
     prefix: usize,

@@ -75,7 +75,7 @@ size_t used = 0;
 // What is told at the end: graphs launched, kernels by the priority of their stream, events that were
 // asked for before they had happened, streams that had to wait for another's, kernels that may begin early, products of
 // our own.
-size_t graphs_launched = 0, too_early = 0, waits = 0, early = 0;
+size_t graphs_launched = 0, too_early = 0, waits = 0, early = 0, gated_of_192 = 0;
 std::map<std::string, size_t> kernels_by_name;
 std::map<int, size_t> kernels_by_priority;
 std::mt19937 order;
@@ -142,10 +142,10 @@ Kernel entry(const char* name, void (*kernel)(A...)) {
 void report() {
     printf("mock: %zu graphs, %zu urgent kernels, %zu patient kernels, %zu events too early, %zu waits, %zu early kernels, "
            "%zu products of few rows, %zu products of many rows, %zu gated of few, %zu gated of many, %zu rotations, "
-           "%zu tall products, %zu gated of tall, %zu attentions of warpgroups\n",
+           "%zu tall products, %zu gated of tall, %zu gated of 192, %zu attentions of warpgroups\n",
            graphs_launched, kernels_by_priority[-5], kernels_by_priority[0], too_early, waits, early, kernels_by_name["few_rows"],
            kernels_by_name["many_rows"], kernels_by_name["few_rows_gated"], kernels_by_name["many_rows_gated"],
-           kernels_by_name["rotate"], kernels_by_name["tall_rows"], kernels_by_name["tall_rows_gated"],
+           kernels_by_name["rotate"], kernels_by_name["tall_rows"], kernels_by_name["tall_rows_gated"], gated_of_192,
            kernels_by_name["attention_hopper"]);
 }
 
@@ -173,7 +173,7 @@ std::vector<Kernel> kernels = {
     entry("embed", embed_with_nan), ENTRY(add_norm), ENTRY(add_norm_held), ENTRY(select_answers), ENTRY(rotate_32), ENTRY(rotate_64), ENTRY(rotate_128),
     ENTRY(attention_32), ENTRY(attention_64), ENTRY(attention_128), ENTRY(attention_hopper_128), ENTRY(attention_row_32), ENTRY(attention_row_64),
     ENTRY(attention_row_128), ENTRY(silu_mul), ENTRY(grade_logits),
-    ENTRY(vocabulary), ENTRY(combine), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),
+    ENTRY(vocabulary), ENTRY(combine), ENTRY(repeat_rows), ENTRY(count_differences), ENTRY(few_rows_8), ENTRY(few_rows_16), ENTRY(few_rows_32), ENTRY(few_rows_48),
     ENTRY(few_rows_64), ENTRY(few_rows_96), ENTRY(few_rows_128), ENTRY(few_rows_192), ENTRY(few_rows_gated_16),
     ENTRY(few_rows_gated_32), ENTRY(few_rows_gated_48), ENTRY(few_rows_gated_64), ENTRY(few_rows_gated_96),
     ENTRY(few_rows_gated_128), ENTRY(few_rows_gated_192), ENTRY(many_rows_64), ENTRY(many_rows_128),
@@ -377,6 +377,7 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
         faulted |= faults;
         ++kernels_by_priority[priority];
         ++kernels_by_name[name], early += programmatic;
+        gated_of_192 += kernel->name == "many_rows_gated_192";
         if (forgotten) *forgotten = 0.0f;
         shim::launch(grid, block, shared, body, cluster, programmatic);
         if (wrong) *wrong ^= 1 << 8;
@@ -406,12 +407,16 @@ int cuStreamEndCapture(void*, void** graph) {
     recording = nullptr;
     return SUCCESS;
 }
-int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long) { *ready = graph; return SUCCESS; }
+int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long) {
+    if (setting("MOCK_CUDA_REFUSES_GRAPHS", 0)) return OUT_OF_MEMORY;
+    *ready = new std::vector<Work>(*static_cast<std::vector<Work>*>(graph));
+    return SUCCESS;
+}
 int cuGraphLaunch(void* ready, void* stream) {
     ++graphs_launched;
     for (auto& work : *static_cast<std::vector<Work>*>(ready)) submit(stream, work);
     return SUCCESS;
 }
-int cuGraphExecDestroy(void*) { return SUCCESS; }
+int cuGraphExecDestroy(void* ready) { delete static_cast<std::vector<Work>*>(ready); return SUCCESS; }
 int cuGraphDestroy(void* graph) { delete static_cast<std::vector<Work>*>(graph); return SUCCESS; }
 }

@@ -484,6 +484,22 @@ void rotations() {
     }
 }
 
+// Rows that repeat the first three, of less than a thread's turn and of more than a block's; then some words are others.
+void trials() {
+    for (int words : {1, 300}) {
+        std::vector<bf16> numbers = halves(3 * words * 8), repeated(7 * words * 8, 0);
+        auto quads = [](std::vector<bf16>& of) { return reinterpret_cast<Quads*>(of.data()); };
+        shim::launch({7}, {256}, 0, [&] { repeat_rows(quads(repeated), quads(numbers), words, 3); }, 1, true);
+        bool same = true;
+        for (int row = 0; row < 7; ++row) same &= memcmp(&repeated[row * words * 8], &numbers[row % 3 * words * 8], words * 16) == 0;
+        equal("repeat_rows", same);
+        repeated[4 * words * 8] ^= 1, repeated[6 * words * 8 - 1] ^= 1 << 15, repeated[5 * words * 8] ^= 4;
+        std::vector<float> differences(7, -1.0f), expected = {0, 0, 0, 0, 1, words == 1 ? 1.0f : 2.0f, 0};
+        shim::launch({7}, {256}, 8 * 4, [&] { count_differences(quads(repeated), quads(numbers), words, 3, differences.data()); }, 1, true);
+        equal("count_differences", differences == expected);
+    }
+}
+
 void gates() {
     for (auto [biased, f32] : {std::pair{false, 0}, {true, 0}, {false, 1}, {true, 1}}) {
         constexpr int INNER = 544;
@@ -592,6 +608,7 @@ int main(int count, char**) {
     embeddings_and_norms();
     rotations();
     gates();
+    trials();
     heads();
     // Last: what orders threads costs more, the more there have been.
     products_of_few_rows();

@@ -3,8 +3,8 @@
 //! **Invariance.** The reference is the first algorithm, in the order of cublasLt's own heuristic for
 //! many rows, that splits no sum and gives a row the same bits in products of any number of rows. It
 //! alone decides the bits, so equal machines answer equally. For each class of rows the fastest
-//! way is taken among those that give the reference's bits: which one that is may differ from
-//! start to start, what it computes does not.
+//! way is taken among those that give the reference's bits, or, if they finish a product, those that the kernels give that do
+//! that alone: which one that is may differ from start to start, what it computes does not.
 
 use std::{
     ffi::{c_int, c_void},
@@ -16,18 +16,18 @@ use cudarc::{
     cublaslt::{result, sys},
     driver::CudaContext,
 };
-use half::bf16;
 
 use super::{
     gemm::{CLASSES, Gemm, Layouts, Matrix, On, Output, WORKSPACE_BYTES, Way, Ways, class, refused},
     graph::Graph,
     hopper::{ALL_CLUSTERS, Finish, Hopper, Own},
-    trial::{After, TRIAL_ROWS, Trial, download, wait},
+    launch::Kernels,
+    trial::{After, Of, TRIAL_ROWS, Trial, wait},
     watch::{Tried, Watch, way_out},
 };
 use crate::error::{Error, Result};
 
-/// Products of so many rows must repeat the first rows of [`TRIAL_ROWS`].
+/// Products of so many rows, and of the most there are, must repeat those of [`TRIAL_ROWS`].
 const TRIALS: [usize; 9] = [1, 2, 7, 16, 33, 64, 128, 200, 511];
 /// Algorithms to ask for: for the reference, and for each class.
 const CANDIDATES: usize = 32;
@@ -51,7 +51,7 @@ const ROUNDS: usize = 2;
 ///
 /// `Internal` if no algorithm gives a row the same bits in products of any number of rows.
 pub(super) fn choose(
-    gemm: &mut Gemm,
+    (gemm, kernels): (&mut Gemm, &Kernels),
     context: &Arc<CudaContext>,
     weights: &[Matrix],
     (into, after): (Output, After),
@@ -59,28 +59,9 @@ pub(super) fn choose(
     watch: &Watch,
 ) -> Result<()> {
     let Some(w) = weights.first() else { return Ok(()) };
-    let trial = Trial::of(context, w, (into, after), rows)?;
-    let mut bench = Bench { gemm, weights, trial, expected: Vec::new(), on, watch };
-    let candidates = bench.candidates(TRIAL_ROWS, CANDIDATES)?;
-    let mut reference = None;
-    for way in &candidates {
-        bench.expected.clear();
-        if let Some(expected) = bench.product(way, TRIAL_ROWS)? {
-            bench.expected = expected;
-            if bench.repeats(way, &TRIALS)? {
-                reference = Some(*way);
-                break;
-            }
-        }
-    }
-    let reference = reference.ok_or_else(|| {
-        Error::internal(format!(
-            "device: cuda: none of {} algorithms multiplies by [{}, {}] with the same bits for any number of rows",
-            candidates.len(),
-            w.outputs,
-            w.depth
-        ))
-    })?;
+    let trial = Trial::of(context, w, (into, after), rows, (kernels, on))?;
+    let bench = Bench { gemm, weights, trial, on, watch };
+    let reference = bench.reference()?;
     let mut fastest = [reference; CLASSES.len()];
     let mut least = 1;
     for at in 0..CLASSES.len() {
@@ -99,17 +80,34 @@ pub(super) fn choose(
 struct Bench<'a> {
     gemm: &'a Gemm,
     weights: &'a [Matrix],
-    trial: Trial,
-    /// What the reference makes of [`TRIAL_ROWS`] rows.
-    expected: Vec<u16>,
+    trial: Trial<'a>,
     on: On<'a>,
     watch: &'a Watch,
 }
 
 impl Bench<'_> {
+    /// The first algorithm of use, whose rows all others are compared with.
+    fn reference(&self) -> Result<Way> {
+        let candidates = self.candidates(TRIAL_ROWS, CANDIDATES)?;
+        for way in &candidates {
+            if !self.makes(way, &Finish::Nothing, ALL_CLUSTERS, TRIAL_ROWS)? {
+                continue;
+            }
+            self.trial.expect()?;
+            if self.repeats(way, &TRIALS)? && self.repeats(way, &[self.trial.rows])? {
+                return Ok(*way);
+            }
+        }
+        let Matrix { outputs, depth, .. } = self.weights[0];
+        Err(Error::internal(format!(
+            "device: cuda: none of {} algorithms multiplies by [{outputs}, {depth}] with the same bits for any number of rows",
+            candidates.len(),
+        )))
+    }
+
     /// The fastest for products of `least` to `most` rows: the reference, or one with its bits.
     fn fastest(&self, reference: &Way, least: usize, most: usize) -> Result<Way> {
-        let rows = [least, least.midpoint(most), most].map(|rows| rows.min(TRIAL_ROWS));
+        let rows = [least, least.midpoint(most), most];
         let base = self.cost(reference, most)?.unwrap_or(Duration::MAX);
         let (mut best, mut shortest) = (*reference, base);
         let taking = Own::ALL.into_iter().filter(|own| self.hopper(*own, most).is_some());
@@ -179,7 +177,7 @@ impl Bench<'_> {
     /// Whether a way gives what is expected of it.
     fn is_right(&self, way: &Way, rows: &[usize]) -> Result<bool> {
         let right = self.repeats(way, rows).map_err(blaming(way))?
-            && self.finishes(way, rows[rows.len() - 1]).map_err(blaming(way))?;
+            && self.goes_on(way, rows[rows.len() - 1]).map_err(blaming(way))?;
         if let (false, Some(own)) = (right, own_of(way)) {
             let Matrix { outputs, depth, .. } = self.weights[0];
             tracing::debug!(?own, outputs, depth, ?rows, "a kernel of our own has other results");
@@ -187,47 +185,56 @@ impl Bench<'_> {
         Ok(right)
     }
 
-    /// Whether what our own kernel does to a product is right.
-    fn finishes(&self, way: &Way, rows: usize) -> Result<bool> {
-        let Some(own) = own_of(way) else { return Ok(true) };
-        let finish = &self.trial.finish;
-        let (both, outputs) = match finish {
-            Finish::Nothing => return Ok(true),
-            Finish::Gates => (self.weights[0].outputs, self.weights[0].outputs / 2),
-            Finish::Turn(_) => (self.weights[0].outputs, self.weights[0].outputs),
-        };
-        let Some(found) = self.finished((own, finish, ALL_CLUSTERS), (rows, outputs))? else {
-            return Ok(false);
-        };
-        let mut each = self.expected.chunks_exact(both).zip(found.chunks_exact(outputs));
-        let right = match finish {
-            Finish::Gates => each.all(|(both, found)| are_gates_of(both, found)),
-            // The trial turns by nothing.
-            _ => each.all(|(right, found)| right == found),
-        };
-        let Own::ManyRows(_) = own else { return Ok(right) };
-        // By one cluster: each tile but the last is finished while the next one is multiplied, as where there are more tiles
-        // than clusters.
-        let in_a_pass = self.trial.as_in_a_pass();
-        let at_once = self.finished((own, &in_a_pass, ALL_CLUSTERS), (rows, outputs))?;
-        Ok(right && at_once == self.finished((own, &in_a_pass, 1), (rows, outputs))?)
+    /// Whether products of so many rows, finished by those of our own, are what is expected of them.
+    fn repeats(&self, way: &Way, counts: &[usize]) -> Result<bool> {
+        let of = if own_of(way).is_some() { Of::Finished } else { Of::Product };
+        for &rows in counts {
+            if !self.makes(way, &self.trial.finish, ALL_CLUSTERS, rows)?
+                || !self.trial.repeats(rows, of, TRIAL_ROWS)?
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    /// What our own kernel makes of a product; `None` if it cannot be launched.
-    fn finished(
-        &self,
-        how: (Own, &Finish, usize),
-        (rows, outputs): (usize, usize),
-    ) -> Result<Option<Vec<u16>>> {
-        let Some(hopper) = &self.gemm.hopper else { return Ok(None) };
-        let w = Matrix { at: self.trial.w.base(), ..self.weights[0] };
-        let (x, y) = (self.trial.x.base(), self.trial.y.base());
-        self.tries(&Way::Own(how.0), rows);
-        self.trial.reset(rows * outputs)?;
-        if hopper.multiply(how, &w, x, (y, Output::Rows), rows, self.on.stream).is_err() {
-            return Ok(None);
+    /// Whether a kernel of our own for many rows, which computes tile after tile, does to each what it does to one, with
+    /// norms and angles too.
+    fn goes_on(&self, way: &Way, rows: usize) -> Result<bool> {
+        let Some(Own::ManyRows(_)) = own_of(way) else { return Ok(true) };
+        let (finish, few) = (self.trial.as_in_a_pass(), rows.min(TRIAL_ROWS));
+        if !self.makes(way, &finish, ALL_CLUSTERS, few)? {
+            return Ok(false);
         }
-        download(y, rows * outputs, self.on.stream).map(Some)
+        self.trial.keep(few)?;
+        // By one cluster each tile but the last is finished while the next one is multiplied, as where there are more tiles
+        // than clusters.
+        for (clusters, rows) in [(1, few), (ALL_CLUSTERS, rows)] {
+            if !self.makes(way, &finish, clusters, rows)? || !self.trial.repeats(rows, Of::Kept, few)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts a product of so many rows on the stream, to the trial's `y`, by at most so many clusters; false if the way does
+    /// not take so many.
+    fn makes(&self, way: &Way, finish: &Finish, clusters: usize, rows: usize) -> Result<bool> {
+        self.tries(way, rows);
+        self.trial.reset(rows)?;
+        let w = Matrix { at: self.trial.w.base(), ..self.weights[0] };
+        Ok(self.put(way, (finish, clusters), &w, rows).is_ok())
+    }
+
+    /// The same with weights that are as large; what a way of cublasLt's leaves to be done to it is not done.
+    fn put(&self, way: &Way, (finish, clusters): (&Finish, usize), w: &Matrix, rows: usize) -> Result<()> {
+        let (x, y) = (self.trial.x.base(), (self.trial.y.base(), self.trial.into));
+        match (own_of(way), &self.gemm.hopper) {
+            (Some(own), Some(hopper)) => {
+                hopper.multiply((own, finish, clusters), w, x, y, rows, self.on.stream)
+            }
+            _ => self.gemm.run(w, x, y, rows, way, self.on),
+        }
     }
 
     /// What the heuristic proposes for so many rows, without split-K, best first.
@@ -283,48 +290,14 @@ impl Bench<'_> {
         self.watch.at(Tried { own: own_of(way).is_some(), rows, outputs, depth });
     }
 
-    /// What a product of so many rows is, bit by bit; `None` if the algorithm does not take so many.
-    fn product(&self, way: &Way, rows: usize) -> Result<Option<Vec<u16>>> {
-        let trial = &self.trial;
-        let w = &Matrix { at: trial.w.base(), ..self.weights[0] };
-        let halves = rows * w.outputs * trial.into.bytes() / 2;
-        self.tries(way, rows);
-        trial.reset(halves)?;
-        match self.gemm.run(w, trial.x.base(), (trial.y.base(), trial.into), rows, way, self.on) {
-            Ok(()) => download(trial.y.base(), halves, self.on.stream).map(Some),
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// Whether products of so many rows are the first rows of what is expected.
-    fn repeats(&self, way: &Way, counts: &[usize]) -> Result<bool> {
-        for &rows in counts {
-            if self.product(way, rows)?.is_none_or(|found| found != self.expected[..found.len()]) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// The mean time of a product, of our own with what is done to it, the least of some rounds; `None` if the algorithm does not
     /// take so many rows, or cannot be recorded: as in a pass of few rows, where it counts most, the device finds the
     /// next by itself.
     fn time(&self, way: &Way, rows: usize) -> Result<Option<Duration>> {
-        let Trial { x, y, into, .. } = &self.trial;
-        let as_in_a_pass = self.trial.as_in_a_pass();
+        let finish = self.trial.as_in_a_pass();
         let (many, fewer) = TIMED_WEIGHTS_OF_MANY_ROWS;
         let turns = self.weights.iter().take(if rows > many { fewer } else { TIMED_WEIGHTS });
-        let run = |w| match (own_of(way), &self.gemm.hopper) {
-            (Some(own), Some(hopper)) => hopper.multiply(
-                (own, &as_in_a_pass, ALL_CLUSTERS),
-                w,
-                x.base(),
-                (y.base(), *into),
-                rows,
-                self.on.stream,
-            ),
-            _ => self.gemm.run(w, x.base(), (y.base(), *into), rows, way, self.on),
-        };
+        let run = |w: &Matrix| self.put(way, (&finish, ALL_CLUSTERS), w, rows);
         self.tries(way, rows);
         // Once by itself: what the driver loads at first use it cannot load into a graph.
         if run(&self.weights[0]).is_err() {
@@ -355,18 +328,6 @@ fn blaming(way: &Way) -> impl FnOnce(Error) -> Error {
         true => Error::internal(format!("{}{}", error.message(), way_out(own))).with_cause(error),
         false => error,
     }
-}
-
-/// Whether `found` is what becomes of gates and ups.
-fn are_gates_of(both: &[u16], found: &[u16]) -> bool {
-    let wide = |half: u16| bf16::from_bits(half).to_f32();
-    let (gates, ups) = both.split_at(found.len());
-    gates.iter().zip(ups).zip(found).all(|((&gate, &up), &found)| {
-        let (gate, up) = (wide(gate), wide(up));
-        let right = up * (gate / (1.0 + (-gate).exp()));
-        // The device's own power of two, and rounding.
-        (wide(found) - right).abs() <= right.abs() / 128.0 + up.abs() * 1e-6
-    })
 }
 
 fn own_of(way: &Way) -> Option<Own> {

@@ -158,6 +158,8 @@ impl Gemm {
                 let y = (finished, Output::Rows);
                 hopper.multiply((*own, finish, ALL_CLUSTERS), w, x, y, rows, on.stream).map(|()| true)
             }
+            // What it makes without finishing it was not tried.
+            (Way::Own(_), _) => self.run(w, x, (y, Output::Rows), rows, &ways.reference, on).map(|()| false),
             _ => self.by(ways, w, x, (y, Output::Rows), rows, on).map(|()| false),
         }
     }

@@ -21,8 +21,13 @@ const SEEN_SMALL: u32 = 1;
 const SEEN_LARGE: u32 = 31;
 /// For so many tiles of queries, times key heads, a GPU has room at once, or nearly.
 const FEW_TILES: usize = 32;
-/// Graphs that are kept; so are further buckets.
+/// Graphs that are kept. One that was not used for so many passes makes room for another.
 const MOST_GRAPHS: usize = 256;
+const STALE: u64 = 1024;
+/// Buckets of which it is known how often they were seen; then all are forgotten.
+const MOST_SEEN: usize = 4096;
+/// Of a bucket that could not be recorded.
+const NEVER: u32 = u32::MAX;
 
 /// The bucket of a batch, if it is small enough for one. None exceeds `most`.
 pub(super) fn bucket(extent: Extent, most: Capacity) -> Option<Extent> {
@@ -48,51 +53,84 @@ fn tiles(count: usize) -> usize {
 /// Recorded passes by bucket.
 #[derive(Default)]
 pub(super) struct Graphs {
-    recorded: HashMap<Extent, Bucket>,
+    recorded: HashMap<Extent, Recorded>,
+    /// How often others were seen.
+    seen: HashMap<Extent, u32>,
+    passes: u64,
+    /// A refusal was told.
+    refused: bool,
 }
 
-enum Bucket {
-    /// So often.
-    Seen(u32),
-    Recorded(Graph),
+struct Recorded {
+    graph: Graph,
+    /// The last pass of it.
+    used: u64,
 }
 
 /// Recorded work.
-pub(super) struct Graph {
-    graph: sys::CUgraph,
-    ready: sys::CUgraphExec,
-}
+pub(super) struct Graph(sys::CUgraphExec);
 
 impl Graphs {
     /// Puts the pass of `bucket` on `stream`, recorded with `pass` when it was seen often enough; false if there is no
-    /// graph.
+    /// graph, be it that none could be made: a device without memory for one has that for the pass itself.
     pub(super) fn launch(
         &mut self,
         bucket: Extent,
         stream: sys::CUstream,
         pass: impl FnOnce() -> Result<()>,
     ) -> Result<bool> {
-        if self.recorded.len() >= MOST_GRAPHS && !self.recorded.contains_key(&bucket) {
+        self.passes += 1;
+        if let Some(recorded) = self.recorded.get_mut(&bucket) {
+            recorded.used = self.passes;
+            return recorded.graph.launch(stream).map(|()| true);
+        }
+        if !self.is_due(bucket) || !self.has_room() {
             return Ok(false);
         }
-        let enough = if bucket.rows <= SMALL_ROWS { SEEN_SMALL } else { SEEN_LARGE };
-        let kept = self.recorded.entry(bucket).or_insert(Bucket::Seen(0));
-        if let Bucket::Seen(times) = kept {
-            if *times < enough {
-                *times += 1;
-                return Ok(false);
+        // The first launch takes memory, too.
+        let made = Graph::record(stream, pass).and_then(|graph| graph.launch(stream).map(|()| graph));
+        match made {
+            Ok(graph) => {
+                self.seen.remove(&bucket);
+                self.recorded.insert(bucket, Recorded { graph, used: self.passes });
+                Ok(true)
             }
-            *kept = Bucket::Recorded(Graph::record(stream, pass)?);
+            Err(error) => {
+                if !std::mem::replace(&mut self.refused, true) {
+                    tracing::warn!(%error, rows = bucket.rows, "a pass cannot be recorded, and is launched kernel by kernel");
+                }
+                self.seen.insert(bucket, NEVER);
+                Ok(false)
+            }
         }
-        if let Bucket::Recorded(graph) = kept {
-            graph.launch(stream)?;
+    }
+
+    /// Whether it was seen often enough before.
+    fn is_due(&mut self, bucket: Extent) -> bool {
+        if self.seen.len() >= MOST_SEEN {
+            self.seen.clear();
         }
-        Ok(true)
+        let times = self.seen.entry(bucket).or_insert(0);
+        let due = *times >= if bucket.rows <= SMALL_ROWS { SEEN_SMALL } else { SEEN_LARGE };
+        *times = times.saturating_add(1);
+        due && *times != NEVER
+    }
+
+    /// Whether there is room for one more; makes it if one has not been used for long, which then is not under way.
+    fn has_room(&mut self) -> bool {
+        if self.recorded.len() < MOST_GRAPHS {
+            return true;
+        }
+        let oldest = self.recorded.iter().min_by_key(|(_, recorded)| recorded.used);
+        let stale =
+            oldest.filter(|(_, recorded)| recorded.used + STALE < self.passes).map(|(bucket, _)| *bucket);
+        stale.is_some_and(|bucket| self.recorded.remove(&bucket).is_some())
     }
 
     /// Forgets all of them: what they were recorded with has moved.
     pub(super) fn clear(&mut self) {
         self.recorded.clear();
+        self.seen.clear();
     }
 }
 
@@ -112,23 +150,21 @@ impl Graph {
             let _ = unsafe { result::graph::destroy(*graph) };
         }
         let graph = worked.and(graph)?;
-        // SAFETY: a whole graph.
-        let ready = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
-        match ready {
-            Ok(ready) => Ok(Self { graph, ready }),
-            Err(error) => {
-                // SAFETY: made above, destroyed once.
-                let _ = unsafe { result::graph::destroy(graph) };
-                Err(fault("a graph")(error))
-            }
-        }
+        // SAFETY: a whole graph, which is of no more use, and destroyed once.
+        let (ready, _) = unsafe {
+            (
+                result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)),
+                result::graph::destroy(graph),
+            )
+        };
+        ready.map(Self).map_err(fault("a graph"))
     }
 
     /// Puts it on `stream`. What it was recorded with must still be there.
     #[expect(unsafe_code, reason = "calls of the driver")]
     pub(super) fn launch(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: recorded with buffers that live as long as who launches it.
-        unsafe { result::graph::launch(self.ready, stream) }.map_err(fault("a graph's launch"))
+        unsafe { result::graph::launch(self.0, stream) }.map_err(fault("a graph's launch"))
     }
 }
 
@@ -136,7 +172,7 @@ impl Drop for Graph {
     #[expect(unsafe_code, reason = "calls of the driver")]
     fn drop(&mut self) {
         // SAFETY: made by `record`, destroyed once, after the last pass ended.
-        let _ = unsafe { result::graph::exec_destroy(self.ready).and(result::graph::destroy(self.graph)) };
+        let _ = unsafe { result::graph::exec_destroy(self.0) };
     }
 }
 

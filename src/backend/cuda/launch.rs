@@ -19,6 +19,8 @@ const HELD: usize = 8 * 4 * 32;
 const HELD_ROWS: usize = 4;
 /// Numbers of heads to a block of `rotate`: eight a thread.
 const ROTATED: usize = 8 * ROW_THREADS as usize;
+/// What a thread that compares rows reads at once.
+const QUAD_BYTES: usize = 16;
 /// Answers to a block of `vocabulary`; its stages, each of 64 columns of a chunk's tokens and of both parts of
 /// activations, in rows of 72 numbers.
 const VOCABULARY_ANSWERS: usize = 32;
@@ -61,6 +63,8 @@ pub(super) struct Kernels {
     grade_logits: sys::CUfunction,
     vocabulary: sys::CUfunction,
     combine: sys::CUfunction,
+    repeat_rows: sys::CUfunction,
+    count_differences: sys::CUfunction,
     rotated_heads: usize,
     /// Blocks of `vocabulary` that the device holds at once: each takes several chunks of tokens.
     vocabulary_blocks: usize,
@@ -93,6 +97,8 @@ impl Kernels {
             grade_logits: gpu.function("grade_logits", 0)?,
             vocabulary: gpu.function("vocabulary", VOCABULARY_SHARED)?,
             combine: gpu.function("combine", 0)?,
+            repeat_rows: gpu.function("repeat_rows", 0)?,
+            count_differences: gpu.function("count_differences", 0)?,
             rotated_heads: ROTATED / head_dim,
             vocabulary_blocks: gpu.blocks_at_once(VOCABULARY_SHARED),
             early: gpu.is_hopper(),
@@ -249,9 +255,12 @@ impl Queue<'_> {
         partials: Address,
         (readings, grades): (Address, usize),
     ) -> Result<()> {
+        if answers == 0 {
+            return Ok(());
+        }
         let chunks = tokens.div_ceil(VOCABULARY_TOKENS);
         // Those of more answers beside them read the same weights: all at once have as many chunks each.
-        let beside = answers.div_ceil(VOCABULARY_ANSWERS).max(1);
+        let beside = answers.div_ceil(VOCABULARY_ANSWERS);
         let grid = (beside, chunks.min(self.kernels.vocabulary_blocks / beside).max(1));
         self.launch(
             self.kernels.vocabulary,
@@ -266,6 +275,39 @@ impl Queue<'_> {
             ROW_THREADS,
             ROW_THREADS as usize * 12,
             parameters![self.plan, partials, int(chunks), readings, int(grades)],
+        )
+    }
+
+    /// Has so many rows at `to`, of so many `bytes` each, be the first `of` at `from`, in turn.
+    pub(super) fn repeat_rows(
+        &self,
+        (rows, bytes): (usize, usize),
+        to: Address,
+        (from, of): (Address, usize),
+    ) -> Result<()> {
+        self.launch(
+            self.kernels.repeat_rows,
+            (rows, 1),
+            ROW_THREADS,
+            0,
+            parameters![to, from, int(bytes / QUAD_BYTES), int(of)],
+        )
+    }
+
+    /// How much of each of these rows is otherwise, to `differences`: f32, a number for each row.
+    pub(super) fn count_differences(
+        &self,
+        (rows, bytes): (usize, usize),
+        found: Address,
+        (from, of): (Address, usize),
+        differences: Address,
+    ) -> Result<()> {
+        self.launch(
+            self.kernels.count_differences,
+            (rows, 1),
+            ROW_THREADS,
+            8 * 4,
+            parameters![found, from, int(bytes / QUAD_BYTES), int(of), differences],
         )
     }
 }

@@ -108,7 +108,7 @@ impl CudaBackend {
 
     /// Algorithms for every product of a pass of at most so many rows and answers.
     fn choose_products(&mut self, Capacity { rows, answers }: Capacity, watch: &Watch) -> Result<()> {
-        let Shared { gemm, placed, config, .. } = &mut self.shared;
+        let Shared { kernels, gemm, placed, config, .. } = &mut self.shared;
         let on = self.score.on();
         let (q, kv) = (config.query_width(), config.kv_width());
         let each = |of: &dyn Fn(&Layer) -> Matrix| placed.layers.iter().map(of).collect::<Vec<_>>();
@@ -132,7 +132,7 @@ impl CudaBackend {
             (each(&|layer| layer.down), (Output::Wide, After::Nothing), 2 * answers),
         ];
         for (weights, into, rows) in &products {
-            choose(gemm, &self.gpu.context, weights, *into, (*rows, on), watch)?;
+            choose((&mut *gemm, kernels), &self.gpu.context, weights, *into, (*rows, on), watch)?;
         }
         Ok(())
     }
@@ -195,7 +195,8 @@ impl Backend for CudaBackend {
         self.score.forget_graphs();
         self.explain.forget_graphs();
         self.cache = None;
-        let region = Region::allocate(&self.gpu.context, blocks * self.block_bytes(), "the KV blocks")?;
+        let bytes = blocks.saturating_mul(self.block_bytes());
+        let region = Region::allocate(&self.gpu.context, bytes, "the KV blocks")?;
         self.cache = Some((blocks, region));
         Ok(())
     }

@@ -34,7 +34,7 @@ pub(super) enum Word {
 const HEADER: usize = Word::Blocks as usize + 1;
 /// Words of a tile and of a run.
 const TILE: usize = 8;
-const RUN: usize = 4;
+pub(super) const RUN: usize = 4;
 
 /// Sizes that grids are made for: those of a batch, or of the graph that it fits into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -90,14 +90,14 @@ impl Plan {
         plan
     }
 
-    /// A plan of so many rows, at so many positions in turn, that are not kept, to try products with: of rows it tells no
-    /// more.
-    pub(super) fn of_lone_rows(rows: usize, positions: usize) -> Self {
-        let mut plan = Self { words: vec![0; HEADER], extent: Extent { rows, ..Extent::default() } };
+    /// The words of so many rows, at so many positions in turn, that are not kept, to try products with: of rows they tell
+    /// no more.
+    pub(super) fn of_lone_rows(rows: usize, positions: usize) -> Vec<i32> {
+        let mut plan = Self { words: vec![0; HEADER], extent: Extent::default() };
         plan.words[Word::Rows as usize] = word(rows);
         plan.put(Word::Positions, (0..rows).map(|row| word(row % positions)));
         plan.put(Word::Slots, (0..rows).map(|_| -1));
-        plan
+        plan.words
     }
 
     /// Words that a plan of so many rows can have, beside what its runs and blocks need.

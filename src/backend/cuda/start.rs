@@ -130,11 +130,12 @@ impl Drop for Gpu {
 }
 
 fn products() -> Result<Products> {
-    match env::var(PRODUCTS_VARIABLE).as_deref() {
-        Err(_) | Ok("fastest") => Ok(Products::Fastest),
-        Ok("own") => Ok(Products::Own),
-        Ok("library") => Ok(Products::Library),
-        Ok(other) => Err(unusable(format!("{PRODUCTS_VARIABLE} is fastest, own or library, not {other:?}"))),
+    let named = env::var_os(PRODUCTS_VARIABLE).unwrap_or_else(|| "fastest".into());
+    match named.to_str() {
+        Some("fastest") => Ok(Products::Fastest),
+        Some("own") => Ok(Products::Own),
+        Some("library") => Ok(Products::Library),
+        _ => Err(unusable(format!("{PRODUCTS_VARIABLE} is fastest, own or library, not {named:?}"))),
     }
 }
 
@@ -169,7 +170,7 @@ fn context() -> Result<Arc<CudaContext>> {
         return Err(unusable("the NVIDIA driver is there, but it sees no GPU"));
     }
     let context = CudaContext::new(0).map_err(reason)?;
-    // SAFETY: this backend orders its work itself, on one stream.
+    // SAFETY: this backend orders its work itself, on the streams of its lanes.
     unsafe { context.disable_event_tracking() };
     Ok(context)
 }
@@ -242,7 +243,9 @@ fn cublaslt_places() -> Vec<PathBuf> {
         return vec![named];
     }
     let mut places = vec![PathBuf::from(CUBLASLT)];
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(PathBuf::from);
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+    // An empty one would be the working directory.
+    let homes = homes.filter(|home| !home.is_empty()).map(PathBuf::from);
     for home in homes.chain([PathBuf::from("/usr/local/cuda")]) {
         places.extend(["lib64", "lib"].map(|dir| home.join(dir).join(CUBLASLT)));
     }
@@ -266,8 +269,22 @@ fn load_kernels() -> Result<sys::CUmodule> {
             .map_err(|cause| unusable(format!("{KERNELS_VARIABLE}: {}: {cause}", path.display())))
     });
     let other = other.transpose()?;
+    if other.as_deref().is_some_and(|image| !is_fatbin(image)) {
+        return Err(unusable(format!("{KERNELS_VARIABLE}: it names no whole fatbin")));
+    }
     let image = other.as_deref().unwrap_or(KERNELS);
-    // SAFETY: a whole fatbin, made by nvcc; the driver checks it.
+    // SAFETY: a fatbin, and as long as it says; the driver checks what is in it.
     let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
     module.map_err(|error| unusable(format!("the kernels are refused by the driver: {}", describe(error))))
+}
+
+/// Whether an image is as long as it says, for the driver is not told: a magic number, a version, the header's size, and
+/// then that of what is behind it (fatbinary_section.h of the CUDA toolkit has the numbers).
+fn is_fatbin(image: &[u8]) -> bool {
+    const MAGIC: [u8; 4] = 0xba55_ed50_u32.to_le_bytes();
+    let Some((header, _)) = image.split_first_chunk::<16>() else { return false };
+    let (_, size) = header.split_at(8);
+    let behind = size.try_into().map_or(u64::MAX, u64::from_le_bytes);
+    let header_size = u64::from(u16::from_le_bytes([header[6], header[7]]));
+    header.starts_with(&MAGIC) && behind.saturating_add(header_size) <= image.len() as u64
 }

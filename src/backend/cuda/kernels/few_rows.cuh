@@ -170,9 +170,7 @@ DEVICE void few_rows_turned(const TensorMap& x_map, const TensorMap& w, bf16* y,
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             seats[half] = seat_of(all, row + mine + 8 * half);
-            if (is_value(turned, head)) continue;
-#pragma unroll
-            for (int p = 0; p < BLOCKS; ++p) angles[half].of[p] = angle_of(turned, head, seats[half], p);
+            angles[half] = angles_of_row<BLOCKS>(turned, head, seats[half].position);
         }
         float sums[OUTPUTS / 8][4];
         u32 pairs[2][2 * BLOCKS];

@@ -3,3 +3,4 @@
 #include "attention_hopper.cuh"
 #include "head.cuh"
 #include "many_rows.cuh"
+#include "trial.cuh"

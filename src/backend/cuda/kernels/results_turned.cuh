@@ -58,10 +58,6 @@ DEVICE Seat seat_of(const Seats& seats, int row) {
 
 DEVICE Gain gain_of(const float* norm, const Head& head, int block) { return gain_of(norm, HEAD / 2, head.column, block); }
 
-DEVICE TwoAngles angle_of(const Turned& turned, const Head& head, const Seat& seat, int block) {
-    return angle_of(turned.angles, seat.position, HEAD / 2, head.column, block);
-}
-
 // Of a row of a head; values have none. Below 0 is behind the last row.
 template <int BLOCKS>
 DEVICE Angles<BLOCKS> angles_of_row(const Turned& turned, const Head& head, int position) {
