@@ -79,11 +79,9 @@ impl QueryPrompt {
     /// Only the document is cut, to the longest beginning of it that ends where one
     /// of its tokens ends and fits: the tokens are those of rendering that beginning.
     /// `TooLarge` if it does not fit and `truncation` says so, or if nothing of it would be left.
-    /// Time is bounded by `max_tokens`, not by the document's length.
+    /// Time is bounded by `max_tokens` and by what of the document leaves no tokens, as white space may.
     pub fn render(&self, document: &str, truncation: Truncation) -> Result<Prompt> {
-        let room = self.max_tokens - self.fixed;
-        let most = room.saturating_mul(self.tokenizer.longest_token_bytes());
-        let mut bound = room.saturating_mul(BYTES_PER_TOKEN).min(most);
+        let mut bound = (self.max_tokens - self.fixed).saturating_mul(BYTES_PER_TOKEN);
         loop {
             let text = &document[..document.floor_char_boundary(bound)];
             let whole = text.len() == document.len();
@@ -92,14 +90,14 @@ impl QueryPrompt {
             if whole && fits {
                 return Ok(self.prompt(tokens, false));
             }
-            if fits && bound < most {
-                bound = bound.saturating_mul(2).min(most);
+            if fits {
+                bound = bound.saturating_mul(2);
                 continue;
             }
             if truncation == Truncation::Error {
                 return Err(self.too_large(tokens.len(), whole));
             }
-            return if fits { Ok(self.prompt(tokens, true)) } else { self.cut(text) };
+            return self.cut(text);
         }
     }
 
@@ -158,9 +156,13 @@ impl QueryPrompt {
         if whole {
             return Error::too_large("document", "tokens", limit, value);
         }
-        let message = format!("document: more than {value} tokens, over the limit of {limit}");
-        Error::new(Code::TooLarge, message)
+        more_than("document", limit, value)
     }
+}
+
+/// A field whose beginning is too large already.
+fn more_than(field: &str, limit: usize, tokens: usize) -> Error {
+    Error::new(Code::TooLarge, format!("{field}: more than {tokens} tokens, over the limit of {limit}"))
 }
 
 /// The query and what surrounds it leave no room for a document.

@@ -5,7 +5,7 @@ use crate::{
     tokenize::Tokenizer,
 };
 
-use super::{QueryPrompt, common_length, no_room};
+use super::{QueryPrompt, common_length, more_than, no_room};
 
 /// A parsed prompt template.
 #[derive(Clone, Debug)]
@@ -154,12 +154,8 @@ impl Template {
         query: &str,
         max_tokens: usize,
     ) -> Result<QueryPrompt> {
-        let most_bytes = max_tokens.saturating_mul(tokenizer.longest_token_bytes());
         for (field, text) in [("query", query), ("instruction", instruction)] {
-            // More can't fit, and tokenizing it to say how much more would be costly.
-            if text.len() > most_bytes {
-                return Err(Error::too_large(field, "bytes", most_bytes, text.len()));
-            }
+            check_size(field, text, tokenizer, max_tokens)?;
         }
         let head = self.encode(&self.head, instruction, query, tokenizer)?;
         let tail = self.encode(&self.tail, instruction, query, tokenizer)?;
@@ -278,6 +274,22 @@ impl Block {
             Block::Run(parts) => parts,
         }
     }
+}
+
+/// `TooLarge` if a text cannot fit, whatever is around it. To say how much too large it is would be costly:
+/// of a long text a beginning is tokenized, and a longer one if that fits, as white space may leave no tokens.
+fn check_size(field: &str, text: &str, tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
+    let longest = tokenizer.longest_token_bytes();
+    let mut bound = max_tokens.max(1).saturating_mul(longest);
+    while bound < text.len() {
+        let tokens = tokenizer.encode(&text[..text.floor_char_boundary(bound)])?.len();
+        // A token that is cut may be as many as it has bytes.
+        if tokens > max_tokens.saturating_add(longest) {
+            return Err(more_than(field, max_tokens.saturating_sub(1), tokens));
+        }
+        bound = bound.saturating_mul(2);
+    }
+    Ok(())
 }
 
 /// Splits a template at its placeholders and control tokens.

@@ -102,12 +102,19 @@ class Template:
         last = self.blocks[-1]
         return "" if isinstance(last, int) else self._text(last, dict.fromkeys(PLACEHOLDERS, "word"))
 
+    def _check_size(self, field: str, text: str, max_tokens: int) -> None:
+        """TooLong if a text cannot fit, whatever is around it: told by a beginning that is too long already."""
+        bound = max_tokens * self.tokens.longest_bytes
+        while bound < len(text.encode()):
+            count = len(self.tokens.encode(beginning(text, bound)))
+            if count > max_tokens + self.tokens.longest_bytes:
+                raise TooLong(f"{field}: more than {count} tokens, over the limit of {max_tokens - 1}")
+            bound *= 2
+
     def for_query(self, instruction: str, query: str, max_tokens: int) -> "QueryPrompt":
         """The template filled with a query; TooLong if no room is left for a document in `max_tokens`."""
-        most = max_tokens * self.tokens.longest_bytes
         for field, text in (("query", query), ("instruction", instruction)):
-            if len(text.encode()) > most:
-                raise TooLong(f"{field}: {len(text.encode())} bytes, over the limit of {most}")
+            self._check_size(field, text, max_tokens)
         shown = f"{self.before}{instruction}{self.after}" if instruction else ""
         return QueryPrompt(self, {"instruction": shown, "query": query, "document": ""}, max_tokens)
 
@@ -137,19 +144,16 @@ class QueryPrompt:
     def render(self, document: str) -> Prompt:
         """The prompt of one document, cut to its longest beginning that ends where one of its tokens
         ends and fits into `max_tokens`; TooLong if nothing of it would be left."""
-        room = self.max_tokens - self.fixed
-        most = room * self.tokens.longest_bytes
-        bound = min(room * BYTES_PER_TOKEN, most)
+        bound = (self.max_tokens - self.fixed) * BYTES_PER_TOKEN
         while True:
             text = beginning(document, bound)
             whole, ids = len(text) == len(document), self._ids(text)
             fits = len(ids) <= self.max_tokens
             if whole and fits:
                 return Prompt(ids, False)
-            if fits and bound < most:
-                bound = min(bound * 2, most)
-                continue
-            return Prompt(ids if fits else self._cut(text), True)
+            if not fits:
+                return Prompt(self._cut(text), True)
+            bound *= 2  # white space may leave no tokens
 
     def _ids(self, document: str) -> list[int]:
         return self.head + self.tokens.encode(self.prefix + document + self.suffix) + self.tail

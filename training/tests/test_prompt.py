@@ -39,7 +39,14 @@ def cases(seed: int):
         yield {"query": "why", "document": {"title": texts(rng, 3), "text": ["a list", "", 7, True, 1.5, texts(rng, size)]}}
     for length in range(200, 330):
         yield {"query": "q", "document": "🙂" * (length // 4) + "word " * (length - 40), "instruction": "be strict "}
+    for space in (" ", "\n", " \n\t "):
+        for length in (100, 3_000, 40_000):
+            yield {"query": "q", "document": "x" + space * length + "red shoes " * rng.choice([1, 300])}
+            yield {"query": space * (length // 20) + "shoes", "document": "d"}
     yield {"query": "q", "document": "d", "instruction": ""}
+    for length in (200, 400, 800, 1_600, 15_000):
+        yield {"query": "q", "document": "d", "instruction": "x" * length}
+        yield {"query": "naïve " * (length // 8), "document": "d", "instruction": "be strict"}
 
 
 def with_template(checkpoint, template: str, to):
