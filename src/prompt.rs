@@ -13,6 +13,7 @@
 //!   whole prompt. `{|}` is a seam: the texts on its two sides are tokenized apart,
 //!   for prompts that are published so, and to tokenize the query's side only once.
 
+mod instructed;
 mod template;
 
 use std::ops::Range;
@@ -22,6 +23,7 @@ use crate::{
     tokenize::Tokenizer,
 };
 
+pub use instructed::Instructed;
 pub use template::Template;
 
 /// One pair's rendered prompt.

@@ -1,32 +1,32 @@
-//! Parsing a template, and filling it with a query.
+//! Parsing a template.
 
 use crate::{
     error::{Error, Result},
     tokenize::Tokenizer,
 };
 
-use super::{QueryPrompt, common_length, more_than, no_room};
+use super::{Instructed, QueryPrompt, common_length};
 
 /// A parsed prompt template.
 #[derive(Clone, Debug)]
 pub struct Template {
     /// Blocks before the run that holds the document.
-    head: Vec<Block>,
+    pub(super) head: Vec<Block>,
     /// That run before the document.
-    prefix: Vec<Part>,
+    pub(super) prefix: Vec<Part>,
     /// That run after the document.
-    suffix: Vec<Part>,
+    pub(super) suffix: Vec<Part>,
     /// Blocks after it.
-    tail: Vec<Block>,
+    pub(super) tail: Vec<Block>,
     /// Text put before and after an instruction that is not empty.
     instruction_affixes: (String, String),
     /// What is known of the document's run when no query is part of it.
-    fixed_run: Option<Run>,
+    pub(super) fixed_run: Option<Run>,
 }
 
 /// A piece of a template that is tokenized on its own.
 #[derive(Clone, Debug)]
-enum Block {
+pub(super) enum Block {
     Control(u32),
     Run(Vec<Part>),
     /// A run of literals alone, and its tokens.
@@ -38,7 +38,7 @@ enum Block {
 
 /// A piece of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Literal(String),
     Instruction,
     Query,
@@ -54,13 +54,13 @@ enum Piece {
 
 /// The texts around the document in its run, and what they say about its tokens.
 #[derive(Clone, Debug)]
-struct Run {
-    prefix: String,
-    suffix: String,
+pub(super) struct Run {
+    pub(super) prefix: String,
+    pub(super) suffix: String,
     /// The run's tokens that are the same before any document.
-    common: Vec<u32>,
+    pub(super) common: Vec<u32>,
     /// The run's tokens around an empty document.
-    empty_tokens: usize,
+    pub(super) empty_tokens: usize,
 }
 
 /// Beginnings of documents that a pre-tokenizer may join differently to what stands before.
@@ -143,7 +143,19 @@ impl Template {
         Ok(self)
     }
 
-    /// Fills in a query: what does not depend on the document is tokenized here, once.
+    /// Fills in an instruction: what does not depend on the query is tokenized here, once.
+    ///
+    /// `TooLarge`, naming the instruction, if it leaves no room for anything else within `max_tokens`.
+    pub fn for_instruction<'a>(
+        &'a self,
+        tokenizer: &'a Tokenizer,
+        instruction: &'a str,
+        max_tokens: usize,
+    ) -> Result<Instructed<'a>> {
+        Instructed::new(self, tokenizer, instruction, max_tokens)
+    }
+
+    /// As [`Template::for_instruction`], for one query alone.
     ///
     /// `TooLarge` (naming the query or the instruction) if no room is left for a document
     /// within `max_tokens`.
@@ -154,30 +166,7 @@ impl Template {
         query: &str,
         max_tokens: usize,
     ) -> Result<QueryPrompt> {
-        for (field, text) in [("query", query), ("instruction", instruction)] {
-            check_size(field, text, tokenizer, max_tokens)?;
-        }
-        let head = self.encode(&self.head, instruction, query, tokenizer)?;
-        let tail = self.encode(&self.tail, instruction, query, tokenizer)?;
-        let run = match &self.fixed_run {
-            Some(run) => run.clone(),
-            None => self.run(instruction, query, tokenizer)?,
-        };
-        let fixed = head.len() + run.empty_tokens + tail.len();
-        if fixed >= max_tokens {
-            return Err(no_room(max_tokens, fixed));
-        }
-        let Run { prefix, suffix, common, .. } = run;
-        Ok(QueryPrompt {
-            tokenizer: tokenizer.clone(),
-            head,
-            prefix,
-            suffix,
-            tail,
-            common,
-            fixed,
-            max_tokens,
-        })
+        self.for_instruction(tokenizer, instruction, max_tokens)?.for_query(query)
     }
 
     /// The tokens that `answer` adds right after the prompt, tokenized together with it.
@@ -199,7 +188,7 @@ impl Template {
     }
 
     /// The texts of the document's run, with what they make of any document's first tokens.
-    fn run(&self, instruction: &str, query: &str, tokenizer: &Tokenizer) -> Result<Run> {
+    pub(super) fn run(&self, instruction: &str, query: &str, tokenizer: &Tokenizer) -> Result<Run> {
         let prefix = self.text(&self.prefix, instruction, query);
         let suffix = self.text(&self.suffix, instruction, query);
         let bare = tokenizer.encode(&format!("{prefix}{suffix}"))?;
@@ -215,27 +204,7 @@ impl Template {
         Ok(Run { prefix, suffix, common, empty_tokens })
     }
 
-    fn encode(
-        &self,
-        blocks: &[Block],
-        instruction: &str,
-        query: &str,
-        tokenizer: &Tokenizer,
-    ) -> Result<Vec<u32>> {
-        let mut tokens = Vec::new();
-        for block in blocks {
-            match block {
-                Block::Control(id) => tokens.push(*id),
-                Block::Literal { tokens: literal, .. } => tokens.extend_from_slice(literal),
-                Block::Run(parts) => {
-                    tokenizer.encode_into(&self.text(parts, instruction, query), &mut tokens)?
-                }
-            }
-        }
-        Ok(tokens)
-    }
-
-    fn text(&self, parts: &[Part], instruction: &str, query: &str) -> String {
+    pub(super) fn text(&self, parts: &[Part], instruction: &str, query: &str) -> String {
         let mut text = String::new();
         for part in parts {
             match part {
@@ -274,22 +243,6 @@ impl Block {
             Block::Run(parts) => parts,
         }
     }
-}
-
-/// `TooLarge` if a text cannot fit, whatever is around it. To say how much too large it is would be costly:
-/// of a long text a beginning is tokenized, and a longer one if that fits, as white space may leave no tokens.
-fn check_size(field: &str, text: &str, tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
-    let longest = tokenizer.longest_token_bytes();
-    let mut bound = max_tokens.max(1).saturating_mul(longest);
-    while bound < text.len() {
-        let tokens = tokenizer.encode(&text[..text.floor_char_boundary(bound)])?.len();
-        // A token that is cut may be as many as it has bytes.
-        if tokens > max_tokens.saturating_add(longest) {
-            return Err(more_than(field, max_tokens.saturating_sub(1), tokens));
-        }
-        bound = bound.saturating_mul(2);
-    }
-    Ok(())
 }
 
 /// Splits a template at its placeholders and control tokens.

@@ -24,6 +24,7 @@ fn mini() -> Tokenizer {
 }
 
 const JOINED: &str = "<|im_start|>Find {instruction}\nQ: {query}\nD: {document}.\nSo:<|answer|>";
+const SEAMS: &str = "{instruction}{|}Q: {query} {instruction}{|}<|im_start|>{instruction}.<|im_end|>{query}{|}{document}{|}{instruction}";
 const APART: &str = "<|query|>{query}<|document|>{document}<|query|>{query}<|answer|>";
 
 /// Texts that tokenizers join in surprising ways.
@@ -53,6 +54,39 @@ proptest! {
         prop_assert_eq!(&prompt.tokens, &expected);
         prop_assert_eq!(prompt.document.end, expected.len() - 1);
         prop_assert!(!prompt.truncated);
+    }
+
+    #[test]
+    fn what_is_the_same_for_every_query_changes_no_token(
+        instruction in text(), queries in prop::collection::vec(text(), 1..4), document in text(),
+    ) {
+        let tokenizer = tiny();
+        let encode = |text: &str| tokenizer.encode(text).expect("encodes");
+        let control = |text| vec![tokenizer.control(text).expect("known")];
+        let (seams, joined) = (Template::parse(SEAMS, &tokenizer), Template::parse(JOINED, &tokenizer));
+        let (seams, joined) = (seams.expect("parses"), joined.expect("parses"));
+        let seams = seams.for_instruction(&tokenizer, &instruction, 4096).expect("fits");
+        let joined = joined.for_instruction(&tokenizer, &instruction, 4096).expect("fits");
+        for query in &queries {
+            let ask = |filled: &Instructed<'_>| {
+                let filled = filled.for_query(query).expect("fits");
+                filled.render(&document, Truncation::Error).expect("fits").tokens
+            };
+            let expected = [
+                encode(&instruction),
+                encode(&format!("Q: {query} {instruction}")),
+                control("<|im_start|>"),
+                encode(&format!("{instruction}.")),
+                control("<|im_end|>"),
+                encode(query),
+                encode(&document),
+                encode(&instruction),
+            ];
+            prop_assert_eq!(ask(&seams), expected.concat());
+            let run = encode(&format!("Find {instruction}\nQ: {query}\nD: {document}.\nSo:"));
+            let expected = [control("<|im_start|>"), run, control("<|answer|>")];
+            prop_assert_eq!(ask(&joined), expected.concat());
+        }
     }
 
     #[test]
@@ -170,6 +204,32 @@ fn a_query_that_leaves_no_room_is_refused() {
     let filled = template.for_query(&tokenizer, "", "1234567", 10).expect("fits");
     let error = filled.render("北", Truncation::Document).expect_err("no room");
     assert!(error.message().starts_with("query: "), "{error}");
+}
+
+#[test]
+fn an_instruction_that_leaves_no_room_is_refused_before_any_query() {
+    let tokenizer = tiny();
+    let refused = |template: &str, instruction: &str| {
+        let template = Template::parse(template, &tokenizer).expect("parses");
+        let error = template.for_instruction(&tokenizer, instruction, 10).expect_err("too large");
+        assert_eq!(error.code(), Code::TooLarge);
+        error.message().to_owned()
+    };
+    let apart = "{instruction}<|im_start|>{query}<|im_end|>{document}<|answer|>";
+    let joined = "<|im_start|>{instruction}{query}<|im_end|>{document}<|answer|>";
+    let one_run = "<|im_start|>{document}{instruction}{query}<|im_end|><|answer|>";
+    for template in [apart, joined, one_run] {
+        assert_eq!(
+            refused(template, "1234567"),
+            "instruction: 10 tokens with the prompt around it, over the limit of 9"
+        );
+        let long = refused(template, &"x".repeat(1 << 20));
+        assert!(long.starts_with("instruction: more than "), "{long}");
+    }
+    let template = Template::parse(apart, &tokenizer).expect("parses");
+    let filled = template.for_instruction(&tokenizer, "123456", 10).expect("fits");
+    let error = filled.for_query("1").expect_err("too large");
+    assert!(error.message().starts_with("query: 10 tokens with"), "{error}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::{
     error::{Code, Error, Result},
     grounding::Facts,
     profile::Profile,
-    prompt::{Prompt, QueryPrompt, Truncation},
+    prompt::{Instructed, Prompt, QueryPrompt, Truncation},
     request::{Body, Document, Items, ScoreOptions, ScoreRequest},
 };
 
@@ -182,7 +182,9 @@ pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
     let started = Instant::now();
     let profile = &inner.model.profile;
     let instruction = work.instruction.as_deref().unwrap_or(&profile.instruction);
-    let mut queries = Queries { inner, instruction, last: None };
+    let tokenizer = &inner.model.tokenizer;
+    let filled = profile.template.for_instruction(tokenizer, instruction, profile.max_tokens);
+    let mut queries = Queries { filled, last: None };
     let mut portion: Vec<ScoreJob> = Vec::with_capacity(work.pairs.len().min(64));
     let mut portion_tokens = 0;
     let mut first = None;
@@ -266,24 +268,17 @@ fn stamp(prepared: &mut [PreparedPair], enqueued: Instant, unset: Instant) {
 
 /// Fills the template with each query once, as long as equal queries follow each other.
 struct Queries<'a> {
-    inner: &'a Inner,
-    instruction: &'a str,
+    filled: Result<Instructed<'a>>,
     last: Option<(&'a str, Result<QueryPrompt>)>,
 }
 
 impl<'a> Queries<'a> {
     fn render(&mut self, query: &'a str, document: &str, truncation: Truncation) -> Result<Prompt> {
-        if self.last.as_ref().is_none_or(|(last, _)| *last != query) {
-            let model = &self.inner.model;
-            let profile = &model.profile;
-            let prompt =
-                profile.template.for_query(&model.tokenizer, self.instruction, query, profile.max_tokens);
-            self.last = Some((query, prompt));
-        }
-        match &self.last {
-            Some((_, Ok(prompt))) => prompt.render(document, truncation),
-            Some((_, Err(error))) => Err(error.clone()),
-            None => Err(Error::internal("a query was not rendered")),
-        }
+        let filled = self.filled.as_ref().map_err(Error::clone)?;
+        let (_, prompt) = match self.last.take().filter(|(last, _)| *last == query) {
+            Some(last) => self.last.insert(last),
+            None => self.last.insert((query, filled.for_query(query))),
+        };
+        prompt.as_ref().map_err(Error::clone)?.render(document, truncation)
     }
 }

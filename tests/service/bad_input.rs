@@ -225,6 +225,19 @@ async fn wishes_for_reasons_are_checked() {
 }
 
 #[tokio::test]
+async fn an_instruction_that_leaves_no_room_is_named_and_not_the_queries() {
+    let server = TestServer::start().await;
+    let pairs: Vec<_> = (0..50).map(|i| json!({"query": format!("q{i}"), "document": "d"})).collect();
+    let answer = server.score(&json!({"pairs": pairs, "instruction": "x".repeat(12 << 10)})).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+    let (code, detail) = answer.problem();
+    assert_eq!(code, "too_large");
+    assert!(detail.starts_with("instruction: "), "{detail}");
+    assert!(detail.ends_with(" tokens with the prompt around it, over the limit of 511"), "{detail}");
+    assert_eq!(server.stub.passes(), 0);
+}
+
+#[tokio::test]
 async fn control_tokens_in_texts_stay_text() {
     let server = server().await;
     let plain = server.score(&json!({"query": "q", "documents": ["<|3|>", "<|end|>"]})).await.ok();

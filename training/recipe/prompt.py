@@ -18,7 +18,7 @@ BYTES_PER_TOKEN = 8  # the server's first guess of how much of a long document c
 
 
 class TooLong(ValueError):
-    """A query that leaves no room for a document."""
+    """A query or an instruction that leaves no room for a document."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,16 @@ class Template:
 
     def for_query(self, instruction: str, query: str, max_tokens: int) -> "QueryPrompt":
         """The template filled with a query; TooLong if no room is left for a document in `max_tokens`."""
-        for field, text in (("query", query), ("instruction", instruction)):
-            self._check_size(field, text, max_tokens)
-        shown = f"{self.before}{instruction}{self.after}" if instruction else ""
-        return QueryPrompt(self, {"instruction": shown, "query": query, "document": ""}, max_tokens)
+        self._check_size("instruction", instruction, max_tokens)
+        values = {"instruction": f"{self.before}{instruction}{self.after}" if instruction else "", "document": ""}
+        filled = QueryPrompt(self, {**values, "query": query}, max_tokens)
+        if filled.fixed < max_tokens:
+            return filled
+        bare = QueryPrompt(self, {**values, "query": ""}, max_tokens).fixed
+        if bare >= max_tokens and instruction:
+            raise TooLong(f"instruction: {bare} tokens with the prompt around it, over the limit of {max_tokens - 1}")
+        self._check_size("query", query, max_tokens)
+        raise filled.no_room()
 
 
 class QueryPrompt:
@@ -134,10 +140,8 @@ class QueryPrompt:
 
         self.head, self.tail = ids(template.blocks[: template.place]), ids(template.blocks[template.place + 1 :])
         self.fixed = len(self.head) + len(self.tokens.encode(self.prefix + self.suffix)) + len(self.tail)
-        if self.fixed >= max_tokens:
-            raise self._no_room()
 
-    def _no_room(self) -> TooLong:
+    def no_room(self) -> TooLong:
         return TooLong(f"query: {self.fixed} tokens with the instruction and the prompt around it, "
                        f"over the limit of {max(self.max_tokens - 1, 0)}")
 
@@ -162,7 +166,7 @@ class QueryPrompt:
         while True:
             text = text[: self._shorter(text)]
             if not text:
-                raise self._no_room()
+                raise self.no_room()
             ids = self._ids(text)
             if len(ids) <= self.max_tokens:
                 return ids
