@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::{PoisonError, RwLock},
+    sync::{PoisonError, RwLock, RwLockReadGuard, TryLockError},
 };
 
 use serde_json::Value;
@@ -111,11 +111,13 @@ impl Pieces {
     }
 }
 
+type Known = HashMap<Word, Pieces, ahash::RandomState>;
+
 /// Words and their tokens.
 #[derive(Debug, Default)]
 pub(super) struct Words {
     /// Hashed with a key that is drawn at start, as what is hashed is what users send.
-    known: RwLock<HashMap<Word, Pieces, ahash::RandomState>>,
+    known: RwLock<Known>,
 }
 
 impl Words {
@@ -128,7 +130,7 @@ impl Words {
         encode: impl Fn(&str) -> Result<Tokens, E>,
     ) -> Result<(), E> {
         let mut learned = Vec::new();
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.read();
         let mut ranges = ranges(text);
         loop {
             let (mut group, mut words) = ([const { 0..0 }; TOGETHER], [Word::NONE; TOGETHER]);
@@ -141,19 +143,28 @@ impl Words {
             if count == 0 {
                 break;
             }
-            let mut found = [None; TOGETHER];
-            for (found, word) in found.iter_mut().zip(&words[..count]) {
-                *found = known.get(word);
-            }
-            for ((range, word), pieces) in group.into_iter().zip(words).zip(found).take(count) {
-                let at = range.start;
-                if let Some(pieces) = pieces {
+            let mut next = 0;
+            while next < count {
+                let mut found = [None; TOGETHER];
+                for (found, word) in found[next..].iter_mut().zip(&words[next..count]) {
+                    *found = known.get(word);
+                }
+                while let Some(pieces) = found.get(next).copied().flatten() {
+                    let at = group[next].start;
                     let pieces = pieces.as_slice().iter();
                     pieces.for_each(|p| each(p.id, at + usize::from(p.start)..at + usize::from(p.end)));
-                } else {
+                    next += 1;
+                }
+                if next < count {
+                    // An unknown word may be a long one: nobody waits for it but this text.
+                    drop(known);
+                    let (word, range) = (words[next], group[next].clone());
+                    let at = range.start;
                     let tokens = encode(&text[range])?;
                     tokens.iter().for_each(|(id, range)| each(*id, at + range.start..at + range.end));
                     learned.extend((word != Word::NONE).then_some((word, tokens)));
+                    next += 1;
+                    known = self.read();
                 }
             }
         }
@@ -162,11 +173,20 @@ impl Words {
         Ok(())
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers words, unless that would wait for those who read: all who come to read would wait behind it.
     fn learn(&self, learned: Vec<(Word, Tokens)>) {
         if learned.is_empty() {
             return;
         }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = match self.known.try_write() {
+            Ok(known) => known,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
         if known.len() + learned.len() > MOST {
             known.clear();
         }
@@ -302,65 +322,4 @@ fn keeps_words_apart(normalizer: &Value) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn words(text: &str) -> Vec<&str> {
-        ranges(text).map(|range| &text[range]).collect()
-    }
-
-    #[test]
-    fn words_begin_at_spaces_between_visible_characters() {
-        assert_eq!(words("a b, c.\nd  e f"), ["a", " b,", " c.\nd  e", " f"]);
-        assert_eq!(words("é x é\u{301} y "), ["é", " x", " é\u{301} y "]);
-        assert_eq!(words("что это — ёж\u{a0} и"), ["что", " это — ёж\u{a0} и"]);
-        assert_eq!(words(" a b "), [" a", " b "]);
-        assert_eq!(words(""), [""; 0]);
-    }
-
-    proptest! {
-        #[test]
-        fn words_are_found_wherever_they_lie(text in "[aZ~! \0\n\u{7f}\u{a0}\u{301}é—語😀]{0,200}") {
-            let characters: Vec<char> = text.chars().collect();
-            let visible = |at: usize| characters.get(at).copied().is_some_and(is_visible);
-            let mut expected = vec![String::new(); usize::from(!text.is_empty())];
-            for (at, &character) in characters.iter().enumerate() {
-                if character == ' ' && at > 0 && visible(at - 1) && visible(at + 1) {
-                    expected.push(String::new());
-                }
-                expected.last_mut().expect("a word").push(character);
-            }
-            prop_assert_eq!(words(&text), expected);
-        }
-    }
-
-    #[test]
-    fn words_are_remembered_and_forgotten() {
-        let memory = Words::default();
-        let asked = std::cell::Cell::new(0);
-        let lengths = |text: &str| {
-            let mut found = Vec::new();
-            let encode = |word: &str| {
-                asked.set(asked.get() + 1);
-                Ok::<_, ()>(vec![(word.len() as u32, 0..word.len())])
-            };
-            memory.tokens(text, |id, range| found.push((id, range)), encode).expect("encodes");
-            found
-        };
-        let expected = vec![(3, 0..3), (5, 3..8), (5, 8..13)];
-        assert_eq!(lengths("the same same"), expected);
-        assert_eq!(asked.replace(0), 3);
-        assert_eq!(lengths("the same same"), expected);
-        assert_eq!(asked.replace(0), 0);
-        lengths(&"x".repeat(LONGEST + 1));
-        lengths(&"x".repeat(LONGEST + 1));
-        assert_eq!(asked.replace(0), 2, "long words are not remembered");
-        for index in 0..MOST {
-            lengths(&index.to_string());
-        }
-        assert!(memory.known.read().expect("sound").len() <= MOST);
-        assert_eq!(lengths("the same same"), expected);
-    }
-}
+mod tests;
