@@ -265,6 +265,14 @@ impl Calibration {
 }
 
 impl Probe {
+    /// That there is no score to check, and why.
+    pub fn not_scored(&self, error: Error) -> Error {
+        let Self { query, document, .. } = self;
+        let message =
+            format!("the probe with query {query:?} and document {document:?} was not scored: {error}");
+        Error::new(error.code(), message).with_cause(error)
+    }
+
     /// `Internal`, naming probe, score and bound, if the score is outside.
     pub fn check(&self, score: Score) -> Result<()> {
         let score = score.get();

@@ -21,11 +21,11 @@ use crate::{
         kv::KeptSequence,
     },
     error::{Code, Error, Result},
-    grade::GradeDistribution,
+    grade::{GradeDistribution, Score},
     grounding::Facts,
     metrics::Metrics,
     model::Model,
-    profile::Profile,
+    profile::{Probe, Profile},
     prompt::Prompt,
     request::{Document, ExplainRequest, Items, Limits, Pair, ScoreOptions, ScoreRequest},
     telemetry::Trace,
@@ -43,6 +43,8 @@ const INLINE_BYTES: usize = 1024;
 /// Texts up to so many bytes are tokenized on this thread too, but what else it has to do goes to another first: waking
 /// that one is not waited for.
 const IN_PLACE_BYTES: usize = 64 << 10;
+/// Whoever runs the probes looks at whether the engine makes progress, and gives up much sooner.
+const PROBE_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Scores and explains. Cheap to clone.
 #[derive(Clone)]
@@ -158,21 +160,27 @@ impl Service {
         explain::explain(self, request, trace).await
     }
 
-    /// Scores the profile's known pairs.
+    /// Scores the profile's known pairs. The limits on requests are not theirs; how long they may take is for the
+    /// caller to say.
     ///
     /// # Errors
     ///
     /// The first probe's that cannot be scored, or whose score is out of its bounds.
     pub async fn run_probes(&self) -> Result<()> {
         for probe in &self.profile().probes {
-            let options = ScoreOptions { instruction: probe.instruction.clone(), ..ScoreOptions::default() };
-            let pair = Pair { query: probe.query.clone(), document: Document::text(probe.document.clone()) };
-            let response = self.score(ScoreRequest::new(Items::Pairs(vec![pair]), options)?).await?;
-            let result = response.results.into_iter().next();
-            let scored = result.ok_or_else(|| Error::internal("a probe has no result"))?.score?;
-            probe.check(scored.distribution.score)?;
+            let score = self.score_probe(probe).await.map_err(|error| probe.not_scored(error))?;
+            probe.check(score)?;
         }
         Ok(())
+    }
+
+    async fn score_probe(&self, probe: &Probe) -> Result<Score> {
+        let options = ScoreOptions { instruction: probe.instruction.clone(), ..ScoreOptions::default() };
+        let pair = Pair { query: probe.query.clone(), document: Document::text(probe.document.clone()) };
+        let request = ScoreRequest::new(Items::Pairs(vec![pair]), options)?;
+        let scores = self.run_within(PROBE_PATIENCE, request, Keep::Nothing, None).await?;
+        let result = self.respond(scores).0.results.into_iter().next();
+        Ok(result.ok_or_else(|| Error::internal("a probe has no result"))?.score?.distribution.score)
     }
 
     /// The served model.
@@ -211,12 +219,24 @@ impl Service {
         self.inner.admission.held()
     }
 
-    /// Admits, tokenizes, submits, and waits for every score or the deadline.
+    /// Checks a client's request, and runs it.
     async fn run(&self, request: ScoreRequest, keep: Keep, trace: Option<&Trace>) -> Result<Scores> {
+        self.check(&request)?;
+        let most = self.inner.limits.deadline;
+        let patience = request.options().deadline.unwrap_or(most).min(most);
+        self.run_within(patience, request, keep, trace).await
+    }
+
+    /// Admits, tokenizes, submits, and waits for every score or the deadline.
+    async fn run_within(
+        &self,
+        patience: Duration,
+        request: ScoreRequest,
+        keep: Keep,
+        trace: Option<&Trace>,
+    ) -> Result<Scores> {
         let arrived = Instant::now();
         let inner = &self.inner;
-        self.check(&request)?;
-        let patience = request.options().deadline.unwrap_or(inner.limits.deadline).min(inner.limits.deadline);
         let deadline = arrived + patience;
         let (mut work, answers, options) = Work::new(request, keep, deadline, &inner.model.profile)?;
         let load = Load { pace: inner.engine.pace(), stalled: inner.engine.stalled() };

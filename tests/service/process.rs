@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStderr, Command, Output, Stdio},
 };
 
 fn verdict(arguments: &[&str]) -> Command {
@@ -102,17 +102,28 @@ fn memory_that_cannot_be_had_is_named_at_the_start() {
     assert!(said.contains("KV memory"), "{said}");
 }
 
-#[test]
-fn a_signal_drains_and_exits_with_0() {
+/// A server that is ready, and what follows in its log.
+fn ready(arguments: &[&str]) -> (Running, BufReader<ChildStderr>) {
     let mut command = verdict(&["serve", "--port", "0", "--admin-port", "0", "--log-format", "json"]);
-    let mut server = Running(command.spawn().expect("runs"));
+    let mut server = Running(command.args(arguments).spawn().expect("runs"));
     let mut log = BufReader::new(server.0.stderr.take().expect("piped"));
     let mut line = String::new();
     while !line.contains("\"ready\"") {
-        line.clear();
-        assert_ne!(log.read_line(&mut line).expect("a line"), 0, "it ended before it was ready");
-        serde_json::from_str::<serde_json::Value>(&line).expect("every line is JSON");
+        let before = std::mem::take(&mut line);
+        assert_ne!(log.read_line(&mut line).expect("a line"), 0, "it ended before it was ready: {before}");
+        serde_json::from_str::<serde_json::Value>(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
     }
+    (server, log)
+}
+
+#[test]
+fn a_short_deadline_is_not_that_of_the_probes() {
+    drop(ready(&["--max-deadline", "1ms"]));
+}
+
+#[test]
+fn a_signal_drains_and_exits_with_0() {
+    let (mut server, mut log) = ready(&[]);
     let id = server.0.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().expect("runs").success());
     let status = server.0.wait().expect("ended");

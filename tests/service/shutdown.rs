@@ -108,6 +108,26 @@ async fn a_failed_probe_ends_the_server() {
 }
 
 #[tokio::test]
+async fn limits_of_requests_are_not_those_of_probes() {
+    let mut model = model();
+    model.profile.probes = vec![Probe { query: "a query of more than 8 bytes".into(), ..probe(1.0) }];
+    let tight = Settings { max_query_bytes: Some(8), max_document_bytes: Some(1), ..settings() };
+    let server = TestServer::with(tight, model).await;
+    let refused = server.score(&json!({"query": "a long query", "documents": ["d"]})).await;
+    assert_eq!(refused.problem().1, "query: 12 bytes, over the limit of 8");
+}
+
+#[tokio::test]
+async fn a_probe_that_cannot_be_scored_is_named() {
+    let mut model = model();
+    model.profile.probes = vec![probe(1.0), Probe { query: "x".repeat(2000), ..probe(1.0) }];
+    let failure = TestServer::unready(settings(), model).await.ended().await.expect_err("refused");
+    let Failure::Model(error) = failure else { panic!("{failure:?}") };
+    assert!(error.message().starts_with("the probe with query \"xxx"), "{error}");
+    assert!(error.message().contains(" was not scored: query: "), "{error}");
+}
+
+#[tokio::test]
 async fn a_probe_without_end_ends_the_server() {
     let mut model = model();
     model.profile.probes = vec![probe(1.0)];
