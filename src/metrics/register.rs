@@ -164,7 +164,7 @@ impl EngineMetrics {
             ),
             wasted_tokens: of.counter(
                 "verdict_wasted_tokens_total",
-                "Prompt tokens computed for requests that were left or late before all of them was answered.",
+                "Prompt tokens computed for requests that were left, late, or failed as a whole.",
             ),
             kv_blocks_used: of.gauge("verdict_kv_blocks_used", "KV blocks held."),
             kv_blocks_total: of.gauge("verdict_kv_blocks_total", "KV blocks there are."),

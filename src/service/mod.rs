@@ -318,11 +318,11 @@ impl Service {
                 kept,
             });
         }
-        spent.tokens = 0;
         if let (Some(trace), Some(batches)) = (trace, &batches) {
             batches.record(trace, prepared.first);
         }
         let pairs = all_or_some(pairs, options.whole)?;
+        spent.tokens = 0;
         let total = arrived.elapsed();
         inner.metrics.time_to_score(total);
         let queue =
@@ -380,7 +380,7 @@ fn all_or_some(pairs: Vec<PairOutcome>, whole: bool) -> Result<Vec<PairOutcome>>
     }
 }
 
-/// Tokens computed for a request; wasted if it is dropped before all of it was answered.
+/// Tokens computed for a request; wasted if it is dropped before all of it was answered, or fails as a whole.
 struct Spent<'a> {
     tokens: usize,
     metrics: &'a Metrics,

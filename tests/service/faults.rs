@@ -85,6 +85,22 @@ async fn numbers_that_are_not_finite_fail_their_pair_alone() {
 }
 
 #[tokio::test]
+async fn what_is_computed_for_a_request_that_fails_as_a_whole_is_counted() {
+    let model = model();
+    let marked = *model.tokenizer.encode(" lighthouse").expect("encodes").last().expect("a token");
+    let server = TestServer::with(settings(), model).await;
+    server.stub.inject(Fault::NotFinite(marked));
+    let texts = ["a lamp", "a lighthouse"];
+    // Scored in part, it is answered.
+    server.score(&json!({"query": "q", "documents": texts})).await.ok();
+    assert!(server.metric("verdict_wasted_tokens_total").await == 0.0);
+    // This dialect has no place for a pair's error.
+    let failed = server.send(post(&server.url("/rerank"), &json!({"query": "other", "texts": texts}))).await;
+    assert_eq!(failed.status, StatusCode::FAILED_DEPENDENCY);
+    assert!(server.metric("verdict_wasted_tokens_total").await > 0.0);
+}
+
+#[tokio::test]
 async fn a_failed_batch_ends_its_reasons_and_frees_their_memory() {
     let server = TestServer::start().await;
     let request = json!({"query": "q", "documents": ["one", "two"], "explain_top_n": 2});
