@@ -250,6 +250,7 @@ impl Drop for LastWords {
     }
 }
 
-fn stopped() -> Error {
+/// What is told to those who wait for an engine that ends.
+pub(crate) fn stopped() -> Error {
     Error::new(Code::Unavailable, "the server is stopping").with_retry_after(Duration::from_secs(1))
 }

@@ -19,6 +19,7 @@ use crate::{
         Engine,
         job::{Scored, Ticket},
         kv::KeptSequence,
+        stopped,
     },
     error::{Code, Error, Result},
     grade::{GradeDistribution, Score},
@@ -212,11 +213,6 @@ impl Service {
     pub fn max_reason_tokens(&self) -> Option<usize> {
         let explain = self.profile().explain.as_ref()?;
         Some(explain.max_tokens.min(self.inner.limits.reason_tokens))
-    }
-
-    /// What is admitted and not yet answered: pairs, tokens, explanations.
-    pub fn held(&self) -> (usize, usize, usize) {
-        self.inner.admission.held()
     }
 
     /// Checks a client's request, and runs it.
@@ -417,8 +413,4 @@ impl Span {
 fn deadline_exceeded(patience: Duration) -> Error {
     let message = format!("the deadline of {} ms passed before all scores were there", patience.as_millis());
     Error::new(Code::DeadlineExceeded, message)
-}
-
-fn stopped() -> Error {
-    Error::new(Code::Unavailable, "the server is stopping").with_retry_after(Duration::from_secs(1))
 }
