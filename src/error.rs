@@ -162,6 +162,20 @@ impl Error {
     pub fn public_message(&self) -> &str {
         if self.code == Code::Internal { "internal error; see the server's log" } else { &self.message }
     }
+
+    /// The private causes for the log, outermost first.
+    pub(crate) fn causes(&self) -> String {
+        let mut text = String::new();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
 }
 
 #[cfg(test)]
@@ -185,6 +199,12 @@ mod tests {
         assert_eq!(renamed("documents: is empty"), "texts: is empty");
         assert_eq!(renamed("documents of yours"), "documents of yours");
         assert_eq!(renamed("query: is empty"), "query: is empty");
+    }
+
+    #[test]
+    fn causes_are_told_outermost_first() {
+        let inner = Error::internal("inner").with_cause(std::io::Error::other("disk"));
+        assert_eq!(Error::internal("outer").with_cause(inner).causes(), "inner: disk");
     }
 
     #[test]

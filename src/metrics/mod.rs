@@ -12,7 +12,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// The two kinds of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,6 +117,7 @@ struct RequestMetrics {
     tokenize_seconds: Histogram,
     time_to_score_seconds: Histogram,
     first_reason_token_seconds: Histogram,
+    failed_pairs: IntCounterVec,
     rejections: IntCounterVec,
     admitted_pairs: IntGauge,
     admitted_tokens: IntGauge,
@@ -198,6 +199,11 @@ impl Metrics {
         if let Some(mass) = label_mass {
             self.requests.label_mass.observe(mass);
         }
+    }
+
+    /// A pair was answered with an error.
+    pub fn pair_failed(&self, code: Code) {
+        self.requests.failed_pairs.with_label_values(&[code.row().name]).inc();
     }
 
     /// New jobs entered a lane's queue.
@@ -360,6 +366,7 @@ mod tests {
         metrics.jobs_queued(Lane::Score, 2);
         metrics.tokens_by_fate(1, 2, 3);
         metrics.rejected(Rejection::Pairs);
+        metrics.pair_failed(Code::Internal);
         metrics.dropped(DropReason::Expired);
         metrics.model("m", "h", Duration::ZERO);
         let families = metrics.registry.gather();

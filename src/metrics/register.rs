@@ -103,6 +103,11 @@ impl RequestMetrics {
                 "From a request's arrival to the first token of its first reason.",
                 &SECONDS,
             ),
+            failed_pairs: of.counters(
+                "verdict_failed_pairs_total",
+                "Pairs that were answered with an error, by its code.",
+                &["code"],
+            ),
             rejections: of.counters(
                 "verdict_rejections_total",
                 "Requests or explanations refused before any work, by reason.",

@@ -61,7 +61,7 @@ pub(crate) async fn metrics(Shared(state): Shared<Arc<State>>) -> Response<Body>
             response
         }
         Err(error) => {
-            tracing::error!(cause = super::call::causes(&error), "{error}");
+            tracing::error!(cause = error.causes(), "{error}");
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             response

@@ -149,7 +149,7 @@ impl Call {
         match error {
             None => tracing::debug!(id, trace, route, ms, "ok"),
             Some(error) if error.code() == Code::Internal => {
-                tracing::error!(id, trace, route, ms, cause = causes(error), "{error}");
+                tracing::error!(id, trace, route, ms, cause = error.causes(), "{error}");
             }
             Some(error) => {
                 tracing::info!(id, trace, route, ms, code = error.code().row().name, "{error}");
@@ -171,20 +171,6 @@ impl Drop for Call {
     }
 }
 
-/// The chain of private causes, outermost first.
-pub(crate) fn causes(error: &Error) -> String {
-    let mut text = String::new();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,11 +189,5 @@ mod tests {
             assert!(made.len() > 17 && made.as_bytes()[16] == b'-', "{made}");
         }
         assert_ne!(ids.of(&HeaderMap::new()).as_str(), ids.of(&HeaderMap::new()).as_str());
-    }
-
-    #[test]
-    fn causes_are_told_outermost_first() {
-        let inner = Error::internal("inner").with_cause(std::io::Error::other("disk"));
-        assert_eq!(causes(&Error::internal("outer").with_cause(inner)), "inner: disk");
     }
 }

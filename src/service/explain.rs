@@ -262,6 +262,7 @@ impl ExplainStream {
                     }
                     self.ready.extend(reason.take(event, &self.sections));
                     if reason.ended {
+                        log_fault(self.ready.back(), self.trace.as_ref());
                         break;
                     }
                 }
@@ -310,6 +311,16 @@ impl ExplainStream {
         }
         let scores = scores.ok_or_else(|| Error::internal("an explanation's scores were taken before"))?;
         Ok((scores, reasons))
+    }
+}
+
+/// The cause of a reason that failed is in the log alone.
+fn log_fault(last: Option<&ExplainItem>, trace: Option<&Trace>) {
+    if let Some(ExplainItem::ReasonDone(ReasonDone { index, error: Some(error), .. })) = last
+        && error.code() == Code::Internal
+    {
+        let (trace, cause) = (trace.map(Trace::id), error.causes());
+        tracing::error!(trace, index, cause, "a reason failed: {error}");
     }
 }
 

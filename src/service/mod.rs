@@ -1,5 +1,6 @@
 //! Validate, admit, tokenize, submit, collect: the one call every transport makes.
 
+mod collect;
 mod explain;
 mod prepare;
 mod response;
@@ -22,7 +23,7 @@ use crate::{
         stopped,
     },
     error::{Code, Error, Result},
-    grade::{GradeDistribution, Score},
+    grade::Score,
     grounding::Facts,
     metrics::Metrics,
     model::Model,
@@ -35,6 +36,7 @@ use crate::{
 pub use explain::{ExplainItem, ExplainStream, ReasonDone};
 pub use response::{Explanation, PairScore, ScoreResponse, ScoreResult, Timing, Usage};
 
+use collect::{Collected, PairOutcome};
 pub(crate) use prepare::document_text;
 use prepare::{Keep, Work};
 
@@ -73,19 +75,6 @@ struct Scores {
     deadline: Instant,
     usage: Usage,
     timing: Timing,
-}
-
-/// One pair, in input order.
-struct PairOutcome {
-    id: Option<String>,
-    document: Option<String>,
-    score: Result<PairScore>,
-    /// The rendered prompt, for explaining.
-    prompt: Option<Arc<Prompt>>,
-    /// What its reason may say.
-    facts: Option<Facts>,
-    /// Its KV, if it was asked for and there was room.
-    kept: Option<KeptSequence>,
 }
 
 /// What explaining a scored pair starts from.
@@ -284,47 +273,12 @@ impl Service {
         if let Some(trace) = trace {
             stages::tokenized(trace, &prepared);
         }
-        let mut batches = trace.map(|_| stages::Batches::default());
-        let mut span = Span::default();
-        let mut usage = Usage::default();
-        let mut spent = Spent { tokens: 0, metrics: &inner.metrics };
-        let mut pairs = Vec::with_capacity(answers.len());
-        for (answer, pair) in answers.into_iter().zip(prepared.pairs) {
-            let answer = answer.await.unwrap_or_else(|cause| Err(stopped().with_cause(cause)));
-            let mut kept = None;
-            let score = answer.and_then(|mut scored| {
-                kept = scored.kept.take();
-                if let Some(batches) = &mut batches {
-                    batches.add(&scored);
-                }
-                span.add(pair.enqueued + scored.queued, scored.compute);
-                usage.add(scored.tokens);
-                spent.tokens += scored.tokens.computed;
-                read(&inner.model.profile, scored, pair.prompt.as_deref(), options.raw)
-            });
-            if let Ok(score) = &score {
-                inner.metrics.scored(score.distribution.score.get(), score.distribution.label_mass);
-            }
-            pairs.push(PairOutcome {
-                id: pair.id,
-                document: pair.document,
-                score,
-                prompt: pair.prompt,
-                facts: pair.facts,
-                kept,
-            });
-        }
-        if let (Some(trace), Some(batches)) = (trace, &batches) {
-            batches.record(trace, prepared.first);
-        }
-        let pairs = all_or_some(pairs, options.whole)?;
-        spent.tokens = 0;
+        let took = prepared.took;
+        let collected = collect::collect(inner, prepared, answers, &options, trace).await?;
         let total = arrived.elapsed();
         inner.metrics.time_to_score(total);
-        let queue =
-            span.start.map_or(Duration::ZERO, |start| start.saturating_duration_since(prepared.first));
-        let timing =
-            Timing { total, tokenize: prepared.took, queue, compute: span.length(), explain: Duration::ZERO };
+        let Collected { pairs, usage, queue, compute } = collected;
+        let timing = Timing { total, tokenize: took, queue, compute, explain: Duration::ZERO };
         Ok(Scores { pairs, options, arrived, deadline, usage, timing })
     }
 
@@ -349,65 +303,6 @@ impl Service {
 /// Whether this runtime has other threads that take over what this one has to do.
 fn may_block_in_place() -> bool {
     tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
-}
-
-/// Reads one pair's logits.
-fn read(profile: &Profile, scored: Scored, prompt: Option<&Prompt>, raw: bool) -> Result<PairScore> {
-    let distribution = GradeDistribution::read(&scored.grade_logits, scored.log_sum_exp, profile)?;
-    let (tokens, truncated) = prompt.map_or((0, false), |prompt| (prompt.tokens.len(), prompt.truncated));
-    let logits = raw.then_some(scored.grade_logits);
-    Ok(PairScore { distribution, logits, tokens, truncated })
-}
-
-/// A request fails as a whole when it ran out of time, when nothing of it was
-/// scored, or at the first failure if it wants to be answered `whole`.
-fn all_or_some(pairs: Vec<PairOutcome>, whole: bool) -> Result<Vec<PairOutcome>> {
-    let late =
-        |pair: &&PairOutcome| matches!(&pair.score, Err(error) if error.code() == Code::DeadlineExceeded);
-    let failed = match pairs.iter().find(late) {
-        Some(late) => Some(late),
-        None if whole => pairs.iter().find(|pair| pair.score.is_err()),
-        None if pairs.iter().all(|pair| pair.score.is_err()) => pairs.first(),
-        None => None,
-    };
-    match failed.map(|pair| &pair.score) {
-        Some(Err(error)) => Err(error.clone()),
-        _ => Ok(pairs),
-    }
-}
-
-/// Tokens computed for a request; wasted if it is dropped before all of it was answered, or fails as a whole.
-struct Spent<'a> {
-    tokens: usize,
-    metrics: &'a Metrics,
-}
-
-impl Drop for Spent<'_> {
-    fn drop(&mut self) {
-        self.metrics.wasted(self.tokens);
-    }
-}
-
-/// From the first batch's start to the last batch's end.
-#[derive(Default)]
-struct Span {
-    start: Option<Instant>,
-    end: Option<Instant>,
-}
-
-impl Span {
-    fn add(&mut self, start: Instant, took: Duration) {
-        let end = start + took;
-        self.start = Some(self.start.map_or(start, |other| other.min(start)));
-        self.end = Some(self.end.map_or(end, |other| other.max(end)));
-    }
-
-    fn length(&self) -> Duration {
-        match (self.start, self.end) {
-            (Some(start), Some(end)) => end - start,
-            _ => Duration::ZERO,
-        }
-    }
 }
 
 fn deadline_exceeded(patience: Duration) -> Error {

@@ -87,7 +87,7 @@ pub(super) struct PreparedPair {
     pub(super) facts: Option<Facts>,
 }
 
-type Answers = Vec<oneshot::Receiver<Result<Scored>>>;
+pub(super) type Answers = Vec<oneshot::Receiver<Result<Scored>>>;
 
 impl Work {
     /// Takes a request apart; object documents become text.

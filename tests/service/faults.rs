@@ -1,6 +1,10 @@
 //! What breaks inside: each fault has its outcome, and harms nothing else in flight.
 
-use std::time::Duration;
+use std::{
+    io::Write as _,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use hyper::StatusCode;
 use serde_json::json;
@@ -84,6 +88,55 @@ async fn numbers_that_are_not_finite_fail_their_pair_alone() {
     assert!(!body.to_string().contains("NaN"));
 }
 
+/// What is logged on this thread from now on, at the level of errors.
+fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("sound").write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Arc::<Mutex<Vec<u8>>>::default();
+    let writes = Arc::clone(&lines);
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
+    let log = log.with_writer(move || Lines(Arc::clone(&writes))).finish();
+    (lines, tracing::subscriber::set_default(log))
+}
+
+fn text(log: &Mutex<Vec<u8>>) -> String {
+    String::from_utf8(log.lock().expect("sound").clone()).expect("text")
+}
+
+#[tokio::test]
+async fn failed_pairs_of_an_answer_are_logged_once_and_counted() {
+    let (log, _guard) = log();
+    let model = model();
+    let marked = *model.tokenizer.encode(" lighthouse").expect("encodes").last().expect("a token");
+    let server = TestServer::with(settings(), model).await;
+    server.stub.inject(Fault::NotFinite(marked));
+    let documents = ["a lamp", "a lighthouse", "a hose", "one lighthouse"];
+    server.score(&json!({"query": "q", "documents": documents})).await.ok();
+    let said = text(&log);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("pairs were not scored: the model gave a number that is not finite"), "{said}");
+    assert!(said.contains("failed=2 pairs=4"), "{said}");
+    assert!(server.metric("verdict_failed_pairs_total{code=\"internal\"}").await == 2.0);
+    // A request that fails as a whole has a line of its own.
+    let failed = server.score(&json!({"query": "q", "documents": ["my lighthouse"]})).await;
+    assert_eq!(failed.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(text(&log).lines().count(), 2, "{}", text(&log));
+    assert!(server.metric("verdict_failed_pairs_total{code=\"internal\"}").await == 3.0);
+    // What the client is to mend is told to it alone.
+    let long = "word ".repeat(1000);
+    let refused = json!({"query": "q", "documents": ["a lamp", long], "truncation": "error"});
+    server.score(&refused).await.ok();
+    assert_eq!(text(&log).lines().count(), 2, "{}", text(&log));
+    assert!(server.metric("verdict_failed_pairs_total{code=\"too_large\"}").await == 1.0);
+}
+
 #[tokio::test]
 async fn what_is_computed_for_a_request_that_fails_as_a_whole_is_counted() {
     let model = model();
@@ -102,6 +155,7 @@ async fn what_is_computed_for_a_request_that_fails_as_a_whole_is_counted() {
 
 #[tokio::test]
 async fn a_failed_batch_ends_its_reasons_and_frees_their_memory() {
+    let (log, _guard) = log();
     let server = TestServer::start().await;
     let request = json!({"query": "q", "documents": ["one", "two"], "explain_top_n": 2});
     // The second time splits what the cache keeps of the first.
@@ -118,6 +172,8 @@ async fn a_failed_batch_ends_its_reasons_and_frees_their_memory() {
     assert_eq!(events.last().expect("events").0, "done");
     let ended: Vec<_> = events.iter().filter(|event| event.0 == "reason_done").collect();
     assert!(ended.iter().any(|event| event.1["error"]["code"] == "internal"), "{ended:?}");
+    let said = text(&log);
+    assert!(said.contains("a reason failed: the device said no"), "{said}");
     until(|| server.held_explanations() == 0).await;
     server.until_kv_blocks(before).await;
     let again = server.explain(&request).await.ok();
