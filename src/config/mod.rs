@@ -221,8 +221,18 @@ impl Settings {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|cause| Error::invalid(&name, format!("cannot be read: {cause}")).with_cause(cause))?;
-        toml::from_str(&text).map_err(|cause| Error::invalid(&name, cause.message()).with_cause(cause))
+        toml::from_str(&text).map_err(|cause| refused(&name, &text, &cause))
     }
+}
+
+/// Where in the file what is wrong. The parser's own words are not kept as a cause: they repeat
+/// the line, and a line may hold API keys.
+fn refused(name: &str, text: &str, cause: &toml::de::Error) -> Error {
+    let Some(span) = cause.span() else { return Error::invalid(name, cause.message()) };
+    let before = &text[..text.floor_char_boundary(span.start)];
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|&character| character != '\n').count() + 1;
+    Error::invalid(name, format!("line {line}, column {column}: {}", cause.message()))
 }
 
 #[cfg(test)]
@@ -336,6 +346,27 @@ mod tests {
         assert!(refuse("grace = \"soon\"\n").contains("\"soon\" is not a duration"));
         let error = Settings::read(Path::new("/nonexistent/verdict.toml")).expect_err("refused");
         assert!(error.message().starts_with("/nonexistent/verdict.toml: cannot be read"));
+    }
+
+    #[test]
+    fn a_broken_file_is_told_by_its_place_and_never_by_its_text() {
+        for (text, place) in [
+            ("api_keys = [\"secret-key-123\", 5]\n", "line 1, column 12: "),
+            ("port = 1\n\napi_keys = \"secret-key-123\n", "line 3, column "),
+            ("# é\n  api_keys = [secret-key-123]\n", "line 2, column "),
+            ("api_keys = ['secret-key-123'", "line 1, column "),
+            ("api_keys = 'secret-key-123' 'more'", "line 1, column "),
+            ("[api_keys]\nfirst = \"secret-key-123\"\n", "line 1, column 1: "),
+            ("[[api_keys]]\nsecret-key-123 = 5\n", "line 1, column "),
+            ("api_key = \"secret-key-123\"\n", "line 1, column 1: unknown field `api_key`"),
+            ("api_keys = 'a'\napi_keys = 'secret-key-123'\n", "line 2, column "),
+        ] {
+            let file = file(text);
+            let error = Settings::read(file.path()).expect_err("refused");
+            let said = crate::cli::Failure::new(crate::cli::Exit::Usage, error).to_string();
+            assert!(said.starts_with(&format!("{}: {place}", file.path().display())), "{said}");
+            assert!(!said.contains("secret"), "{said}");
+        }
     }
 
     #[test]
