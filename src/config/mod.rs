@@ -4,6 +4,7 @@
 //! next: flag, environment, file, default.
 
 mod access;
+mod check;
 mod duration;
 mod export;
 mod settings;
@@ -121,57 +122,6 @@ impl Config {
         };
         config.check()?;
         Ok(config)
-    }
-
-    fn check(&self) -> Result<()> {
-        let positive: [(&str, usize); 13] = [
-            ("max_connections", self.connections),
-            ("batch_tokens", self.engine.batch_tokens),
-            ("batch_sequences", self.engine.batch_sequences),
-            ("explain_sequences", self.engine.explain_sequences),
-            ("explain_every", self.engine.explain_every),
-            ("queue_pairs", self.capacity.pairs),
-            ("queue_tokens", self.capacity.tokens),
-            ("max_documents", self.limits.documents),
-            ("max_query_bytes", self.limits.query_bytes),
-            ("max_document_bytes", self.limits.document_bytes),
-            ("max_body_bytes", self.limits.body_bytes),
-            ("explain_top_n", self.limits.explain_top_n),
-            ("max_reason_tokens", self.limits.reason_tokens),
-        ];
-        for (name, value) in positive {
-            if value == 0 {
-                return Err(Error::invalid(name, "is 0; at least 1 is needed"));
-            }
-        }
-        for (name, value) in [
-            ("max_deadline", self.limits.deadline),
-            ("stall", self.stall),
-            ("read_timeout", self.read_timeout),
-            ("keep_alive", self.keep_alive),
-        ] {
-            if value.is_zero() {
-                return Err(Error::invalid(name, "is 0; more is needed"));
-            }
-        }
-        if self.limits.explain_top_n > self.limits.explain_documents {
-            let message = format!(
-                "is {}, over max_explained of {}",
-                self.limits.explain_top_n, self.limits.explain_documents
-            );
-            return Err(Error::invalid("explain_top_n", message));
-        }
-        if self.limits.documents > self.capacity.pairs {
-            let message =
-                format!("is {}, over queue_pairs of {}", self.limits.documents, self.capacity.pairs);
-            return Err(Error::invalid("max_documents", message));
-        }
-        if self.limits.body_bytes > self.bodies {
-            let message =
-                format!("is {}, over queue_body_mib of {}", self.limits.body_bytes, self.bodies >> 20);
-            return Err(Error::invalid("max_body_bytes", message));
-        }
-        Ok(())
     }
 }
 
@@ -367,18 +317,5 @@ mod tests {
             assert!(said.starts_with(&format!("{}: {place}", file.path().display())), "{said}");
             assert!(!said.contains("secret"), "{said}");
         }
-    }
-
-    #[test]
-    fn senseless_values_are_named() {
-        let message = |settings| Config::new(settings).expect_err("refused").message().to_owned();
-        let settings = Settings { batch_tokens: Some(0), ..Settings::default() };
-        assert_eq!(message(settings), "batch_tokens: is 0; at least 1 is needed");
-        let settings = Settings { explain_top_n: Some(17), ..Settings::default() };
-        assert_eq!(message(settings), "explain_top_n: is 17, over max_explained of 16");
-        let settings = Settings { queue_pairs: Some(10), ..Settings::default() };
-        assert_eq!(message(settings), "max_documents: is 1024, over queue_pairs of 10");
-        let settings = Settings { queue_body_mib: Some(15), ..Settings::default() };
-        assert_eq!(message(settings), "max_body_bytes: is 16777216, over queue_body_mib of 15");
     }
 }

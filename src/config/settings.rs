@@ -196,16 +196,16 @@ pub struct Settings {
         help_heading = "Admission (past it: 429 with Retry-After)"
     )]
     pub queue_body_mib: Option<usize>,
-    /// Most distinct tokens in one forward pass [default: 4096]
+    /// Most distinct tokens in one forward pass, up to 1048576 [default: 4096]
     #[arg(long, value_name = "N", env = "VERDICT_BATCH_TOKENS", help_heading = "Batching")]
     pub batch_tokens: Option<usize>,
     /// What a forward pass of scores should take: batches are cut to it, down to 256 tokens; 0s for no cut [default: 40ms]
     #[arg(long, value_name = "TIME", env = "VERDICT_BATCH_TIME", help_heading = "Batching")]
     pub batch_time: Option<Span>,
-    /// Most sequences in one forward pass [default: 256]
+    /// Most sequences in one forward pass, up to 16384 [default: 256]
     #[arg(long, value_name = "N", env = "VERDICT_BATCH_SEQUENCES", help_heading = "Batching")]
     pub batch_sequences: Option<usize>,
-    /// Most sequences decoded at once [default: 8]
+    /// Most sequences decoded at once, up to 4096 [default: 8]
     #[arg(long, value_name = "N", env = "VERDICT_EXPLAIN_SEQUENCES", help_heading = "Batching")]
     pub explain_sequences: Option<usize>,
     /// The explain lane gets a step after at most so many score batches [default: 4]
