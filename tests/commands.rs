@@ -8,6 +8,9 @@ use std::{
 
 use serde_json::Value;
 
+#[path = "commands/refusals.rs"]
+mod refusals;
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }

@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use crate::{
     admission::Capacity,
     backend::{self, Device, Options},
-    config::DeviceName,
+    config::{self, DeviceName},
     engine::{Engine, EngineConfig, EngineGuard},
     error::{Error, Result},
     metrics::Metrics,
@@ -26,8 +26,8 @@ pub struct ModelArgs {
     /// Where to compute
     #[arg(long, value_name = "DEVICE", env = "VERDICT_DEVICE", default_value = "auto")]
     pub device: DeviceName,
-    /// Compute threads of the CPU backend; 0 takes one per core
-    #[arg(long, value_name = "N", env = "VERDICT_THREADS", default_value_t = 0)]
+    /// Compute threads of the CPU backend, at most 64, or 4 per core where that is more; 0 takes one per core
+    #[arg(long, value_name = "N", env = "VERDICT_THREADS", default_value_t = 0, value_parser = threads)]
     pub threads: usize,
 }
 
@@ -41,6 +41,11 @@ impl ModelArgs {
         };
         Options { device, threads: self.threads, ..Options::default() }
     }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    let value = text.parse().map_err(|cause| format!("{cause}"))?;
+    config::threads(value)
 }
 
 /// Model, engine and service, and the runtime they are called on.

@@ -1,6 +1,6 @@
 //! How far settings may go, and what one says of another.
 
-use std::fmt;
+use std::{fmt, thread};
 
 use crate::error::{Error, Result};
 
@@ -10,6 +10,25 @@ use super::Config;
 const MOST_BATCH_TOKENS: usize = 1 << 20;
 const MOST_BATCH_SEQUENCES: usize = 1 << 14;
 const MOST_EXPLAIN_SEQUENCES: usize = 1 << 12;
+/// So many compute threads are allowed on any machine.
+const THREADS: usize = 64;
+/// And so many for each of its cores.
+const THREADS_PER_CORE: usize = 4;
+
+/// Checks a number of compute threads: far more than cores only wait for each other, and a start
+/// with many thousands does not end.
+///
+/// # Errors
+///
+/// Says the value and the limit.
+pub(crate) fn threads(value: usize) -> Result<usize, String> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let most = THREADS.max(cores.saturating_mul(THREADS_PER_CORE));
+    if value <= most {
+        return Ok(value);
+    }
+    Err(format!("is {value}, over the limit of {most} ({THREADS_PER_CORE} for each core, or {THREADS})"))
+}
 
 impl Config {
     /// `Invalid`, naming the setting, the limit and the value.
@@ -61,7 +80,7 @@ impl Config {
         ] {
             not_over(name, value, "the limit", most)?;
         }
-        Ok(())
+        threads(self.threads).map(drop).map_err(|problem| Error::invalid("threads", problem))
     }
 
     fn together(&self) -> Result<()> {
@@ -119,5 +138,15 @@ mod tests {
         let explained = usize::MAX / 64 + 1;
         let expected = format!("explain_sequences: is {explained}, over the limit of 4096");
         assert_eq!(message(settings(1, 1, explained)), expected);
+    }
+
+    #[test]
+    fn threads_have_a_limit() {
+        for fine in [0, 1, 64] {
+            let config = Config::new(Settings { threads: Some(fine), ..Settings::default() });
+            assert_eq!(config.expect("valid").threads, fine);
+        }
+        let said = message(Settings { threads: Some(1_000_000), ..Settings::default() });
+        assert!(said.starts_with("threads: is 1000000, over the limit of "), "{said}");
     }
 }

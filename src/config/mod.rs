@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub use access::{Access, ApiKeys, Origins, TlsFiles};
+pub(crate) use check::threads;
 pub use duration::Span;
 pub use export::Export;
 pub use settings::{DeviceName, LogFormat, ServeArgs, Settings};

@@ -89,7 +89,7 @@ pub struct Settings {
     /// Where to compute [default: auto]
     #[arg(long, value_name = "DEVICE", env = "VERDICT_DEVICE", help_heading = "Model")]
     pub device: Option<DeviceName>,
-    /// Compute threads of the CPU backend; 0 takes one per core [default: 0]
+    /// Compute threads of the CPU backend, at most 64, or 4 per core where that is more; 0 takes one per core [default: 0]
     #[arg(long, value_name = "N", env = "VERDICT_THREADS", help_heading = "Model")]
     pub threads: Option<usize>,
     /// Documents or pairs in one request [default: 1024]
