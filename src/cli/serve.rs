@@ -90,8 +90,10 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log)
-        .map_err(|cause| Failure::new(Exit::Usage, Error::invalid("log", &cause).with_cause(cause)))?;
+    let filter = EnvFilter::try_new(&config.log).map_err(|cause| {
+        let message = format!("{:?}: {cause}", config.log);
+        Failure::new(Exit::Usage, Error::invalid("log", message).with_cause(cause))
+    })?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

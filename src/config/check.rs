@@ -4,7 +4,7 @@ use std::{fmt, thread};
 
 use crate::error::{Error, Result};
 
-use super::Config;
+use super::{Config, filter};
 
 /// Most tokens of a batch: far over what pays anywhere, and far under where sizes of buffers overflow.
 const MOST_BATCH_TOKENS: usize = 1 << 20;
@@ -35,7 +35,8 @@ impl Config {
     pub(super) fn check(&self) -> Result<()> {
         self.at_least()?;
         self.at_most()?;
-        self.together()
+        self.together()?;
+        filter::check(&self.log)
     }
 
     fn at_least(&self) -> Result<()> {

@@ -7,6 +7,7 @@ mod access;
 mod check;
 mod duration;
 mod export;
+mod filter;
 mod settings;
 
 use std::{
@@ -68,7 +69,7 @@ pub struct Config {
     pub export: Option<Export>,
     /// How the log is written.
     pub log_format: LogFormat,
-    /// What is logged, in tracing's filter syntax.
+    /// What is logged: a level, or levels of modules, in tracing's filter syntax.
     pub log: String,
 }
 

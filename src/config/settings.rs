@@ -238,7 +238,7 @@ pub struct Settings {
     /// Of the requests whose caller has no trace, the share that gets one, from 0 to 1 [default: OTEL_TRACES_SAMPLER, or all]
     #[arg(long, value_name = "SHARE", env = "VERDICT_TRACE_SAMPLE", help_heading = "Operation")]
     pub trace_sample: Option<f64>,
-    /// What is logged: error, warn, info, debug (one line per request), trace, or a filter by module [default: info]
+    /// What is logged: off, error, warn, info, debug (one line per request), trace, or also levels of modules, as in `info,verdict::engine=debug` [default: info]
     #[arg(long, value_name = "FILTER", env = "VERDICT_LOG", help_heading = "Operation")]
     pub log: Option<String>,
     /// How the log is written [default: text]

@@ -26,8 +26,12 @@ fn wrong_usage_exits_with_2() {
     assert!(said.contains("/nonexistent.toml: cannot be read"), "{said}");
     let (code, said) = run(&["serve", "--batch-tokens", "0"]);
     assert_eq!((code, said.trim()), (Some(2), "verdict: batch_tokens: is 0; at least 1 is needed"));
-    let (code, said) = run(&["serve", "--log", "a=b=c"]);
-    assert_eq!(code, Some(2), "{said}");
+    for filter in ["a=b=c", "warning", "verdct=debug"] {
+        // A model that is not there ends a start that goes on.
+        let (code, said) = run(&["serve", "--port", "0", "--model", "/nonexistent", "--log", filter]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.starts_with(&format!("verdict: log: {filter:?}")), "{said}");
+    }
 }
 
 #[test]
