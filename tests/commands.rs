@@ -8,6 +8,8 @@ use std::{
 
 use serde_json::Value;
 
+#[path = "commands/outputs.rs"]
+mod outputs;
 #[path = "commands/refusals.rs"]
 mod refusals;
 
@@ -15,13 +17,17 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
+/// `verdict` on a golden checkpoint.
+fn command(arguments: &[&str], checkpoint: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verdict"));
+    command.args(arguments).args(["--threads", "1", "--model"]).arg(golden(checkpoint));
+    command.env_remove("VERDICT_MODEL");
+    command
+}
+
 /// Runs `verdict` on a golden checkpoint with an input.
 fn verdict(arguments: &[&str], checkpoint: &str, input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_verdict"))
-        .args(arguments)
-        .args(["--threads", "1", "--model"])
-        .arg(golden(checkpoint))
-        .env_remove("VERDICT_MODEL")
+    let mut child = command(arguments, checkpoint)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -14,6 +14,7 @@ use super::{
     Failure,
     eval::{self, JudgmentArgs, Scored},
     local::{Local, ModelArgs},
+    output::Output,
 };
 
 /// Arguments of `verdict calibrate`.
@@ -83,20 +84,25 @@ pub fn run(args: CalibrateArgs) -> Result<(), Failure> {
     let profile = local.service.profile().clone();
     local.stop()?;
     let all: Vec<&Sample> = samples.iter().collect();
-    println!("# {} pairs. On queries that the fit did not see, {PARTS} parts in turn:", samples.len());
-    println!("# {:24}  calibration error  negative log-likelihood", "");
+    let mut output = Output::standard();
+    let count = samples.len();
+    output
+        .line(format_args!("# {count} pairs. On queries that the fit did not see, {PARTS} parts in turn:"))?;
+    output.line(format_args!("# {:24}  calibration error  negative log-likelihood", ""))?;
     let now = |_: &[&Sample]| Ok(profile.calibration.clone());
-    told("as it is now", cross_validated(&samples, &profile, now)?);
+    output.line(told("as it is now", cross_validated(&samples, &profile, now)?))?;
     for (name, method) in [("temperature", Method::Temperature), ("temperature and map", Method::Isotonic)] {
-        told(name, cross_validated(&samples, &profile, |seen| fitted(seen, &profile, method))?);
+        let worth = cross_validated(&samples, &profile, |seen| fitted(seen, &profile, method))?;
+        output.line(told(name, worth))?;
     }
     let table = table::text(&fitted(&all, &profile, args.method)?);
-    print!("{table}");
+    output.line(table.trim_end())?;
+    output.flush()?;
     if args.write { table::write(&args.model, &table) } else { Ok(()) }
 }
 
-fn told(name: &str, (error, loss): (f64, f64)) {
-    println!("# {name:24}  {error:17.4}  {loss:23.4}");
+fn told(name: &str, (error, loss): (f64, f64)) -> String {
+    format!("# {name:24}  {error:17.4}  {loss:23.4}")
 }
 
 /// The calibration that fits the samples best.

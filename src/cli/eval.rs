@@ -25,6 +25,7 @@ use crate::{
 use super::{
     Exit, Failure,
     local::{Local, ModelArgs},
+    output::Output,
     progress::Progress,
 };
 
@@ -123,11 +124,10 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
     }
     if args.json {
         let sets: serde_json::Map<_, _> = rows.iter().map(|(name, row)| (name.clone(), row.json())).collect();
-        println!("{}", json!({"model": model, "sets": sets}));
+        print(json!({"model": model, "sets": sets}))
     } else {
-        print_table(&rows);
+        print(table(&rows))
     }
-    Ok(())
 }
 
 /// Evaluates runs on TREC's judgments; two of them are compared.
@@ -162,19 +162,25 @@ fn runs(args: &EvalArgs, qrels: &Path) -> Result<(), Failure> {
             .collect();
         let difference =
             difference.map(|d| json!({"queries": d.queries, "mean": d.mean, "low": d.low, "high": d.high}));
-        println!("{}", json!({"runs": runs, "difference": difference}));
-        return Ok(());
+        return print(json!({"runs": runs, "difference": difference}));
     }
-    for (name, queries, ndcg, mrr) in rows {
-        println!("{name}: {queries} queries, nDCG@{} {ndcg:.4}, MRR {mrr:.4}", args.depth);
-    }
-    if let Some(d) = difference {
-        println!(
+    let line = |(name, queries, ndcg, mrr)| {
+        format!("{name}: {queries} queries, nDCG@{} {ndcg:.4}, MRR {mrr:.4}", args.depth)
+    };
+    let mut lines: Vec<String> = rows.into_iter().map(line).collect();
+    lines.extend(difference.map(|d| {
+        format!(
             "first less second: {:+.4} [{:+.4}, {:+.4}] over {} queries (paired bootstrap, 95 %)",
             d.mean, d.low, d.high, d.queries
-        );
-    }
-    Ok(())
+        )
+    }));
+    print(lines.join("\n"))
+}
+
+fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
+    let mut output = Output::standard();
+    output.line(text)?;
+    Ok(output.flush()?)
 }
 
 fn usage(field: &str, problem: impl std::fmt::Display) -> Failure {
@@ -281,17 +287,21 @@ fn unscored(judged: &Judged) -> Scored {
     Scored { id: judged.id.clone(), score: 0.0, target, max_grade, logits: None }
 }
 
-fn print_table(rows: &[(String, Figures)]) {
+/// A header and a line a set.
+fn table(rows: &[(String, Figures)]) -> String {
     let width = rows.iter().map(|(name, _)| name.chars().count()).fold(3, usize::max);
     let ndcg = format!("nDCG@{}", rows.first().map_or(0, |(_, row)| row.depth));
-    println!(
+    let mut text = format!(
         "{:width$}  queries   pairs  {ndcg:>8}     MRR  accuracy  macro-F1  kappa (QWK)  calibration error",
         "set"
     );
     for (name, row) in rows {
         let Figures { queries, pairs, ndcg, accuracy, macro_f1, kappa, mrr, calibration_error, .. } = row;
-        println!(
-            "{name:width$}  {queries:7}  {pairs:6}  {ndcg:8.4}  {mrr:6.4}  {accuracy:8.4}  {macro_f1:8.4}  {kappa:11.4}  {calibration_error:17.4}"
+        // Writing to a string does not fail.
+        let _ = write!(
+            text,
+            "\n{name:width$}  {queries:7}  {pairs:6}  {ndcg:8.4}  {mrr:6.4}  {accuracy:8.4}  {macro_f1:8.4}  {kappa:11.4}  {calibration_error:17.4}"
         );
     }
+    text
 }

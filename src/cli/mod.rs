@@ -3,6 +3,7 @@
 pub mod calibrate;
 pub mod eval;
 pub mod local;
+mod output;
 mod progress;
 pub mod prompt;
 pub mod score;

@@ -1,7 +1,7 @@
 //! How far a command is, on stderr: a bar on a terminal, a line now and then elsewhere.
 
 use std::{
-    io::IsTerminal as _,
+    io::{IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
 
@@ -37,7 +37,7 @@ impl Progress {
             bar.inc(1);
         } else if self.told.elapsed() >= EVERY {
             self.told = Instant::now();
-            eprintln!("{}", self.line());
+            self.tell();
         }
     }
 
@@ -51,7 +51,12 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("{}", self.line());
+        self.tell();
+    }
+
+    /// Where standard error cannot be written, nothing is told, and the work goes on.
+    fn tell(&self) {
+        let _ = writeln!(std::io::stderr(), "{}", self.line());
     }
 
     fn line(&self) -> String {

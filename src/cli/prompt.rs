@@ -1,16 +1,13 @@
 //! `verdict prompt`: JSON lines in, the prompts' token ids out, by the server's own renderer.
 
-use std::{
-    io::{BufRead as _, Write as _},
-    path::PathBuf,
-};
+use std::{io::BufRead as _, path::PathBuf};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::{error::Result, model::Model, request::Items, server::http::wire, service::document_text};
 
-use super::{Exit, Failure, load_model, score};
+use super::{Exit, Failure, load_model, output::Output, score};
 
 /// Arguments of `verdict prompt`.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,7 +27,8 @@ pub struct PromptArgs {
 /// ids in the order of the request's documents, and which of them (partly) stand for the document.
 /// Nothing is computed.
 ///
-/// A line that fails leaves `{"line": …, "error": …}` in its place and the others stand.
+/// A line that fails leaves `{"line": …, "error": …}` in its place and the others stand. A reader of
+/// the output that leaves ends it.
 ///
 /// # Errors
 ///
@@ -39,7 +37,7 @@ pub struct PromptArgs {
 pub fn run(args: PromptArgs) -> Result<(), Failure> {
     let usage = |error| Failure { exit: Exit::Usage, error };
     let mut input = score::open(&args.input).map_err(usage)?;
-    let mut output = score::create(&args.output).map_err(usage)?;
+    let mut output = Output::create(&args.output).map_err(usage)?;
     let model = load_model(args.model.as_deref())?;
     let mut failed = 0_u64;
     for number in 1.. {
@@ -55,12 +53,12 @@ pub fn run(args: PromptArgs) -> Result<(), Failure> {
         let answer = prompts(&model, &line).map_err(|error| score::failure(number, &error));
         failed += u64::from(answer.is_err());
         let answer = answer.map_or_else(|error| error, |prompts| prompts.to_string().into_bytes());
-        output
-            .write_all(&answer)
-            .and_then(|()| output.write_all(b"\n"))
-            .context("the output cannot be written")?;
+        output.bytes(&answer)?;
+        if output.is_left() {
+            break;
+        }
     }
-    output.flush().context("the output cannot be written")?;
+    output.flush()?;
     match failed {
         0 => Ok(()),
         failed => {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, BufWriter, Write},
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,7 @@ use crate::{
 use super::{
     Exit, Failure,
     local::{Local, ModelArgs},
+    output::Output,
     progress::Progress,
 };
 
@@ -44,7 +45,8 @@ const CONCURRENT: usize = 64;
 
 /// Scores every line.
 ///
-/// A line that fails leaves `{"line": …, "error": …}` in its place and the others stand.
+/// A line that fails leaves `{"line": …, "error": …}` in its place and the others stand. A reader of
+/// the output that leaves ends it.
 ///
 /// # Errors
 ///
@@ -53,7 +55,7 @@ const CONCURRENT: usize = 64;
 pub fn run(args: ScoreArgs) -> Result<(), Failure> {
     let usage = |error| Failure { exit: Exit::Usage, error };
     let input = open(&args.input).map_err(usage)?;
-    let output = create(&args.output).map_err(usage)?;
+    let output = Output::create(&args.output).map_err(usage)?;
     let local = Local::start(&args.model)?;
     local.runtime.block_on(local.service.run_probes()).map_err(|error| Failure::new(Exit::Model, error))?;
     let lines = local.runtime.block_on(score(&local.service, input, output, args.explain));
@@ -74,14 +76,6 @@ pub(super) fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
     Ok(Box::new(BufReader::new(file)))
 }
 
-pub(super) fn create(path: &Path) -> anyhow::Result<Box<dyn Write>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(io::stdout().lock()));
-    }
-    let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
-    Ok(Box::new(BufWriter::new(file)))
-}
-
 /// A line's number, from 1, and its bytes.
 type Line = (usize, io::Result<Vec<u8>>);
 
@@ -89,7 +83,7 @@ type Line = (usize, io::Result<Vec<u8>>);
 async fn score(
     service: &Service,
     input: Box<dyn BufRead + Send>,
-    mut output: Box<dyn Write>,
+    mut output: Output,
     explain: bool,
 ) -> anyhow::Result<u64> {
     let mut progress = Progress::new("requests", None);
@@ -101,13 +95,13 @@ async fn score(
         .buffered(CONCURRENT);
     while let Some(answer) = answers.next().await {
         let Answer { body, ok } = answer?;
-        output
-            .write_all(&body)
-            .and_then(|()| output.write_all(b"\n"))
-            .context("the output cannot be written")?;
+        output.bytes(&body)?;
         progress.step(ok);
+        if output.is_left() {
+            break;
+        }
     }
-    output.flush().context("the output cannot be written")?;
+    output.flush()?;
     progress.finish();
     Ok(progress.failed())
 }

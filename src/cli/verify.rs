@@ -12,7 +12,7 @@ use crate::{
     prompt::Truncation,
 };
 
-use super::{Exit, Failure, load_model, local::ModelArgs};
+use super::{Exit, Failure, load_model, local::ModelArgs, output::Output};
 
 /// Arguments of `verdict verify`.
 #[derive(Clone, Debug, clap::Args)]
@@ -54,20 +54,28 @@ pub fn run(args: VerifyArgs) -> Result<(), Failure> {
     let profile = model.profile.clone();
     let model = model.reading_every_token();
     let mut backend = backend::open(&model, &args.model.options()).map_err(refused)?;
-    println!("{} on {}, against candle-transformers in f32", model.name, backend.describe().device);
+    let mut output = Output::standard();
+    let device = backend.describe().device;
+    output.line(format_args!("{} on {device}, against candle-transformers in f32", model.name))?;
     let ours = logits(backend.as_mut(), &prompts)?;
-    println!("{:>6}  {:>16}  {:>22}  {:>16}", "tokens", "max |Δ logit|", "max |Δ p(grade)|", "|Δ score|");
+    output.line(format_args!(
+        "{:>6}  {:>16}  {:>22}  {:>16}",
+        "tokens", "max |Δ logit|", "max |Δ p(grade)|", "|Δ score|"
+    ))?;
     let mut worst = 0.0_f32;
     for (tokens, ours) in prompts.iter().zip(&ours) {
         let theirs = reference.answer_logits(tokens)?;
         let row = compare(tokens.len(), ours, &theirs, &profile)?;
-        println!("{:>6}  {:>16.3e}  {:>22.3e}  {:>16.3e}", row.tokens, row.logit, row.probability, row.score);
-        worst = worst.max(row.logit);
+        let Row { tokens, logit, probability, score } = row;
+        output.line(format_args!("{tokens:>6}  {logit:>16.3e}  {probability:>22.3e}  {score:>16.3e}"))?;
+        worst = worst.max(logit);
     }
     let (tolerance, count) = (args.tolerance, prompts.len());
     if worst <= tolerance {
-        println!("pass: {count} prompts, largest difference of a logit {worst:.3e}, tolerance {tolerance:e}");
-        return Ok(());
+        output.line(format_args!(
+            "pass: {count} prompts, largest difference of a logit {worst:.3e}, tolerance {tolerance:e}"
+        ))?;
+        return Ok(output.flush()?);
     }
     let message = format!("a logit differs by {worst:.3e}, over the tolerance of {tolerance:e}");
     Err(Failure::from(anyhow::anyhow!(message)))
