@@ -18,3 +18,21 @@ fn too_many_threads_are_refused_before_anything_is_opened() {
     assert_eq!(refused.status.code(), Some(2), "{}", errors(&refused));
     assert!(errors(&refused).starts_with("verdict: threads: is 100000, over the limit of "));
 }
+
+#[test]
+fn a_scale_that_no_table_holds_is_refused_by_line() {
+    let dir = tempfile::tempdir().expect("made");
+    let path = dir.path().join("judged.jsonl");
+    for (grade, max_grade) in [("1e-300", "1e308"), ("1", "100000.0")] {
+        let line = format!(
+            "{{\"query_id\": \"q\", \"query\": \"x\", \"doc_id\": \"d\", \"text\": \"t\", \
+             \"grade\": {grade}, \"max_grade\": {max_grade}}}\n"
+        );
+        std::fs::write(&path, line).expect("written");
+        let output = plain(&["eval", "--judgments", path.to_str().expect("text")]);
+        assert_eq!(output.status.code(), Some(2), "{}", errors(&output));
+        let expected =
+            format!("verdict: {}: line 1: max_grade: {max_grade}, over the limit of 1000\n", path.display());
+        assert_eq!(errors(&output), expected);
+    }
+}

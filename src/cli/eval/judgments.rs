@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+/// The longest scale of grades: tables and pictures have a row and a column for each.
+const MOST_GRADES: f64 = 1000.0;
+
 /// A query and its judged documents, in the file's order.
 #[derive(Clone, Debug)]
 pub(in crate::cli) struct Query {
@@ -93,6 +96,10 @@ pub(in crate::cli) fn read(path: &Path, folds: &HashSet<i64>) -> Result<Vec<Quer
 
 fn parse(line: &str) -> Result<Line, String> {
     let line: Line = serde_json::from_str(line).map_err(|cause| cause.to_string())?;
+    if line.max_grade > MOST_GRADES {
+        // With all of its digits a large number is no message.
+        return Err(format!("max_grade: {:?}, over the limit of {MOST_GRADES}", line.max_grade));
+    }
     if !(line.max_grade > 0.0 && (0.0..=line.max_grade).contains(&line.grade)) {
         return Err(format!("grade {} is not in 0 to max_grade {}", line.grade, line.max_grade));
     }
@@ -148,6 +155,11 @@ mod tests {
             refused(&format!("{good}\n{}", line("a", "2", 4.0, 1))),
             "line 2: grade 4 is not in 0 to max_grade 3"
         );
+        for max_grade in ["1e308", "100000.0", "1000.5"] {
+            let long = good.replace("\"max_grade\":3", &format!("\"max_grade\":{max_grade}"));
+            let expected = format!("line 2: max_grade: {max_grade}, over the limit of 1000");
+            assert_eq!(refused(&format!("{good}\n{long}")), expected);
+        }
         assert!(refused("{\"query_id\": 5}").starts_with("line 1: invalid type"));
         assert_eq!(refused(""), "has no judgments of the folds asked for");
     }

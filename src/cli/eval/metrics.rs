@@ -118,7 +118,7 @@ impl Figures {
 impl Scored {
     /// The judged grade and the one nearest to the score.
     fn grades(&self) -> (usize, usize) {
-        // Not negative by construction, and a scale of more grades than fit is not read.
+        // Not negative by construction, and a longer scale than a table holds is not read.
         let grade = |share: f64| (share * self.max_grade).round() as usize;
         (grade(self.target), grade(self.score))
     }
@@ -172,12 +172,14 @@ fn macro_f1(counts: &[Vec<usize>]) -> f64 {
 /// 0 where chance alone agrees as well, 1 where all agree.
 fn kappa(counts: &[Vec<usize>]) -> f64 {
     let total: usize = counts.iter().flatten().sum();
+    let columns: Vec<usize> = (0..counts.len()).map(|grade| column(counts, grade)).collect();
     let (mut seen, mut chance) = (0.0, 0.0);
     for (judged, row) in counts.iter().enumerate() {
+        let of_row = row.iter().sum::<usize>() as f64;
         for (predicted, count) in row.iter().enumerate() {
             let weight = (judged as f64 - predicted as f64).powi(2);
             seen += weight * *count as f64;
-            let expected = row.iter().sum::<usize>() as f64 * column(counts, predicted) as f64;
+            let expected = of_row * columns[predicted] as f64;
             chance += weight * expected / total.max(1) as f64;
         }
     }
