@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod eval;
+mod files;
 pub mod local;
 mod output;
 mod progress;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{error::Result, model::Model, request::Items, server::http::wire, service::document_text};
 
-use super::{Exit, Failure, load_model, output::Output, score};
+use super::{Failure, files, load_model, score};
 
 /// Arguments of `verdict prompt`.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,18 +32,18 @@ pub struct PromptArgs {
 ///
 /// # Errors
 ///
-/// [`Exit::Model`] if the model is refused, [`Exit::Usage`] if a file cannot be opened,
-/// [`Exit::Runtime`] if reading or writing fails or, at the end, if any line failed.
+/// [`Exit::Model`](super::Exit::Model) if the model is refused, [`Exit::Usage`](super::Exit::Usage) if a file cannot be opened
+/// or both are one, [`Exit::Runtime`](super::Exit::Runtime) if reading or writing fails or, at the end, if any line failed.
 pub fn run(args: PromptArgs) -> Result<(), Failure> {
-    let usage = |error| Failure { exit: Exit::Usage, error };
-    let mut input = score::open(&args.input).map_err(usage)?;
-    let mut output = Output::create(&args.output).map_err(usage)?;
+    let (mut input, mut output) = files::open(&args.input, &args.output)?;
     let model = load_model(args.model.as_deref())?;
     let mut failed = 0_u64;
     for number in 1.. {
         let mut line = Vec::new();
-        let read =
-            input.read_until(b'\n', &mut line).with_context(|| format!("line {number} cannot be read"))?;
+        let read = input
+            .reader
+            .read_until(b'\n', &mut line)
+            .with_context(|| format!("line {number} cannot be read"))?;
         if read == 0 {
             break;
         }

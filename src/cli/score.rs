@@ -1,9 +1,8 @@
 //! `verdict score`: JSON lines in, JSON lines out, through the same service as the server.
 
 use std::{
-    fs::File,
-    io::{self, BufRead, BufReader},
-    path::{Path, PathBuf},
+    io::{self, BufRead},
+    path::PathBuf,
 };
 
 use anyhow::Context as _;
@@ -19,6 +18,7 @@ use crate::{
 
 use super::{
     Exit, Failure,
+    files::{self, Input},
     local::{Local, ModelArgs},
     output::Output,
     progress::Progress,
@@ -51,11 +51,9 @@ const CONCURRENT: usize = 64;
 /// # Errors
 ///
 /// [`Exit::Model`] if the model is refused or its probes fail, [`Exit::Usage`] if a file cannot
-/// be opened, [`Exit::Runtime`] if reading or writing fails or, at the end, if any line failed.
+/// be opened or both are one, [`Exit::Runtime`] if reading or writing fails or, at the end, if any line failed.
 pub fn run(args: ScoreArgs) -> Result<(), Failure> {
-    let usage = |error| Failure { exit: Exit::Usage, error };
-    let input = open(&args.input).map_err(usage)?;
-    let output = Output::create(&args.output).map_err(usage)?;
+    let (input, output) = files::open(&args.input, &args.output)?;
     let local = Local::start(&args.model)?;
     local.runtime.block_on(local.service.run_probes()).map_err(|error| Failure::new(Exit::Model, error))?;
     let lines = local.runtime.block_on(score(&local.service, input, output, args.explain));
@@ -68,26 +66,13 @@ pub fn run(args: ScoreArgs) -> Result<(), Failure> {
     }
 }
 
-pub(super) fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead + Send>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(BufReader::new(io::stdin())));
-    }
-    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    Ok(Box::new(BufReader::new(file)))
-}
-
 /// A line's number, from 1, and its bytes.
 type Line = (usize, io::Result<Vec<u8>>);
 
 /// Scores all lines; returns how many failed, wholly or for a pair.
-async fn score(
-    service: &Service,
-    input: Box<dyn BufRead + Send>,
-    mut output: Output,
-    explain: bool,
-) -> anyhow::Result<u64> {
+async fn score(service: &Service, input: Input, mut output: Output, explain: bool) -> anyhow::Result<u64> {
     let mut progress = Progress::new("requests", None);
-    let mut answers = ReceiverStream::new(lines(input))
+    let mut answers = ReceiverStream::new(lines(input.reader))
         .map(|(number, line)| async move {
             let line = line.with_context(|| format!("line {number} cannot be read"))?;
             anyhow::Ok(answer(service, number, &line, explain).await)

@@ -1,6 +1,15 @@
 //! What the commands refuse, and in which words.
 
+use std::{fs::OpenOptions, process::Command};
+
 use super::{errors, plain};
+
+/// `verdict` without a model, to be given its streams.
+fn command_of(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verdict"));
+    command.args(arguments).env_remove("VERDICT_MODEL");
+    command
+}
 
 #[test]
 fn too_many_threads_are_refused_before_anything_is_opened() {
@@ -34,5 +43,33 @@ fn a_scale_that_no_table_holds_is_refused_by_line() {
         let expected =
             format!("verdict: {}: line 1: max_grade: {max_grade}, over the limit of 1000\n", path.display());
         assert_eq!(errors(&output), expected);
+    }
+}
+
+#[test]
+fn the_input_is_never_written_over() {
+    let dir = tempfile::tempdir().expect("made");
+    let place = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    let (input, link, hard) = (place("pairs.jsonl"), place("link.jsonl"), place("hard.jsonl"));
+    let lines = "{\"query\": \"q\", \"document\": \"d\"}\n";
+    std::fs::write(&input, lines).expect("written");
+    std::os::unix::fs::symlink(&input, &link).expect("linked");
+    std::fs::hard_link(&input, &hard).expect("linked");
+    for command in ["score", "prompt"] {
+        for output in [&input, &link, &hard] {
+            let refused = plain(&[command, "--input", &input, "--output", output]);
+            assert_eq!(refused.status.code(), Some(2), "{}", errors(&refused));
+            let expected = format!(
+                "verdict: output: {output} is the file of the input, {input}, and would be emptied\n"
+            );
+            assert_eq!(errors(&refused), expected);
+            assert_eq!(std::fs::read_to_string(&input).expect("read"), lines);
+        }
+        let file = || OpenOptions::new().read(true).append(true).open(&input).expect("opens");
+        let standard = command_of(&[command]).stdin(file()).stdout(file()).output().expect("runs");
+        assert_eq!(standard.status.code(), Some(2), "{}", errors(&standard));
+        assert!(
+            errors(&standard).contains("output: standard output is the file of the input, standard input")
+        );
     }
 }
