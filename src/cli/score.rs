@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     error::{Error, Result},
-    server::http::{wire, write},
+    server::http::{unique::Unique, wire, write},
     service::Service,
 };
 
@@ -138,19 +138,50 @@ async fn answer(service: &Service, number: usize, line: &[u8], explain: bool) ->
 
 /// What a line asks for: a body of `POST /score`, or one pair.
 pub(super) fn read<T>(line: &[u8], parse: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
-    match request(line) {
+    match request(line)? {
         Some(body) => parse(&body).map_err(unwrapped),
         None => parse(line),
     }
 }
 
 /// A request of one pair as a body of `POST /score`; `None` if the line is not of that form.
-fn request(line: &[u8]) -> Option<Vec<u8>> {
-    let Ok(Value::Object(mut fields)) = serde_json::from_slice(line) else { return None };
-    let document = fields.remove("document")?;
-    let query = fields.remove("query")?;
-    fields.insert("pairs".to_owned(), json!([{"query": query, "document": document}]));
-    serde_json::to_vec(&fields).ok()
+///
+/// As strict as that route: a name that is there twice, at any depth, or `pairs` or `documents`
+/// beside `document`, is an error.
+fn request(line: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut fields = match serde_json::from_slice(line) {
+        Ok(Unique(Value::Object(fields))) => fields,
+        // What is no JSON, or of the other form, is told by whoever parses it.
+        Err(_) if is_pair(line) => return Err(repeated(line)),
+        Ok(_) | Err(_) => return Ok(None),
+    };
+    if !(fields.contains_key("query") && fields.contains_key("document")) {
+        return Ok(None);
+    }
+    if let Some(other) = ["pairs", "documents"].into_iter().find(|name| fields.contains_key(*name)) {
+        return Err(Error::invalid(other, "cannot be combined with document"));
+    }
+    let pair = json!({"query": fields.remove("query"), "document": fields.remove("document")});
+    fields.insert("pairs".to_owned(), json!([pair]));
+    Ok(serde_json::to_vec(&fields).ok())
+}
+
+/// Whether a line is JSON and of the form of one pair, but for names that are there twice.
+fn is_pair(line: &[u8]) -> bool {
+    let value = serde_json::from_slice(line).unwrap_or(Value::Null);
+    value.get("query").is_some() && value.get("document").is_some()
+}
+
+/// Says where in a line a name is there twice.
+fn repeated(line: &[u8]) -> Error {
+    let mut deserializer = serde_json::Deserializer::from_slice(line);
+    match serde_path_to_error::deserialize::<_, Unique>(&mut deserializer) {
+        Err(cause) => {
+            let path = cause.path().to_string();
+            Error::invalid(if path == "." { "body" } else { &path }, cause.inner())
+        }
+        Ok(_) => Error::invalid("body", "not a request"),
+    }
 }
 
 /// An error of a body that [`request`] made, in terms of the line it was made from.
@@ -165,4 +196,41 @@ pub(super) fn failure(number: usize, error: &Error) -> Vec<u8> {
     let code = error.code().row().name;
     // Here the caller and the operator are one: nothing is held back.
     json!({"line": number, "error": {"code": code, "message": error.message()}}).to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_one_pair_is_read_as_strictly_as_a_body() {
+        let refusal = |line: &str| read(line.as_bytes(), wire::score).expect_err(line).message().to_owned();
+        for (line, message) in [
+            (r#"{"query":"q","document":"d","document":"e"}"#, "body: duplicate field `document` at line 1 "),
+            (r#"{"query":"q","document":"d","query":"r"}"#, "body: duplicate field `query` at line 1 "),
+            (
+                r#"{"query":"q","document":"d","raw":true,"raw":false}"#,
+                "body: duplicate field `raw` at line 1 ",
+            ),
+            (r#"{"query":"q","document":{"t":"x","t":"y"}}"#, "document: duplicate field `t` at line 1 "),
+            (r#"{"query":"q","document":{"t":{"u":1,"u":2}}}"#, "document.t: duplicate field `u` at line 1 "),
+            (r#"{"query":"q","document":"d","pairs":[]}"#, "pairs: cannot be combined with document"),
+            (
+                r#"{"query":"q","document":"d","documents":["e"]}"#,
+                "documents: cannot be combined with document",
+            ),
+            (r#"{"query":"q","document":"d","x":1}"#, "x: unknown field `x`"),
+            (r#"{"query":"q","query":"q"}"#, "body: duplicate field `query` at line 1 "),
+        ] {
+            assert!(refusal(line).starts_with(message), "{line}: {}", refusal(line));
+        }
+    }
+
+    #[test]
+    fn a_line_of_one_pair_keeps_its_options_and_its_fields() {
+        let line = r#"{"document":{"id":"x","n":0.1,"title":"t"},"raw":true,"query":"q"}"#;
+        let body = r#"{"pairs":[{"query":"q","document":{"id":"x","n":0.1,"title":"t"}}],"raw":true}"#;
+        let parts = |text: &str| read(text.as_bytes(), wire::score).expect("valid").into_parts();
+        assert_eq!(format!("{:?}", parts(line)), format!("{:?}", parts(body)));
+    }
 }
