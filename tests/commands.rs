@@ -144,7 +144,7 @@ fn verify_passes_on_supported_checkpoints_and_fails_past_the_tolerance() {
 }
 
 #[test]
-fn eval_and_calibrate_read_judgments() {
+fn eval_reads_judgments() {
     let mut file = tempfile::NamedTempFile::new().expect("made");
     for (document, grade) in [("blank", 0), ("one two", 2), ("three", 1), ("four five six", 0)] {
         let text = if document == "blank" { "" } else { document };
@@ -173,11 +173,6 @@ fn eval_and_calibrate_read_judgments() {
     assert_eq!(read(&run).lines().count(), 4);
     assert!(read(&table).starts_with("set\tquery\tdocuments\tndcg_10\tmrr\n"), "{}", read(&table));
     assert!(read(&picture).contains("<circle") && read(&grades).contains(">predicted grade<"));
-    let output = verdict(&["calibrate", "--judgments", &path], "qwen3", "");
-    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(printed.contains("[calibration]\ntemperature = "), "{printed}");
-    assert!(printed.contains("\npoints = [[0.0, 0.0], "), "{printed}");
     let output = verdict(&["eval", "--fold", "9", "--judgments", &path], "qwen3", "");
     assert_eq!(output.status.code(), Some(2));
     assert!(errors(&output).contains("has no judgments of the folds asked for"), "{}", errors(&output));
@@ -227,12 +222,7 @@ fn a_calibration_is_written_into_the_model() {
         std::fs::copy(&file, dir.path().join(file.file_name().expect("named"))).expect("copied");
     }
     let judged = dir.path().join("judged.jsonl");
-    let line = |query: usize, i: usize| {
-        serde_json::json!({"query_id": query.to_string(), "query": format!("q{query}"), "doc_id": i.to_string(),
-                           "text": "word ".repeat(i + 1), "grade": i % 3, "max_grade": 2})
-    };
-    let judgments: Vec<String> = (0..7).flat_map(|q| (0..5).map(move |i| line(q, i).to_string())).collect();
-    std::fs::write(&judged, judgments.join("\n")).expect("written");
+    std::fs::write(&judged, outputs::judgments(7)).expect("written");
     let toml = dir.path().join("relevance.toml");
     let before = std::fs::read_to_string(&toml).expect("read");
     let calibrate = || {
@@ -242,6 +232,8 @@ fn a_calibration_is_written_into_the_model() {
     let output = calibrate();
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(printed.contains("[calibration]\ntemperature = "), "{printed}");
+    assert!(printed.contains("\npoints = [[0.0, 0.0], "), "{printed}");
     let table = &printed[printed.find("[calibration]").expect("printed")..];
     assert!(std::fs::read_to_string(&toml).expect("read").contains(table), "{printed}");
     // A probe that cannot hold: nothing is written.

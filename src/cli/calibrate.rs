@@ -5,13 +5,13 @@ mod isotonic;
 mod table;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     grade::GradeDistribution,
     profile::{Calibration, Profile, ScoreRead},
 };
 
 use super::{
-    Failure,
+    Exit, Failure,
     eval::{self, JudgmentArgs, Scored},
     local::{Local, ModelArgs},
     output::Output,
@@ -44,6 +44,9 @@ enum Method {
 /// Parts of the queries: each is measured with what was fitted on the others.
 const PARTS: usize = 5;
 
+/// Fewest judged pairs that can be scored: of fewer, the fit is of chance, or of nothing.
+const FEWEST: usize = 20;
+
 /// A judged pair as the likelihood sees it.
 struct Sample {
     /// The part of the queries that it belongs to.
@@ -65,10 +68,16 @@ struct Sample {
 ///
 /// # Errors
 ///
-/// As `verdict eval`; [`Exit::Model`](super::Exit::Model) if the probes do not hold after writing:
-/// the file is then as it was.
+/// As `verdict eval`; [`Exit::Usage`] if too few pairs can be scored; [`Exit::Model`] if the probes
+/// do not hold after writing: the file is then as it was.
 pub fn run(args: CalibrateArgs) -> Result<(), Failure> {
     let sets = eval::load(&args.judgments)?;
+    let judged = sets.iter().flat_map(|(_, queries)| queries).flat_map(|query| &query.judged);
+    let pairs = judged.filter(|judged| !judged.is_blank()).count();
+    if pairs < FEWEST {
+        let message = format!("{pairs} pairs can be scored; at least {FEWEST} are needed");
+        return Err(Failure::new(Exit::Usage, Error::invalid("--judgments", message)));
+    }
     let local = Local::start(&args.model)?;
     let mut samples = Vec::new();
     for (_, queries) in &sets {

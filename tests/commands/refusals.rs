@@ -2,7 +2,7 @@
 
 use std::{fs::OpenOptions, process::Command};
 
-use super::{errors, plain};
+use super::{command, errors, outputs::judgments, plain};
 
 /// `verdict` without a model, to be given its streams.
 fn command_of(arguments: &[&str]) -> Command {
@@ -72,4 +72,27 @@ fn the_input_is_never_written_over() {
             errors(&standard).contains("output: standard output is the file of the input, standard input")
         );
     }
+}
+
+#[test]
+fn a_calibration_needs_pairs() {
+    let dir = tempfile::tempdir().expect("made");
+    let path = dir.path().join("judged.jsonl");
+    let all = judgments(4);
+    let lines = |count: usize| all.lines().take(count).map(|line| format!("{line}\n")).collect::<String>();
+    let blank = lines(20).replace("\"text\":\"word ", "\"text\":\"\",\"was\":\"word ");
+    let calibrate = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        let arguments = ["calibrate", "--judgments", path.to_str().expect("text")];
+        command(&arguments, "qwen3").output().expect("runs")
+    };
+    for (text, pairs) in [(blank, 0), (lines(1), 1), (lines(19), 19)] {
+        let refused = calibrate(&text);
+        assert_eq!(refused.status.code(), Some(2), "{pairs}: {}", errors(&refused));
+        let expected = format!("verdict: --judgments: {pairs} pairs can be scored; at least 20 are needed\n");
+        assert_eq!(errors(&refused), expected);
+        assert!(refused.stdout.is_empty());
+    }
+    let fitted = calibrate(&lines(20));
+    assert_eq!(fitted.status.code(), Some(0), "{}", errors(&fitted));
 }
