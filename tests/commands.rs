@@ -156,12 +156,19 @@ fn eval_reads_judgments() {
     let output = verdict(&["eval", "--json", "--judgments", &path], "qwen3", "");
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
     let stem = file.path().file_stem().expect("named").to_str().expect("text");
-    let figures = &lines(&output)[0]["sets"][stem];
+    let figures = &lines(&output)[0]["sets"][stem].clone();
     assert_eq!((&figures["queries"], &figures["pairs"]), (&1.into(), &4.into()));
     for figure in ["ndcg_10", "accuracy", "mrr", "macro_f1", "calibration_error"] {
         assert!((0.0..=1.0).contains(&figures[figure].as_f64().expect("a number")), "{figures}");
     }
     let dir = tempfile::tempdir().expect("made");
+    let same = dir.path().join(stem).with_extension("jsonl").display().to_string();
+    std::fs::copy(&path, &same).expect("copied");
+    let output = verdict(&["eval", "--json", "--judgments", &path, &same], "qwen3", "");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let sets = &lines(&output)[0]["sets"];
+    assert_eq!(sets.as_object().map(serde_json::Map::len), Some(3), "{sets}");
+    assert_eq!((&sets[&path], &sets[&same], &sets["macro"]["pairs"]), (figures, figures, &8.into()));
     let place = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
     let (run, table, picture, grades) =
         (place("run.txt"), place("table.tsv"), place("reliability.svg"), place("confusion.svg"));

@@ -72,7 +72,7 @@ struct Sample {
 /// do not hold after writing: the file is then as it was.
 pub fn run(args: CalibrateArgs) -> Result<(), Failure> {
     let sets = eval::load(&args.judgments)?;
-    let judged = sets.iter().flat_map(|(_, queries)| queries).flat_map(|query| &query.judged);
+    let judged = sets.iter().flatten().flat_map(|query| &query.judged);
     let pairs = judged.filter(|judged| !judged.is_blank()).count();
     if pairs < FEWEST {
         let message = format!("{pairs} pairs can be scored; at least {FEWEST} are needed");
@@ -80,7 +80,7 @@ pub fn run(args: CalibrateArgs) -> Result<(), Failure> {
     }
     let local = Local::start(&args.model)?;
     let mut samples = Vec::new();
-    for (_, queries) in &sets {
+    for queries in &sets {
         let scored = local.runtime.block_on(eval::score(&local.service, queries, &args.judgments, true))?;
         let pairs = scored.iter().map(Vec::len).sum::<usize>();
         let weight = 1.0 / (pairs * sets.len()) as f64;

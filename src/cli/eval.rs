@@ -83,6 +83,9 @@ pub struct EvalArgs {
 /// Queries that are being scored at once.
 const CONCURRENT: usize = 32;
 
+/// What the mean over files is called.
+const MEAN: &str = "macro";
+
 /// Prints the figures of each file, and their mean over files.
 ///
 /// # Errors
@@ -96,11 +99,12 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
     if let Some(qrels) = &args.qrels {
         return runs(&args, qrels);
     }
+    let names = names(&args.judgments.judgments)?;
     let sets = load(&args.judgments)?;
     let local = Local::start(&args.model)?;
     let mut rows: Vec<(String, Figures)> = Vec::new();
     let (mut tables, mut run_lines, mut pairs) = (Vec::new(), String::new(), Vec::new());
-    for (name, queries) in &sets {
+    for (name, queries) in names.iter().zip(&sets) {
         let scored = local.runtime.block_on(score(&local.service, queries, &args.judgments, false))?;
         rows.push((name.clone(), Figures::new(&scored, args.depth)));
         let judged = queries.iter().zip(&scored);
@@ -120,7 +124,7 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
     save(args.confusion.as_deref(), || pictures::confusion(&model, &metrics::confusion(&pairs)))?;
     if rows.len() > 1 {
         let figures: Vec<Figures> = rows.iter().map(|(_, figures)| *figures).collect();
-        rows.push(("macro".to_owned(), Figures::mean(&figures)));
+        rows.push((MEAN.to_owned(), Figures::mean(&figures)));
     }
     if args.json {
         let sets: serde_json::Map<_, _> = rows.iter().map(|(name, row)| (name.clone(), row.json())).collect();
@@ -217,18 +221,34 @@ fn run_of(text: &mut String, queries: &[Query], scored: &[Vec<Scored>]) {
     }
 }
 
-/// The judged queries of each file, named by its stem.
-pub(super) fn load(args: &JudgmentArgs) -> Result<Vec<(String, Vec<Query>)>, Failure> {
+/// The judged queries of each file.
+pub(super) fn load(args: &JudgmentArgs) -> Result<Vec<Vec<Query>>, Failure> {
     if args.judgments.is_empty() {
         return Err(usage("--judgments", "is missing"));
     }
     let folds: HashSet<i64> = args.fold.iter().copied().collect();
-    let read = |path: &PathBuf| {
-        let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        let queries = read(path, &folds).map_err(|error| Failure::new(Exit::Usage, error))?;
-        Ok((name, queries))
-    };
+    let read = |path: &PathBuf| read(path, &folds).map_err(|error| Failure::new(Exit::Usage, error));
     args.judgments.iter().map(read).collect()
+}
+
+/// A name for each file of judgments: its stem or, where another file has that too, its path.
+fn names(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stems: Vec<String> = paths.iter().map(stem).collect();
+    // The mean of several files has a name as well.
+    let mean = (paths.len() > 1).then_some(MEAN);
+    let is_taken =
+        |name: &String| mean == Some(name) || stems.iter().filter(|other| *other == name).count() > 1;
+    let mut seen: HashSet<String> = mean.map(str::to_owned).into_iter().collect();
+    let name = |(path, stem): (&PathBuf, &String)| {
+        let name = if is_taken(stem) { path.display().to_string() } else { stem.clone() };
+        if seen.insert(name.clone()) {
+            return Ok(name);
+        }
+        let message = format!("{}: another set of figures is called {name:?} as well", path.display());
+        Err(usage("--judgments", message))
+    };
+    paths.iter().zip(&stems).map(name).collect()
 }
 
 /// Scores every judged document; one list per query.
@@ -304,4 +324,32 @@ fn table(rows: &[(String, Figures)]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_has_a_name_of_its_own() {
+        let names = |paths: &[&str]| {
+            let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+            names(&paths).map_err(|failure| failure.to_string())
+        };
+        let named = |paths: &[&str]| names(paths).expect("distinct");
+        assert_eq!(named(&["x/a.jsonl", "x/b.jsonl"]), ["a", "b"]);
+        assert_eq!(named(&["x/a.jsonl", "y/a.jsonl", "b.jsonl"]), ["x/a.jsonl", "y/a.jsonl", "b"]);
+        assert_eq!(named(&["macro.jsonl"]), ["macro"]);
+        assert_eq!(named(&["macro.jsonl", "a.jsonl"]), ["macro.jsonl", "a"]);
+        let refused = |paths: &[&str]| names(paths).expect_err("refused");
+        for paths in [["x/a.jsonl", "x/a.jsonl"], ["a", "a"]] {
+            let expected =
+                format!("--judgments: {0}: another set of figures is called {0:?} as well", paths[0]);
+            assert_eq!(refused(&paths), expected);
+        }
+        assert_eq!(
+            refused(&["macro", "a"]),
+            "--judgments: macro: another set of figures is called \"macro\" as well"
+        );
+    }
 }
