@@ -289,8 +289,12 @@ async fn score_query(
         return Ok(scored);
     }
     let items = Items::Documents { query: query.text.clone(), documents };
-    let request = ScoreRequest::new(items, ScoreOptions { instruction, raw, ..ScoreOptions::default() })?;
-    let response = service.score(request).await?;
+    let told = |error: Error| {
+        Error::new(error.code(), format!("query {}: {}", query.id, error.message())).with_cause(error)
+    };
+    let options = ScoreOptions { instruction, raw, ..ScoreOptions::default() };
+    let request = ScoreRequest::new(items, options).map_err(told)?;
+    let response = service.score(request).await.map_err(told)?;
     for ((index, judged), result) in sent().zip(response.results) {
         let score = result.score.map_err(|error| {
             let message = format!("query {}, document {}: {error}", query.id, judged.id);

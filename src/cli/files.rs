@@ -51,6 +51,8 @@ fn read(path: &Path) -> anyhow::Result<(Input, Option<Metadata>)> {
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
     let known = file.metadata().ok();
+    // It opens like a file, and only fails when it is read.
+    anyhow::ensure!(!known.as_ref().is_some_and(Metadata::is_dir), "{name} cannot be read: is a directory");
     Ok((Input { reader: Box::new(BufReader::new(file)), name }, known))
 }
 

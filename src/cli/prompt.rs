@@ -43,7 +43,7 @@ pub fn run(args: PromptArgs) -> Result<(), Failure> {
         let read = input
             .reader
             .read_until(b'\n', &mut line)
-            .with_context(|| format!("line {number} cannot be read"))?;
+            .with_context(|| format!("{}: line {number} cannot be read", input.name))?;
         if read == 0 {
             break;
         }

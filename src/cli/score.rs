@@ -72,9 +72,11 @@ type Line = (usize, io::Result<Vec<u8>>);
 /// Scores all lines; returns how many failed, wholly or for a pair.
 async fn score(service: &Service, input: Input, mut output: Output, explain: bool) -> anyhow::Result<u64> {
     let mut progress = Progress::new("requests", None);
-    let mut answers = ReceiverStream::new(lines(input.reader))
+    let Input { reader, name } = input;
+    let name = &name;
+    let mut answers = ReceiverStream::new(lines(reader))
         .map(|(number, line)| async move {
-            let line = line.with_context(|| format!("line {number} cannot be read"))?;
+            let line = line.with_context(|| format!("{name}: line {number} cannot be read"))?;
             anyhow::Ok(answer(service, number, &line, explain).await)
         })
         .buffered(CONCURRENT);

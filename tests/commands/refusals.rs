@@ -96,3 +96,36 @@ fn a_calibration_needs_pairs() {
     let fitted = calibrate(&lines(20));
     assert_eq!(fitted.status.code(), Some(0), "{}", errors(&fitted));
 }
+
+#[test]
+fn what_cannot_be_read_is_named_by_its_path() {
+    let dir = tempfile::tempdir().expect("made");
+    let path = dir.path().to_str().expect("text");
+    for command in ["score", "prompt"] {
+        let refused = plain(&[command, "--input", path]);
+        assert_eq!(refused.status.code(), Some(2), "{}", errors(&refused));
+        assert_eq!(errors(&refused), format!("verdict: {path} cannot be read: is a directory\n"));
+    }
+}
+
+#[test]
+fn judgments_that_cannot_be_scored_are_named_by_line_or_query() {
+    let dir = tempfile::tempdir().expect("made");
+    let path = dir.path().join("judged.jsonl");
+    let eval = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        let refused =
+            command(&["eval", "--judgments", path.to_str().expect("text")], "qwen3").output().expect("runs");
+        (refused.status.code(), errors(&refused))
+    };
+    let file = path.display();
+    assert_eq!(eval(""), (Some(2), format!("verdict: {file}: has no judgments\n")));
+    let good = judgments(1);
+    let empty = good.replace("\"query\":\"q0\"", "\"query\":\"\"");
+    let expected = format!("verdict: {file}: line 6: query: is empty (query_id \"0\")\n");
+    assert_eq!(eval(&format!("{good}{empty}")), (Some(2), expected));
+    let long = good.replace("\"query\":\"q0\"", &format!("\"query\":\"{}\"", "q".repeat(20_000)));
+    let (code, said) = eval(&long);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("verdict: query 0: query: 20000 bytes, over the limit of 16384"), "{said}");
+}

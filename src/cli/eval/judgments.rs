@@ -89,13 +89,17 @@ pub(in crate::cli) fn read(path: &Path, folds: &HashSet<i64>) -> Result<Vec<Quer
         queries[place].judged.push(Judged { id: doc_id, max_grade, grade, title, text });
     }
     if queries.is_empty() {
-        return Err(Error::invalid(&origin, "has no judgments of the folds asked for"));
+        let of = if folds.is_empty() { "" } else { " of the folds asked for" };
+        return Err(Error::invalid(&origin, format!("has no judgments{of}")));
     }
     Ok(queries)
 }
 
 fn parse(line: &str) -> Result<Line, String> {
     let line: Line = serde_json::from_str(line).map_err(|cause| cause.to_string())?;
+    if line.query.trim().is_empty() {
+        return Err(format!("query: is empty (query_id {:?})", line.query_id));
+    }
     if line.max_grade > MOST_GRADES {
         // With all of its digits a large number is no message.
         return Err(format!("max_grade: {:?}, over the limit of {MOST_GRADES}", line.max_grade));
@@ -140,6 +144,8 @@ mod tests {
         };
         assert_eq!(ids(&[]), [expect("a", &["1", "3"]), expect("b", &["2"])]);
         assert_eq!(ids(&[2]), [expect("b", &["2"])]);
+        let error = read(file.path(), &HashSet::from([9])).expect_err("refused");
+        assert!(error.message().ends_with(": has no judgments of the folds asked for"), "{error}");
     }
 
     #[test]
@@ -161,6 +167,8 @@ mod tests {
             assert_eq!(refused(&format!("{good}\n{long}")), expected);
         }
         assert!(refused("{\"query_id\": 5}").starts_with("line 1: invalid type"));
-        assert_eq!(refused(""), "has no judgments of the folds asked for");
+        let empty = good.replace("\"query\":\"x\"", "\"query\":\" \"");
+        assert_eq!(refused(&format!("{good}\n\n{empty}")), "line 3: query: is empty (query_id \"a\")");
+        assert_eq!(refused("\n"), "has no judgments");
     }
 }
