@@ -5,6 +5,7 @@ mod access;
 mod bad_clients;
 mod bad_input;
 mod bodies;
+mod bounds;
 mod common;
 mod dialect_errors;
 mod dialect_shapes;

@@ -50,7 +50,7 @@ impl Dialect for Body {
             documents: self.documents.len(),
             warnings: arrived.warnings(&READ, self.model.as_deref()),
         };
-        let documents = lenient::picked(self.documents, self.rank_fields.as_deref());
+        let documents = lenient::picked(self.documents, self.rank_fields.as_deref())?;
         let options = ScoreOptions {
             top_n: self.top_n,
             return_documents: self.return_documents.unwrap_or(false),

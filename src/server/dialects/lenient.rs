@@ -180,14 +180,25 @@ pub(super) fn documents(texts: Vec<Text>) -> Vec<Document> {
     texts.into_iter().map(Document::from).collect()
 }
 
+/// Different names in `rank_fields`. Each is looked for in every document, before documents are counted.
+const RANK_FIELDS: usize = 32;
+
 /// Documents of which only the named fields are read: one field is its value, more are
-/// lines `name: value`. Plain texts stay, and so do objects if no field is named.
-pub(super) fn picked(texts: Vec<Text>, names: Option<&[String]>) -> Vec<Document> {
-    let names = names.unwrap_or_default();
+/// lines `name: value`. Plain texts stay, and so do objects if no field is named. A name that
+/// repeats is read once: so what is joined is never more than what was sent.
+///
+/// # Errors
+///
+/// `TooLarge` past [`RANK_FIELDS`] different names.
+pub(super) fn picked(texts: Vec<Text>, names: Option<&[String]>) -> Checked<Vec<Document>> {
+    let names = once(names.unwrap_or_default());
+    if names.len() > RANK_FIELDS {
+        return Err(Error::too_large("rank_fields", "different names", RANK_FIELDS, names.len()));
+    }
     let pick = |document: Document| match document.body() {
         Body::Fields(fields) if !names.is_empty() => {
-            let found = names.iter().filter_map(|name| Some((name, fields.get(name)?)));
-            let line = |(name, value): (&String, &Value)| {
+            let found = names.iter().filter_map(|name| Some((name, fields.get(*name)?)));
+            let line = |(name, value): (&&str, &Value)| {
                 let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 if names.len() == 1 { value } else { format!("{name}: {value}") }
             };
@@ -195,7 +206,13 @@ pub(super) fn picked(texts: Vec<Text>, names: Option<&[String]>) -> Vec<Document
         }
         _ => document,
     };
-    texts.into_iter().map(Document::from).map(pick).collect()
+    Ok(texts.into_iter().map(Document::from).map(pick).collect())
+}
+
+/// Names without those that were there before.
+fn once(names: &[String]) -> Vec<&str> {
+    let mut seen = HashSet::new();
+    names.iter().map(String::as_str).filter(|name| seen.insert(*name)).collect()
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl Dialect for Body {
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, Kept)> {
         let return_input = self.return_input.unwrap_or(false);
         let kept = Kept { top_k: self.top_k.unwrap_or(self.input.len()), return_input };
-        let documents = lenient::picked(self.input, self.rank_fields.as_deref());
+        let documents = lenient::picked(self.input, self.rank_fields.as_deref())?;
         let options = ScoreOptions { top_n: self.top_k, return_documents: return_input, ..ranked() };
         Ok((ScoreRequest::new(Items::Documents { query: self.query, documents }, options)?, kept))
     }

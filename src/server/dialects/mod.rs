@@ -39,7 +39,7 @@ use crate::{
     error::Result,
     metrics::Lane,
     profile::Profile,
-    request::{ScoreOptions, ScoreRequest},
+    request::{Limits, ScoreOptions, ScoreRequest},
     service::ScoreResponse,
 };
 
@@ -73,6 +73,7 @@ trait Dialect: DeserializeOwned + Send + 'static {
 struct Arrived<'a> {
     keys: &'a Keys,
     profile: &'a Profile,
+    limits: &'a Limits,
 }
 
 impl Arrived<'_> {
@@ -102,7 +103,7 @@ fn in_order() -> ScoreOptions {
 struct Spoken {
     shape: Shape,
     fields: Fields,
-    read: fn(&[u8], &Keys, &Profile) -> Result<ScoreRequest>,
+    read: fn(&[u8], &Keys, &Profile, &Limits) -> Result<ScoreRequest>,
     answer: for<'a> fn(&'a Call, Exchange) -> BoxFuture<'a, Result<Response<Body>>>,
 }
 
@@ -118,29 +119,37 @@ fn spoken<D: Dialect>() -> Spoken {
     Spoken {
         shape: D::SHAPE,
         fields: D::FIELDS,
-        read: |body, keys, profile| read::<D>(body, keys, profile).map(|(request, _)| request),
+        read: |body, keys, profile, limits| {
+            read::<D>(body, keys, profile, limits).map(|(request, _)| request)
+        },
         answer: |call, exchange| score::<D>(call, exchange).boxed(),
     }
 }
 
 /// What a body asks, and what its answer needs to know of it.
-fn read<D: Dialect>(body: &[u8], keys: &Keys, profile: &Profile) -> Result<(ScoreRequest, D::Kept)> {
+fn read<D: Dialect>(
+    body: &[u8],
+    keys: &Keys,
+    profile: &Profile,
+    limits: &Limits,
+) -> Result<(ScoreRequest, D::Kept)> {
     let body = parse::<D>(body)?;
     keys.check()?;
-    body.read(&Arrived { keys, profile })
+    body.read(&Arrived { keys, profile, limits })
 }
 
-/// What the dialect's route at `path` makes of a body; `None` if it is no dialect's route.
+/// What the dialect's route at `path` makes of a body, with the limits of a server that was told none;
+/// `None` if it is no dialect's route.
 pub(super) fn read_body(path: &str, body: &[u8], profile: &Profile) -> Option<Result<ScoreRequest>> {
     let route = ROUTES.iter().find(|route| leads(route.path, path))?;
     let keys = Keys::of(body);
-    Some(((route.choose)(&keys).read)(body, &keys, profile))
+    Some(((route.choose)(&keys).read)(body, &keys, profile, &Limits::default()))
 }
 
 async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<Body>> {
     let Exchange { body, held, keys, timeout } = exchange;
     let service = call.service()?;
-    let (mut request, kept) = read::<D>(&body, &keys, service.profile())?;
+    let (mut request, kept) = read::<D>(&body, &keys, service.profile(), service.limits())?;
     drop(body);
     if let Some(timeout) = timeout {
         request.limit_deadline(timeout);

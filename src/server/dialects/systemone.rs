@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Code, Error, Result},
-    request::{Document, Items, Pair, ScoreRequest},
+    request::{Document, Items, Limits, Pair, ScoreRequest},
     server::{call::RequestId, http::write::bytes},
     service::ScoreResponse,
 };
@@ -57,6 +57,7 @@ impl Dialect for Body {
             return Err(Error::new(Code::Unimplemented, message));
         }
         let state = text(&self.state);
+        check(&state, self.questions.len(), arrived.limits)?;
         let (mut pairs, mut asked) = (Vec::new(), Vec::new());
         for (name, question) in self.questions {
             let field = format!("questions.{name}");
@@ -97,6 +98,23 @@ impl Dialect for Body {
     }
 }
 
+/// The state becomes the document of every question. Before it is copied so often, all of it has to fit
+/// where a request that holds the copies has to fit.
+fn check(state: &str, questions: usize, limits: &Limits) -> Result<()> {
+    if questions > limits.documents {
+        return Err(Error::too_large("questions", "questions", limits.documents, questions));
+    }
+    if state.len() > limits.document_bytes {
+        return Err(Error::too_large("state", "bytes", limits.document_bytes, state.len()));
+    }
+    let all = state.len().saturating_mul(questions);
+    if all > limits.body_bytes {
+        let unit = format!("bytes, once for each of {questions} questions");
+        return Err(Error::too_large("state", &unit, limits.body_bytes, all));
+    }
+    Ok(())
+}
+
 /// `score` is the expected level, from 0 to the last; `confidence` 0 where all are as likely.
 fn answer(probabilities: Vec<f64>, levels: Vec<Value>) -> Value {
     let flat = 1.0 / probabilities.len() as f64;
@@ -116,4 +134,21 @@ fn answer(probabilities: Vec<f64>, levels: Vec<Value>) -> Value {
 
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_not_copied_past_what_a_body_may_hold() {
+        let limits = Limits { documents: 4, document_bytes: 10, body_bytes: 25, ..Limits::default() };
+        let check =
+            |state: &str, questions| check(state, questions, &limits).map_err(|error| error.to_string());
+        assert_eq!(check("1234567890", 2), Ok(()));
+        assert_eq!(check("s", 5), Err("questions: 5 questions, over the limit of 4".into()));
+        assert_eq!(check("12345678901", 1), Err("state: 11 bytes, over the limit of 10".into()));
+        let all = "state: 30 bytes, once for each of 3 questions, over the limit of 25";
+        assert_eq!(check("1234567890", 3), Err(all.into()));
+    }
 }

@@ -77,10 +77,20 @@ fn named_fields_alone_are_read() {
     };
     let named = |names: &[&str]| {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        picked(texts(), Some(&names)).pop().expect("two")
+        picked(texts(), Some(&names)).expect("few names").pop().expect("two")
     };
     assert_eq!(named(&["text"]), Document::text("x"));
     assert_eq!(named(&["n", "title", "none"]), Document::text("n: 5\ntitle: t"));
     assert!(matches!(named(&[]).body(), Body::Fields(_)));
-    assert_eq!(picked(texts(), None)[0], Document::text("plain"));
+    assert_eq!(named(&["n", "title", "n", "title"]), Document::text("n: 5\ntitle: t"));
+    assert_eq!(named(&["text"; 5000]), Document::text("x"), "one name, however often");
+    assert_eq!(picked(texts(), None).expect("no names")[0], Document::text("plain"));
+}
+
+#[test]
+fn names_to_read_are_bounded() {
+    let names = |count: usize| (0..count).map(|number| number.to_string()).collect::<Vec<_>>();
+    picked(Vec::new(), Some(&names(32))).expect("as many as are taken");
+    let error = picked(Vec::new(), Some(&names(33))).expect_err("too many");
+    assert_eq!(error.message(), "rank_fields: 33 different names, over the limit of 32");
 }
