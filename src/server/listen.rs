@@ -115,7 +115,8 @@ fn builder(read_timeout: Duration) -> auto::Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(read_timeout)
-        .pipeline_flush(true)
+        // Not `half_close`: a client that leaves while it waits could not be told from one that only ends its side
+        // of the connection, and what it asked would be computed for nobody.
         .max_buf_size(HEAD_BYTES as usize);
     builder
         .http2()

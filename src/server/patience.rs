@@ -20,17 +20,26 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
+/// After our side has ended, how long what the peer still sends is read.
+const LINGER: Duration = Duration::from_secs(1);
+/// Bytes read at a time then.
+const UNREAD: usize = 4096;
+
 /// A stream whose peer has to take something of what is written within `limit`.
 pub(super) struct Taken<S> {
     stream: S,
     limit: Duration,
     /// Set while the peer takes nothing.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Whether our side has ended.
+    ended: bool,
+    /// Set once the peer was found to be sending after that.
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Taken<S> {
     pub(super) fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, waiting: None }
+        Self { stream, limit, waiting: None, ended: false, lingering: None }
     }
 
     /// What a write came to, or an error when it has waited for too long.
@@ -49,6 +58,29 @@ impl<S> Taken<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Taken<S> {
+    /// Reads what a peer sends that was answered before it had sent all. Closing over bytes that nobody read
+    /// resets the connection, and takes the answer from a peer that has not read it.
+    fn poll_unread(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut space = [0; UNREAD];
+        loop {
+            if let Some(lingering) = &mut self.lingering
+                && lingering.as_mut().poll(context).is_ready()
+            {
+                return Poll::Ready(());
+            }
+            let mut buffer = ReadBuf::new(&mut space);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+                }
+                Poll::Pending if self.lingering.is_some() => return Poll::Pending,
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -59,7 +91,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Taken<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -87,7 +119,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Taken<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if !self.ended {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            self.ended = true;
+        }
+        self.poll_unread(context).map(Ok)
     }
 }
 
@@ -195,6 +231,26 @@ mod tests {
         let mut taken = [0; 4];
         theirs.read_exact(&mut taken).await.expect("there");
         assert_eq!(&taken, b"1234");
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_still_sends_is_read_before_it_is_parted_with() {
+        let (ours, mut theirs) = tokio::io::duplex(4);
+        let mut stream = Taken::new(ours, Duration::from_secs(60));
+        theirs.write_all(b"1234").await.expect("room");
+        let sending = tokio::spawn(async move {
+            theirs.write_all(&[b'x'; 100]).await.expect("read");
+            let mut end = Vec::new();
+            theirs.read_to_end(&mut end).await.expect("ended");
+            theirs.shutdown().await.expect("open");
+        });
+        stream.shutdown().await.expect("ended");
+        sending.await.expect("all of it was read");
+        // One that says nothing more is not waited for.
+        let (ours, _theirs) = tokio::io::duplex(4);
+        let began = Instant::now();
+        Taken::new(ours, Duration::from_secs(60)).shutdown().await.expect("ended");
+        assert!(began.elapsed() < LINGER);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ mod bad_clients;
 mod bad_input;
 mod bodies;
 mod bounds;
+mod bytes;
 mod common;
 mod dialect_errors;
 mod dialect_shapes;
