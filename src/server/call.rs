@@ -128,6 +128,15 @@ impl Call {
         &self.id
     }
 
+    /// It is of many requests, which are counted each by itself: it is not. Its id is left.
+    pub(crate) fn uncounted(mut self) -> RequestId {
+        self.ended = true;
+        if let Some(trace) = &self.id.1 {
+            trace.end("ok", self.lane.as_str(), false);
+        }
+        self.id.clone()
+    }
+
     /// The answer is complete.
     pub(crate) fn end(mut self, error: Option<&Error>) {
         self.record(error.map_or("ok", |error| error.code().row().name));

@@ -26,18 +26,27 @@ use super::{
 /// Serves both protocols on one port.
 pub(crate) struct Front {
     http: Router,
-    /// Absent on the admin port; with what its calls' bodies may hold.
-    grpc: Option<(Router, Arc<Bodies>)>,
+    /// Absent on the admin port.
+    grpc: Option<Calls>,
     ids: RequestIds,
     read_timeout: Duration,
     tracing: Option<Arc<Tracing>>,
+}
+
+/// What answers gRPC.
+pub(crate) struct Calls {
+    pub(crate) routes: Router,
+    /// What the bodies of all calls may hold.
+    pub(crate) bodies: Arc<Bodies>,
+    /// The longest message, in bytes.
+    pub(crate) message_bytes: usize,
 }
 
 impl Front {
     /// `read_timeout` is how long a gRPC client may take to send its request; HTTP's handlers see to that themselves.
     pub(crate) fn new(
         http: Router,
-        grpc: Option<(Router, Arc<Bodies>)>,
+        grpc: Option<Calls>,
         read_timeout: Duration,
         tracing: Option<Arc<Tracing>>,
     ) -> Arc<Self> {
@@ -53,11 +62,12 @@ impl Front {
         request.extensions_mut().insert(id.clone());
         let path = request.uri().path().to_owned();
         let answer = match &self.grpc {
-            Some((calls, bodies)) if grpc => {
+            Some(calls) if grpc => {
                 let request = request.map(|body| {
-                    grpc::measured(grpc::sent_within(&path, body, self.read_timeout), bodies.share())
+                    let body = grpc::sent_within(&path, body, self.read_timeout);
+                    grpc::measured(body, calls.bodies.share(), calls.message_bytes)
                 });
-                calls.clone().call(request)
+                calls.routes.clone().call(request)
             }
             _ => self.http.clone().call(request.map(Body::new)),
         };

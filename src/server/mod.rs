@@ -41,7 +41,7 @@ use crate::{
     telemetry::Tracing,
 };
 
-use front::Front;
+use front::{Calls, Front};
 use state::State;
 
 pub use state::Phase;
@@ -270,15 +270,14 @@ impl Ports {
         state: &Arc<State>,
     ) -> Result<Self> {
         let routes = guard::http_routes(http::router(Arc::clone(state)), access, state);
-        let calls = guard::grpc_routes(grpc::router(state)?, access, state);
+        let calls = Calls {
+            routes: guard::grpc_routes(grpc::router(state)?, access, state),
+            bodies: Arc::clone(&state.bodies),
+            message_bytes: state.body_bytes,
+        };
         let read_timeout = state.read_timeout;
         let main_port = listen::Port {
-            front: Front::new(
-                routes,
-                Some((calls, Arc::clone(&state.bodies))),
-                read_timeout,
-                tracing.clone(),
-            ),
+            front: Front::new(routes, Some(calls), read_timeout, tracing.clone()),
             tls,
             read_timeout,
             connections: state.connections,

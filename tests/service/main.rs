@@ -14,6 +14,7 @@ mod dialects;
 mod explain;
 mod faults;
 mod grpc;
+mod grpc_refusals;
 mod http;
 mod overload;
 mod pages;

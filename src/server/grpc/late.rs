@@ -11,6 +11,10 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
+use crate::error::{Code, Error};
+
+use super::status;
+
 /// Calls whose clients send messages when they like.
 const STREAMS: [&str; 3] = ["/ScoreStream", "/RerankStream", "/ServerReflectionInfo"];
 
@@ -45,7 +49,7 @@ impl hyper::body::Body for Sent {
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(limit)));
         waiting.as_mut().poll(context).map(|()| {
             let message = format!("body: not sent within {} ms", limit.as_millis());
-            Some(Err(Status::deadline_exceeded(message)))
+            Some(Err(status(&Error::new(Code::DeadlineExceeded, message))))
         })
     }
 

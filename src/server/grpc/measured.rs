@@ -11,7 +11,7 @@ use axum::{
 };
 use hyper::body::{Frame, SizeHint};
 
-use crate::server::bodies::Held;
+use crate::{error::Error, server::bodies::Held};
 
 use super::status;
 
@@ -19,18 +19,22 @@ use super::status;
 const HEAD: usize = 5;
 
 /// A request's body that takes its share of the memory of all bodies, and fails as
-/// `RESOURCE_EXHAUSTED` where there is none. What was read of a message is held until the message is
+/// `RESOURCE_EXHAUSTED` where there is none; and as `INVALID_ARGUMENT` where a message is longer than `most`
+/// bytes, once those before it were taken. What was read of a message is held until the message is
 /// whole and was taken; who takes it answers for it from then on.
-pub(in crate::server) fn measured(body: Body, held: Held) -> Body {
-    Body::new(Measured { body, held, framing: Framing::default(), whole: 0 })
+pub(in crate::server) fn measured(body: Body, held: Held, most: usize) -> Body {
+    Body::new(Measured { body, held, most, framing: Framing::default(), whole: 0, failed: None })
 }
 
 struct Measured {
     body: Body,
     held: Held,
+    most: usize,
     framing: Framing,
     /// Bytes of messages that are whole.
     whole: usize,
+    /// What is said next, and last.
+    failed: Option<Error>,
 }
 
 impl HttpBody for Measured {
@@ -44,18 +48,26 @@ impl HttpBody for Measured {
         let this = &mut *self;
         // A reader that asks for more has taken every whole message.
         this.held.shrink(std::mem::take(&mut this.whole));
+        if let Some(error) = this.failed.take() {
+            return Poll::Ready(Some(Err(status(&error).into())));
+        }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
         if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
             if let Err(error) = this.held.grow(data.len()) {
                 return Poll::Ready(Some(Err(status(&error).into())));
             }
-            this.whole = this.framing.feed(data);
+            let fed = this.framing.feed(data, this.most);
+            this.whole = fed.whole;
+            if let Some((start, length)) = fed.over {
+                this.failed = Some(Error::too_large("message", "bytes", this.most, length));
+                return Poll::Ready(Some(Ok(Frame::data(data.slice(..start)))));
+            }
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.failed.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -75,10 +87,19 @@ struct Framing {
     part: usize,
 }
 
+/// What came with a piece of a body.
+#[derive(Debug, Default, PartialEq)]
+struct Fed {
+    /// Bytes of all messages that end in it, from their beginnings on.
+    whole: usize,
+    /// Where in it a message begins that is too long, and how long that is. What follows was not looked at.
+    over: Option<(usize, usize)>,
+}
+
 impl Framing {
-    /// Bytes of all messages that end in `data`, from their beginnings on.
-    fn feed(&mut self, mut data: &[u8]) -> usize {
-        let mut whole = 0;
+    /// Looks at the next piece, of messages of at most `most` bytes.
+    fn feed(&mut self, mut data: &[u8], most: usize) -> Fed {
+        let (all, mut whole, mut start) = (data.len(), 0, 0);
         while !data.is_empty() {
             if self.filled < HEAD {
                 let (head, rest) = data.split_at(data.len().min(HEAD - self.filled));
@@ -91,6 +112,9 @@ impl Framing {
                 }
                 let [_, length @ ..] = self.head;
                 self.left = u32::from_be_bytes(length) as usize;
+                if self.left > most {
+                    return Fed { whole, over: Some((start, self.left)) };
+                }
             }
             let taken = data.len().min(self.left);
             self.left -= taken;
@@ -99,9 +123,10 @@ impl Framing {
             if self.left == 0 {
                 whole += std::mem::take(&mut self.part);
                 self.filled = 0;
+                start = all - data.len();
             }
         }
-        whole
+        Fed { whole, over: None }
     }
 }
 
@@ -129,7 +154,7 @@ mod tests {
             let whole = bytes.len();
             bytes.extend(&message(100)[..cut]);
             let mut framing = Framing::default();
-            let found: usize = bytes.chunks(piece).map(|piece| framing.feed(piece)).sum();
+            let found: usize = bytes.chunks(piece).map(|piece| framing.feed(piece, 100).whole).sum();
             prop_assert_eq!((found, framing.part), (whole, cut));
         }
     }
@@ -141,13 +166,34 @@ mod tests {
         let bytes = [message(10), message(100)].concat();
         let pieces = [bytes[..25].to_vec(), bytes[25..40].to_vec(), bytes[40..].to_vec()];
         let pieces = futures::stream::iter(pieces.map(Ok::<_, std::io::Error>));
-        let mut body = measured(Body::from_stream(pieces), bodies.share());
+        let mut body = measured(Body::from_stream(pieces), bodies.share(), 1000);
         body.frame().await.expect("a frame").expect("room");
         assert_eq!(bodies.held(), 25);
         body.frame().await.expect("a frame").expect("room");
         assert_eq!(bodies.held(), 25, "the first message was taken");
         body.frame().await.expect("a frame").expect_err("80 bytes more than there are");
         drop(body);
+        assert_eq!(bodies.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_long_is_told_after_those_before_it() {
+        let bodies = Bodies::new(1000, std::sync::Arc::default());
+        let bytes = [message(10), message(11)].concat();
+        for piece in [bytes.len(), 16, 15, 3] {
+            let pieces = bytes.chunks(piece).map(|piece| Ok::<_, BoxError>(Bytes::copy_from_slice(piece)));
+            let pieces: Vec<_> = pieces.collect();
+            let mut body = measured(Body::from_stream(futures::stream::iter(pieces)), bodies.share(), 10);
+            let mut taken = 0;
+            let failed = loop {
+                match body.frame().await.expect("it does not end well") {
+                    Ok(frame) => taken += frame.into_data().expect("data").len(),
+                    Err(failed) => break failed,
+                }
+            };
+            assert!((15..20).contains(&taken), "{taken} of pieces of {piece}");
+            assert!(format!("{failed:?}").contains("message: 11 bytes, over the limit of 10"), "{failed:?}");
+        }
         assert_eq!(bodies.held(), 0);
     }
 }

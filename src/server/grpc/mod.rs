@@ -3,18 +3,19 @@
 mod from_wire;
 mod late;
 mod measured;
+mod refused;
 pub mod tei;
 mod to_wire;
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::http::HeaderValue;
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, future, stream};
 use prost::Message as _;
 use tonic::{
     Code as GrpcCode, Request, Response, Status, Streaming,
@@ -48,6 +49,12 @@ use pb::relevance_service_server::{RelevanceService, RelevanceServiceServer};
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/services.fds"));
 /// The service's full name, as health checks ask for it.
 const NAME: &str = "relevance.v1.RelevanceService";
+/// Methods that are counted by their names.
+const ROUTES: [&str; 7] = [SCORE, SCORE_STREAM, EXPLAIN, INFO, tei::RERANK, tei::RERANK_STREAM, tei::INFO];
+const SCORE: &str = "/relevance.v1.RelevanceService/Score";
+const SCORE_STREAM: &str = "/relevance.v1.RelevanceService/ScoreStream";
+const EXPLAIN: &str = "/relevance.v1.RelevanceService/Explain";
+const INFO: &str = "/relevance.v1.RelevanceService/Info";
 /// Requests of one `ScoreStream` that are worked on at once.
 const STREAM_REQUESTS: usize = 32;
 
@@ -71,14 +78,15 @@ pub(crate) fn router(state: &Arc<State>) -> Result<axum::Router> {
     let tei = tei::Tei { state: Arc::clone(state) };
     let rerank =
         tei::pb::rerank_server::RerankServer::new(tei.clone()).max_decoding_message_size(state.body_bytes);
-    Ok(Routes::new(relevance)
+    let routes = Routes::new(relevance)
         .add_service(rerank)
         .add_service(tei::pb::info_server::InfoServer::new(tei))
         .add_service(tonic_health::pb::health_server::HealthServer::new(health))
         .add_service(reflection().build_v1().map_err(broken)?)
         .add_service(reflection().build_v1alpha().map_err(broken)?)
         .prepare()
-        .into_axum_router())
+        .into_axum_router();
+    Ok(refused::told(routes, state))
 }
 
 /// Keeps the health service in step with the server's phase, until the server is gone.
@@ -103,6 +111,9 @@ struct Relevance {
 
 /// A call on `route` has arrived.
 fn begin<T>(state: &Arc<State>, route: &'static str, lane: Lane, request: &Request<T>) -> Call {
+    if let Some(reached) = request.extensions().get::<refused::Reached>() {
+        reached.mark();
+    }
     let made = || RequestId(HeaderValue::from_static("-"), None);
     let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(made);
     Call::begin(state, route, lane, id)
@@ -111,7 +122,7 @@ fn begin<T>(state: &Arc<State>, route: &'static str, lane: Lane, request: &Reque
 #[tonic::async_trait]
 impl RelevanceService for Relevance {
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
-        let call = begin(&self.state, "/relevance.v1.RelevanceService/Score", Lane::Score, &request);
+        let call = begin(&self.state, SCORE, Lane::Score, &request);
         let timeout = timeout(request.metadata());
         answer(call, timeout, request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
     }
@@ -122,23 +133,16 @@ impl RelevanceService for Relevance {
         &self,
         request: Request<Streaming<pb::ScoreRequest>>,
     ) -> Result<Response<Self::ScoreStreamStream>, Status> {
-        let template =
-            begin(&self.state, "/relevance.v1.RelevanceService/ScoreStream", Lane::Score, &request);
-        let (id, state) = (template.id().clone(), Arc::clone(&self.state));
-        template.end(None);
+        // Each of its requests is counted by itself.
+        let id = begin(&self.state, SCORE_STREAM, Lane::Score, &request).uncounted();
         let timeout = timeout(request.metadata());
-        let answers = request.into_inner().map(move |request| {
-            let route = "/relevance.v1.RelevanceService/ScoreStream";
-            let call = Call::begin(&state, route, Lane::Score, id.nested());
+        let broken = Arc::new(OnceLock::new());
+        let requests = readable(request.into_inner(), Arc::clone(&broken));
+        let (state, nested) = (Arc::clone(&self.state), id.clone());
+        let answers = requests.map(move |request| {
+            let call = Call::begin(&state, SCORE_STREAM, Lane::Score, nested.nested());
             let timeout = timeout.clone();
             async move {
-                let request = match request {
-                    Ok(request) => request,
-                    Err(broken) => {
-                        // The connection or the encoding is broken: no request, no answer.
-                        return Err(broken);
-                    }
-                };
                 let request_id = request.request_id.clone();
                 Ok(match answer(call, timeout, request).await {
                     Ok(response) => pb::ScoreResponse { request_id, ..response },
@@ -149,13 +153,20 @@ impl RelevanceService for Relevance {
                 })
             }
         });
-        Ok(Response::new(Box::pin(answers.buffer_unordered(STREAM_REQUESTS))))
+        let state = Arc::clone(&self.state);
+        let end = stream::once(async move {
+            let error = refused::error(broken.get()?, None);
+            Call::begin(&state, SCORE_STREAM, Lane::Score, id.nested()).end(Some(&error));
+            Some(Err(status(&error)))
+        });
+        let answers = answers.buffer_unordered(STREAM_REQUESTS).chain(end.filter_map(future::ready));
+        Ok(Response::new(Box::pin(answers)))
     }
 
     type ExplainStream = Events;
 
     async fn explain(&self, request: Request<pb::ScoreRequest>) -> Result<Response<Events>, Status> {
-        let mut call = begin(&self.state, "/relevance.v1.RelevanceService/Explain", Lane::Explain, &request);
+        let mut call = begin(&self.state, EXPLAIN, Lane::Explain, &request);
         let timeout = timeout(request.metadata());
         match explained(&mut call, timeout, request.into_inner()).await {
             Ok(stream) => Ok(Response::new(Events { stream, call: Some(call) })),
@@ -167,7 +178,7 @@ impl RelevanceService for Relevance {
     }
 
     async fn info(&self, request: Request<pb::InfoRequest>) -> Result<Response<pb::InfoResponse>, Status> {
-        let call = begin(&self.state, "/relevance.v1.RelevanceService/Info", Lane::Score, &request);
+        let call = begin(&self.state, INFO, Lane::Score, &request);
         match self.state.service() {
             Ok(service) => {
                 let info = to_wire::info(service);
@@ -180,6 +191,21 @@ impl RelevanceService for Relevance {
             }
         }
     }
+}
+
+/// A stream's messages up to one that cannot be read: why is put into `broken`, for after it no
+/// message's beginning can be told.
+fn readable<T>(messages: Streaming<T>, broken: Arc<OnceLock<Status>>) -> impl Stream<Item = T> {
+    messages.scan((), move |(), message| {
+        future::ready(match message {
+            Ok(message) => Some(message),
+            Err(status) => {
+                // Nothing is read after the first.
+                let _ = broken.set(status);
+                None
+            }
+        })
+    })
 }
 
 /// Scores one request and ends its call.

@@ -13,7 +13,7 @@ use crate::{
     service::{ScoreResponse, Timing},
 };
 
-use super::{begin, status, timeout};
+use super::{begin, refused, status, timeout};
 
 /// The generated messages, servers and clients of `tei.v1`.
 #[expect(clippy::allow_attributes, reason = "generated code has its own")]
@@ -22,6 +22,10 @@ pub mod pb {
 }
 
 use pb::{info_server::Info, rerank_server::Rerank};
+
+pub(super) const RERANK: &str = "/tei.v1.Rerank/Rerank";
+pub(super) const RERANK_STREAM: &str = "/tei.v1.Rerank/RerankStream";
+pub(super) const INFO: &str = "/tei.v1.Info/Info";
 
 /// The services' full names, as health checks ask for them.
 pub(super) const NAMES: [&str; 2] = ["tei.v1.Rerank", "tei.v1.Info"];
@@ -43,7 +47,7 @@ impl Rerank for Tei {
         &self,
         request: Request<pb::RerankRequest>,
     ) -> Result<Response<pb::RerankResponse>, Status> {
-        let mut call = begin(&self.state, "/tei.v1.Rerank/Rerank", Lane::Score, &request);
+        let mut call = begin(&self.state, RERANK, Lane::Score, &request);
         let timeout = timeout(request.metadata());
         let result = async {
             call.enter()?;
@@ -66,7 +70,7 @@ impl Rerank for Tei {
         &self,
         request: Request<Streaming<pb::RerankStreamRequest>>,
     ) -> Result<Response<pb::RerankResponse>, Status> {
-        let mut call = begin(&self.state, "/tei.v1.Rerank/RerankStream", Lane::Score, &request);
+        let mut call = begin(&self.state, RERANK_STREAM, Lane::Score, &request);
         let timeout = timeout(request.metadata());
         let result = async {
             call.enter()?;
@@ -87,7 +91,7 @@ impl Rerank for Tei {
 #[tonic::async_trait]
 impl Info for Tei {
     async fn info(&self, request: Request<pb::InfoRequest>) -> Result<Response<pb::InfoResponse>, Status> {
-        let call = begin(&self.state, "/tei.v1.Info/Info", Lane::Score, &request);
+        let call = begin(&self.state, INFO, Lane::Score, &request);
         let info = self.state.service().map(|service| {
             let tei = write::Tei::of(service);
             pb::InfoResponse {
@@ -133,8 +137,7 @@ async fn collect(
     let mut held = call.state().bodies.share();
     let mut wish = Wish { raw: false, chars: 0 };
     let (mut first, mut sent) = (None, 0);
-    let broken = |cause| Error::invalid("texts", "the stream could not be read").with_cause(cause);
-    while let Some(wire) = stream.message().await.map_err(broken)? {
+    while let Some(wire) = stream.message().await.map_err(|broken| refused::error(&broken, None))? {
         if first.is_none() {
             wish.raw = wire.raw_scores;
             first = Some(options(wire.truncate, wire.truncation_direction, wire.return_text)?);
