@@ -1,6 +1,10 @@
 //! The one error type, and the one table from its codes to HTTP and gRPC.
 
+mod shown;
+
 use std::{fmt, sync::Arc, time::Duration};
+
+pub(crate) use shown::{bounded, listed, shown};
 
 /// What went wrong, as a caller may act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,9 +96,15 @@ pub struct Limit {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of any code.
+    /// An error of any code. Its message becomes one line, without the middle if it is long: what clients
+    /// sent may be in it.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after: None, limit: None, cause: None }
+        Self::with_lines(code, shown::bounded(message.into()))
+    }
+
+    /// An error whose message may have many lines: of a file of the operator's, never of what clients sent.
+    pub(crate) fn with_lines(code: Code, message: String) -> Self {
+        Self { code, message, retry_after: None, limit: None, cause: None }
     }
 
     /// A malformed field: the message is prefixed with the field's name.
@@ -163,7 +173,7 @@ impl Error {
         if self.code == Code::Internal { "internal error; see the server's log" } else { &self.message }
     }
 
-    /// The private causes for the log, outermost first.
+    /// The private causes for the log, outermost first, as one short line.
     pub(crate) fn causes(&self) -> String {
         let mut text = String::new();
         let mut cause = std::error::Error::source(self);
@@ -174,7 +184,7 @@ impl Error {
             text.push_str(&error.to_string());
             cause = error.source();
         }
-        text
+        bounded(text)
     }
 }
 

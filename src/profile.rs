@@ -50,7 +50,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::{
-    error::{Error, Result},
+    error::{Code, Error, Result},
     grade::Score,
     grounding::Grounding,
     model::config::ModelConfig,
@@ -289,7 +289,10 @@ impl Probe {
 }
 
 fn parse(text: &str, origin: &str) -> Result<file::File> {
-    toml::from_str(text).map_err(|cause| Error::invalid(origin, cause.to_string().trim_end()))
+    toml::from_str(text).map_err(|cause| {
+        // The place is shown below the message, in lines of their own.
+        Error::with_lines(Code::Invalid, format!("{origin}: {}", cause.to_string().trim_end()))
+    })
 }
 
 fn builtin_names() -> String {

@@ -22,7 +22,7 @@ use crate::{
         kv::KeptSequence,
         stopped,
     },
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, shown},
     grade::Score,
     grounding::Facts,
     metrics::Metrics,
@@ -241,7 +241,8 @@ impl Service {
         if let Some(name) = &request.options().model
             && !self.profile().answers_to(name)
         {
-            let message = format!("model: {name:?} is not served here; {:?} is", self.inner.model.name);
+            let message =
+                format!("model: {} is not served here; {:?} is", shown(name), self.inner.model.name);
             return Err(Error::new(Code::NotFound, message));
         }
         self.inner.limits.check(request)

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::{
     admission::{Grant, Permit},
     engine::job::{ScoreJob, Scored},
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, listed},
     grounding::Facts,
     profile::Profile,
     prompt::{Instructed, Prompt, QueryPrompt, Truncation},
@@ -167,8 +167,8 @@ pub(crate) fn document_text(
         Body::Fields(fields) => {
             let text = profile.render_document(&fields);
             if text.trim().is_empty() {
-                let names: Vec<&str> = fields.keys().map(String::as_str).collect();
-                let message = format!("no text in its fields {names:?}; see the profile's document template");
+                let names = listed(fields.keys().map(String::as_str));
+                let message = format!("no text in its fields {names}; see the profile's document template");
                 return Err(Error::invalid(&field(), message));
             }
             text

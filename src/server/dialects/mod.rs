@@ -36,7 +36,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    error::Result,
+    error::{Error, Result, shown},
     metrics::Lane,
     profile::Profile,
     request::{Limits, ScoreOptions, ScoreRequest},
@@ -79,13 +79,27 @@ struct Arrived<'a> {
 impl Arrived<'_> {
     /// What was not done as asked: fields that are not `read`, and another model's name.
     fn warnings(&self, read: &[&str], model: Option<&str>) -> Vec<String> {
-        let unread = self.keys.given().filter(|key| !read.contains(key));
-        let mut warnings: Vec<String> = unread.map(|key| format!("{key}: not used here")).collect();
+        let mut unread = self.keys.given().filter(|key| !read.contains(key));
+        let told = unread.by_ref().take(WARNINGS);
+        let mut warnings: Vec<String> = told.map(|key| warning(key, "not used here")).collect();
+        let more = unread.count();
+        if more > 0 {
+            warnings.push(format!("{more} more fields: not used here"));
+        }
         if let Some(model) = model.filter(|model| !self.profile.answers_to(model)) {
-            warnings.push(format!("model: {model:?} is not served here; {:?} answered", self.profile.name));
+            let answered = format!("{} is not served here; {:?} answered", shown(model), self.profile.name);
+            warnings.push(warning("model", &answered));
         }
         warnings
     }
+}
+
+/// Fields that are named in an answer's warnings; more are counted.
+const WARNINGS: usize = 16;
+
+/// As an error would say it, and as short.
+fn warning(field: &str, what: &str) -> String {
+    Error::invalid(field, what).message().to_owned()
 }
 
 /// As ranking dialects want it: best first, and whole or not at all, for they
@@ -230,7 +244,7 @@ pub(super) fn routes() -> Router<Arc<State>> {
 
 /// An error, of a request that reached no handler or that broke it, as the clients
 /// of `path` read it; `None` if it is no dialect's route.
-pub(super) fn refuse(path: &str, error: &crate::error::Error) -> Option<Response<Body>> {
+pub(super) fn refuse(path: &str, error: &Error) -> Option<Response<Body>> {
     let route = ROUTES.iter().find(|route| leads(route.path, path))?;
     Some(refusal::refuse(route.shape, Fields::default(), error))
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    error::{Code, Error, Result},
+    error::{Code, Error, Result, shown},
     request::{Document, Items, Limits, Pair, ScoreRequest},
     server::{call::RequestId, http::write::bytes},
     service::ScoreResponse,
@@ -64,7 +64,7 @@ impl Dialect for Body {
             let question: Question =
                 serde_json::from_value(question).map_err(|cause| Error::invalid(&field, cause))?;
             if question.r#type != "score" {
-                let message = format!("{field}.type: {:?} is not offered; score is", question.r#type);
+                let message = format!("{field}.type: {} is not offered; score is", shown(&question.r#type));
                 return Err(Error::new(Code::Unimplemented, message));
             }
             let (levels, grades) = (question.criteria.len(), profile.grades.len());
