@@ -152,7 +152,7 @@ async fn json_that_is_not_a_request_is_refused_by_field() {
         ),
         (
             json!({"query": "q", "documents": ["d"], "top_n": "3"}),
-            "top_n: invalid type: string \"3\", expected usize",
+            "top_n: invalid type: string \"3\", expected a whole number from 0 to 18446744073709551615, in digits alone",
         ),
         (
             json!({"query": "q", "documents": ["d"], "truncation": "left"}),

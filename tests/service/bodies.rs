@@ -90,10 +90,7 @@ async fn deep_nesting_and_repeated_names_are_refused() {
         let message = send(format!(r#"{{"query": "q", "documents": [{{"t": {}"#, "[".repeat(depth))).await;
         assert!(message.contains("recursion limit exceeded"), "{message}");
         let message = send("[".repeat(depth)).await;
-        assert!(
-            message.contains("expected struct ScoreBody") || message.contains("invalid type"),
-            "{message}"
-        );
+        assert!(message.starts_with("body: invalid type: sequence, expected an object"), "{message}");
     }
     let message = send(r#"{"query": "a", "query": "b", "documents": ["d"]}"#.into()).await;
     assert!(message.contains("duplicate field `query`"), "{message}");

@@ -46,7 +46,7 @@ use crate::{
 use super::{
     bodies::Held,
     call::{Call, RequestId},
-    http::{self, body, parse::parse},
+    http::{self, body, object::Object, parse::parse},
     state::State,
 };
 
@@ -147,7 +147,7 @@ fn read<D: Dialect>(
     profile: &Profile,
     limits: &Limits,
 ) -> Result<(ScoreRequest, D::Kept)> {
-    let body = parse::<D>(body)?;
+    let Object(body) = parse::<Object<D>>(body)?;
     keys.check()?;
     body.read(&Arrived { keys, profile, limits })
 }

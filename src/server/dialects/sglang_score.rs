@@ -6,7 +6,10 @@ use crate::{
     error::{Code, Error, Result},
     profile::Profile,
     request::{Document, Items, ScoreOptions, ScoreRequest},
-    server::{call::RequestId, http::write::bytes},
+    server::{
+        call::RequestId,
+        http::{object::Whole, write::bytes},
+    },
     service::{PairScore, ScoreResponse},
 };
 
@@ -19,7 +22,7 @@ use super::{
 pub(super) struct Body {
     query: String,
     items: lenient::OneOrMany,
-    label_token_ids: Option<Vec<u32>>,
+    label_token_ids: Option<Vec<Whole>>,
     #[serde(default, deserialize_with = "lenient::flag")]
     apply_softmax: Option<bool>,
     #[serde(default, deserialize_with = "lenient::flag")]
@@ -90,18 +93,19 @@ impl Kept {
 }
 
 /// The grades of these tokens; all of them if none is named.
-fn labels(tokens: Option<&[u32]>, profile: &Profile) -> Result<Vec<usize>> {
+fn labels(tokens: Option<&[Whole]>, profile: &Profile) -> Result<Vec<usize>> {
     let Some(tokens) = tokens else { return Ok((0..profile.grades.len()).collect()) };
     if tokens.is_empty() {
         return Err(Error::invalid("label_token_ids", "is empty; leave it out for all grades"));
     }
-    let place = |(index, token): (usize, &u32)| {
-        let found = profile.grades.iter().position(|grade| grade.token == *token).ok_or_else(|| {
-            let known = profile.grade_tokens();
-            let message = format!("{token} is not a grade's token; this model's are {known:?}");
-            Error::invalid(&format!("label_token_ids[{index}]"), message)
-        })?;
-        if tokens[..index].contains(token) {
+    let place = |(index, &Whole(token)): (usize, &Whole)| {
+        let found =
+            profile.grades.iter().position(|grade| u64::from(grade.token) == token).ok_or_else(|| {
+                let known = profile.grade_tokens();
+                let message = format!("{token} is not a grade's token; this model's are {known:?}");
+                Error::invalid(&format!("label_token_ids[{index}]"), message)
+            })?;
+        if tokens[..index].iter().any(|&Whole(other)| other == token) {
             return Err(Error::invalid(&format!("label_token_ids[{index}]"), format!("repeats {token}")));
         }
         Ok(found)

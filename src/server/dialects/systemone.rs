@@ -6,7 +6,10 @@ use serde_json::{Map, Value};
 use crate::{
     error::{Code, Error, Result, shown},
     request::{Document, Items, Limits, Pair, ScoreRequest},
-    server::{call::RequestId, http::write::bytes},
+    server::{
+        call::RequestId,
+        http::{object::Object, write::bytes},
+    },
     service::ScoreResponse,
 };
 
@@ -61,7 +64,7 @@ impl Dialect for Body {
         let (mut pairs, mut asked) = (Vec::new(), Vec::new());
         for (name, question) in self.questions {
             let field = format!("questions.{name}");
-            let question: Question =
+            let Object(question): Object<Question> =
                 serde_json::from_value(question).map_err(|cause| Error::invalid(&field, cause))?;
             if question.r#type != "score" {
                 let message = format!("{field}.type: {} is not offered; score is", shown(&question.r#type));

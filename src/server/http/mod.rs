@@ -2,6 +2,7 @@
 
 pub(in crate::server) mod body;
 mod explain;
+pub(in crate::server) mod object;
 pub(in crate::server) mod parse;
 mod problem;
 pub(crate) mod unique;

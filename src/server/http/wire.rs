@@ -14,6 +14,7 @@ use crate::{
 };
 
 use super::{
+    object::{Object, Whole},
     parse::parse,
     unique::{Unique, repeated},
 };
@@ -24,17 +25,17 @@ struct ScoreBody {
     model: Option<String>,
     query: Option<String>,
     documents: Option<Vec<DocumentBody>>,
-    pairs: Option<Vec<PairBody>>,
+    pairs: Option<Vec<Object<PairBody>>>,
     instruction: Option<String>,
-    top_n: Option<usize>,
+    top_n: Option<Whole>,
     sort: Option<bool>,
     truncation: Option<TruncationBody>,
-    deadline_ms: Option<u64>,
+    deadline_ms: Option<Whole>,
     return_documents: Option<bool>,
     raw: Option<bool>,
-    explain_top_n: Option<usize>,
-    max_reason_tokens: Option<usize>,
-    explain_indices: Option<Vec<usize>>,
+    explain_top_n: Option<Whole>,
+    max_reason_tokens: Option<Whole>,
+    explain_indices: Option<Vec<Whole>>,
 }
 
 #[derive(Deserialize)]
@@ -103,7 +104,7 @@ impl<'de> Deserialize<'de> for DocumentBody {
 ///
 /// `Invalid`, naming the field and what was expected.
 pub(crate) fn score(body: &[u8]) -> Result<ScoreRequest> {
-    let body: ScoreBody = parse(body)?;
+    let Object(body): Object<ScoreBody> = parse(body)?;
     for (field, given) in [
         ("explain_top_n", body.explain_top_n.is_some()),
         ("max_reason_tokens", body.max_reason_tokens.is_some()),
@@ -122,7 +123,8 @@ pub(crate) fn score(body: &[u8]) -> Result<ScoreRequest> {
 ///
 /// `Invalid`, naming the field and what was expected.
 pub(crate) fn explain(body: &[u8]) -> Result<ExplainRequest> {
-    let (score, explained, max_reason_tokens) = request(parse(body)?)?;
+    let Object(body) = parse(body)?;
+    let (score, explained, max_reason_tokens) = request(body)?;
     ExplainRequest::new(score, explained, max_reason_tokens)
 }
 
@@ -131,8 +133,8 @@ fn request(body: ScoreBody) -> Result<(ScoreRequest, Explained, Option<usize>)> 
         (Some(_), Some(_)) => {
             return Err(Error::invalid("explain_indices", "cannot be combined with explain_top_n"));
         }
-        (Some(count), None) => Explained::Best(count),
-        (None, Some(indices)) => Explained::Indices(indices),
+        (Some(count), None) => Explained::Best(count.size()),
+        (None, Some(indices)) => Explained::Indices(indices.into_iter().map(Whole::size).collect()),
         (None, None) => Explained::Default,
     };
     let items = match (body.query, body.documents, body.pairs) {
@@ -140,7 +142,10 @@ fn request(body: ScoreBody) -> Result<(ScoreRequest, Explained, Option<usize>)> 
             Items::Documents { query, documents: documents.into_iter().map(|document| document.0).collect() }
         }
         (None, None, Some(pairs)) => Items::Pairs(
-            pairs.into_iter().map(|pair| Pair { query: pair.query, document: pair.document.0 }).collect(),
+            pairs
+                .into_iter()
+                .map(|Object(pair)| Pair { query: pair.query, document: pair.document.0 })
+                .collect(),
         ),
         (_, _, Some(_)) => return Err(Error::invalid("pairs", "cannot be combined with query or documents")),
         (None, _, None) => return Err(Error::invalid("query", "is missing; or give pairs")),
@@ -148,19 +153,19 @@ fn request(body: ScoreBody) -> Result<(ScoreRequest, Explained, Option<usize>)> 
     };
     let options = ScoreOptions {
         instruction: body.instruction,
-        top_n: body.top_n,
+        top_n: body.top_n.map(Whole::size),
         sort: body.sort.unwrap_or(false),
         truncation: match body.truncation {
             None | Some(TruncationBody::Document) => Truncation::Document,
             Some(TruncationBody::Error) => Truncation::Error,
         },
-        deadline: body.deadline_ms.map(Duration::from_millis),
+        deadline: body.deadline_ms.map(|Whole(ms)| Duration::from_millis(ms)),
         return_documents: body.return_documents.unwrap_or(false),
         raw: body.raw.unwrap_or(false),
         model: body.model,
         whole: false,
     };
-    Ok((ScoreRequest::new(items, options)?, explained, body.max_reason_tokens))
+    Ok((ScoreRequest::new(items, options)?, explained, body.max_reason_tokens.map(Whole::size)))
 }
 
 #[cfg(test)]
@@ -222,7 +227,14 @@ mod tests {
             refusal(r#"{"query": "q", "documents": ["a"], "truncation": "left"}"#)
                 .starts_with("truncation: unknown variant `left`, expected `document` or `error`")
         );
-        assert!(refusal("[1]").starts_with("[0]: invalid type"), "{}", refusal("[1]"));
+    }
+
+    #[test]
+    fn a_list_of_values_is_no_object() {
+        let list = r#"[null, "q", ["a"], null, null, null, null, null, null, null, null, null, null, null]"#;
+        assert_eq!(refusal(list), "body: invalid type: sequence, expected an object at line 1 column 0");
+        let pair = r#"{"pairs": [{"query": "q", "document": "d"}, ["q", "d"]]}"#;
+        assert_eq!(refusal(pair), "pairs[1]: invalid type: sequence, expected an object at line 1 column 44");
     }
 
     #[test]
