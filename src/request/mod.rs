@@ -5,7 +5,10 @@
 
 mod limits;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Map, Value};
 
@@ -169,6 +172,7 @@ pub struct ScoreOptions {
 pub struct ScoreRequest {
     items: Items,
     options: ScoreOptions,
+    arrived: Option<Instant>,
 }
 
 impl ScoreRequest {
@@ -186,12 +190,23 @@ impl ScoreRequest {
         if options.deadline == Some(Duration::ZERO) {
             return Err(Error::invalid("deadline_ms", "is 0; at least 1 is needed"));
         }
-        Ok(Self { items, options })
+        Ok(Self { items, options, arrived: None })
     }
 
     /// Shortens the deadline to `timeout`, where it is shorter.
     pub fn limit_deadline(&mut self, timeout: Duration) {
         self.options.deadline = Some(self.options.deadline.map_or(timeout, |deadline| deadline.min(timeout)));
+    }
+
+    /// Its deadline counts from `arrived`: it was sent before it was read.
+    #[must_use]
+    pub fn arrived_at(self, arrived: Instant) -> Self {
+        Self { arrived: Some(arrived), ..self }
+    }
+
+    /// When its deadline began, if that was before it is scored.
+    pub fn arrived(&self) -> Option<Instant> {
+        self.arrived
     }
 
     /// What to score; never empty.
@@ -259,6 +274,12 @@ impl ExplainRequest {
     /// Shortens the deadline to `timeout`, where it is shorter.
     pub fn limit_deadline(&mut self, timeout: Duration) {
         self.score.limit_deadline(timeout);
+    }
+
+    /// Its deadline counts from `arrived`: it was sent before it was read.
+    #[must_use]
+    pub fn arrived_at(self, arrived: Instant) -> Self {
+        Self { score: self.score.arrived_at(arrived), ..self }
     }
 
     /// Which documents are explained.

@@ -27,18 +27,33 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Longest request id that is taken over, in bytes.
 const LONGEST_ID: usize = 128;
 
-/// The client's name for a request, or ours; and its trace, if it has one.
+/// The client's name for a request, or ours; with its trace, if it has one.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestId(pub(crate) HeaderValue, pub(crate) Option<Trace>);
+pub(crate) struct RequestId {
+    pub(crate) name: HeaderValue,
+    pub(crate) trace: Option<Trace>,
+    /// When its head had arrived.
+    pub(crate) arrived: Instant,
+}
 
 impl RequestId {
     /// One request among those of a stream.
     pub(crate) fn nested(&self) -> Self {
-        Self(self.0.clone(), self.1.as_ref().map(Trace::nested))
+        Self { trace: self.trace.as_ref().map(Trace::nested), ..Self::now(self.name.clone()) }
+    }
+
+    /// Of a request that arrives now, and is not traced.
+    pub(crate) fn now(name: HeaderValue) -> Self {
+        Self { name, trace: None, arrived: Instant::now() }
+    }
+
+    /// Where a request was given none.
+    pub(crate) fn none() -> Self {
+        Self::now(HeaderValue::from_static("-"))
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        self.0.to_str().unwrap_or_default()
+        self.name.to_str().unwrap_or_default()
     }
 }
 
@@ -64,7 +79,7 @@ impl RequestIds {
             let id = format!("{:016x}-{number:x}", self.process);
             HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
         });
-        RequestId(id, None)
+        RequestId::now(id)
     }
 }
 
@@ -75,7 +90,6 @@ pub(crate) struct Call {
     route: &'static str,
     lane: Lane,
     id: RequestId,
-    arrived: Instant,
     in_flight: Option<InFlight>,
     ended: bool,
 }
@@ -84,10 +98,10 @@ impl Call {
     /// A request on `route` has arrived.
     pub(crate) fn begin(state: &Arc<State>, route: &'static str, lane: Lane, id: RequestId) -> Self {
         let state = Arc::clone(state);
-        if let Some(trace) = &id.1 {
+        if let Some(trace) = &id.trace {
             trace.name(route, id.as_str());
         }
-        Self { state, route, lane, id, arrived: Instant::now(), in_flight: None, ended: false }
+        Self { state, route, lane, id, in_flight: None, ended: false }
     }
 
     /// Lets it in: from here on draining waits for it.
@@ -105,19 +119,19 @@ impl Call {
         self.state.service()
     }
 
-    /// [`Service::score`], in this request's trace.
+    /// [`Service::score`], in this request's trace and with the time since its head arrived.
     pub(crate) async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse> {
-        self.service()?.score_in(request, self.trace()).await
+        self.service()?.score_in(request.arrived_at(self.id.arrived), self.trace()).await
     }
 
-    /// [`Service::explain`], in this request's trace.
+    /// [`Service::explain`], in this request's trace and with the time since its head arrived.
     pub(crate) async fn explain(&self, request: ExplainRequest) -> Result<ExplainStream> {
-        self.service()?.explain_in(request, self.trace()).await
+        self.service()?.explain_in(request.arrived_at(self.id.arrived), self.trace()).await
     }
 
     /// The trace that its stages are told to.
     fn trace(&self) -> Option<&Trace> {
-        self.id.1.as_ref().filter(|trace| trace.is_recorded())
+        self.id.trace.as_ref().filter(|trace| trace.is_recorded())
     }
 
     pub(crate) fn state(&self) -> &Arc<State> {
@@ -131,7 +145,7 @@ impl Call {
     /// It is of many requests, which are counted each by itself: it is not. Its id is left.
     pub(crate) fn uncounted(mut self) -> RequestId {
         self.ended = true;
-        if let Some(trace) = &self.id.1 {
+        if let Some(trace) = &self.id.trace {
             trace.end("ok", self.lane.as_str(), false);
         }
         self.id.clone()
@@ -145,16 +159,16 @@ impl Call {
 
     fn record(&mut self, code: &str) {
         self.ended = true;
-        self.state.metrics.request(self.route, self.lane, code, self.arrived.elapsed());
-        if let Some(trace) = &self.id.1 {
+        self.state.metrics.request(self.route, self.lane, code, self.id.arrived.elapsed());
+        if let Some(trace) = &self.id.trace {
             let fault = TABLE.iter().any(|row| row.name == code && row.http >= 500);
             trace.end(code, self.lane.as_str(), fault);
         }
     }
 
     fn log(&self, error: Option<&Error>) {
-        let trace = self.id.1.as_ref().map(Trace::id);
-        let (id, route, ms) = (self.id.as_str(), self.route, self.arrived.elapsed().as_secs_f64() * 1e3);
+        let trace = self.id.trace.as_ref().map(Trace::id);
+        let (id, route, ms) = (self.id.as_str(), self.route, self.id.arrived.elapsed().as_secs_f64() * 1e3);
         match error {
             None => tracing::debug!(id, trace, route, ms, "ok"),
             Some(error) if error.code() == Code::Internal => {

@@ -58,7 +58,7 @@ impl Front {
         let grpc = is_grpc(request.headers());
         let mut id = self.ids.of(request.headers());
         let tracing = self.tracing.as_ref().filter(|_| is_work(&request));
-        id.1 = tracing.map(|tracing| trace(tracing, request.headers()));
+        id.trace = tracing.map(|tracing| trace(tracing, request.headers()));
         request.extensions_mut().insert(id.clone());
         let path = request.uri().path().to_owned();
         let answer = match &self.grpc {
@@ -84,10 +84,10 @@ impl Front {
                 }
             }
         };
-        if let (Some(tracing), Some(trace)) = (tracing, &id.1) {
+        if let (Some(tracing), Some(trace)) = (tracing, &id.trace) {
             lead_to(response.headers_mut(), tracing, trace);
         }
-        response.headers_mut().insert(REQUEST_ID, id.0);
+        response.headers_mut().insert(REQUEST_ID, id.name);
         response
     }
 }

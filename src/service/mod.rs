@@ -222,10 +222,15 @@ impl Service {
     ) -> Result<Scores> {
         let arrived = Instant::now();
         let inner = &self.inner;
-        let deadline = arrived + patience;
+        let deadline = request.arrived().unwrap_or(arrived) + patience;
+        if deadline <= arrived {
+            return Err(deadline_exceeded(patience));
+        }
+        // In whole milliseconds, as admission tells it.
+        let left = Duration::from_millis((deadline - arrived).as_micros().div_ceil(1000) as u64);
         let (mut work, answers, options) = Work::new(request, keep, deadline, &inner.model.profile)?;
         let load = Load { pace: inner.engine.pace(), stalled: inner.engine.stalled() };
-        let grant = inner.admission.admit(answers.len(), work.bound(), Some(patience), load);
+        let grant = inner.admission.admit(answers.len(), work.bound(), Some(left), load);
         if let Some(trace) = trace {
             stages::admitted(trace, arrived, answers.len(), work.bound(), grant.as_ref().err());
         }

@@ -1,7 +1,13 @@
 //! Admission, deadlines, and requests that are dropped in the queue.
 
+use std::time::Duration;
+
 use hyper::StatusCode;
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use verdict::{
     config::Settings,
     metrics::{DropReason, Lane},
@@ -78,6 +84,28 @@ async fn a_request_past_its_deadline_is_dropped_before_any_compute() {
     until(|| dropped() == 3).await;
     assert_eq!(server.metrics.pairs_computed(), 1);
     assert_eq!(server.stub.answers(), 1);
+}
+
+#[tokio::test]
+async fn a_deadline_counts_from_the_head_of_a_request() {
+    let server = TestServer::start().await;
+    for (path, key) in [("/score", "documents"), ("/score?explain=true", "documents"), ("/rerank", "texts")] {
+        let body = json!({"query": "q", key: ["d"]}).to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nx-request-timeout-ms: 300\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut slow = within(TcpStream::connect(server.address)).await.expect("connected");
+        slow.write_all((head + &body[..5]).as_bytes()).await.expect("sent");
+        within(async { while server.metric("verdict_body_bytes").await != 5.0 {} }).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        slow.write_all(&body.as_bytes()[5..]).await.expect("sent");
+        let mut answer = String::new();
+        within(slow.read_to_string(&mut answer)).await.expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+        assert!(answer.contains("the deadline of 300 ms passed before all scores were there"), "{answer}");
+    }
+    assert_eq!(server.stub.passes(), 0);
 }
 
 #[tokio::test]

@@ -14,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use axum::http::HeaderValue;
 use futures::{Stream, StreamExt as _, future, stream};
 use prost::Message as _;
 use tonic::{
@@ -114,8 +113,7 @@ fn begin<T>(state: &Arc<State>, route: &'static str, lane: Lane, request: &Reque
     if let Some(reached) = request.extensions().get::<refused::Reached>() {
         reached.mark();
     }
-    let made = || RequestId(HeaderValue::from_static("-"), None);
-    let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(made);
+    let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(RequestId::none);
     Call::begin(state, route, lane, id)
 }
 

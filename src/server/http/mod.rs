@@ -170,8 +170,7 @@ pub(crate) async fn method_not_allowed(
 
 /// The id that the request was given when it arrived.
 pub(in crate::server) fn id(request: &Request<Body>) -> RequestId {
-    let made = || RequestId(HeaderValue::from_static("-"), None);
-    request.extensions().get::<RequestId>().cloned().unwrap_or_else(made)
+    request.extensions().get::<RequestId>().cloned().unwrap_or_else(RequestId::none)
 }
 
 /// Ends a call with an error.

@@ -93,7 +93,7 @@ mod tests {
     use crate::error::TABLE;
 
     async fn parts(error: &Error) -> (u16, Option<String>, serde_json::Value) {
-        let response = problem(error, &RequestId(HeaderValue::from_static("r-1"), None));
+        let response = problem(error, &RequestId::now(HeaderValue::from_static("r-1")));
         let status = response.status().as_u16();
         let retry = response.headers().get(RETRY_AFTER).map(|value| value.to_str().expect("text").to_owned());
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
