@@ -15,6 +15,8 @@ pub enum Code {
     Unauthenticated,
     /// No such route or model.
     NotFound,
+    /// The route takes another HTTP method.
+    MethodNotAllowed,
     /// The request is well formed but past a size limit.
     TooLarge,
     /// The body is of a kind or an encoding that is not read here.
@@ -47,10 +49,11 @@ pub struct Row {
 }
 
 /// Every code once: HTTP status, gRPC status, and whether a retry makes sense.
-pub const TABLE: [Row; 10] = [
+pub const TABLE: [Row; 11] = [
     row(Code::Invalid, "invalid", 400, 3, false),
     row(Code::Unauthenticated, "unauthenticated", 401, 16, false),
     row(Code::NotFound, "not_found", 404, 5, false),
+    row(Code::MethodNotAllowed, "method_not_allowed", 405, 12, false),
     row(Code::TooLarge, "too_large", 413, 3, false),
     row(Code::UnsupportedMedia, "unsupported_media_type", 415, 3, false),
     row(Code::Overloaded, "overloaded", 429, 8, true),

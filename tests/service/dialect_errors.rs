@@ -2,7 +2,7 @@
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use verdict::config::Settings;
+use verdict::{config::Settings, metrics::Lane};
 
 use crate::{
     common::{Answer, TestServer, model, post, raw, settings, until, within},
@@ -253,6 +253,28 @@ async fn a_body_that_cannot_be_read_is_refused_so_that_any_client_of_the_route_s
     for key in ["error", "error_type", "detail", "message"] {
         assert!(both[key].is_string(), "{both}");
     }
+}
+
+#[tokio::test]
+async fn another_method_is_refused_in_each_routes_shape() {
+    let server = TestServer::start().await;
+    for (path, keys) in [
+        ("/rerank", &["detail", "error", "error_type", "message"][..]),
+        ("/v1/rerank", &["detail", "message"]),
+        ("/v2/rerank", &["message"]),
+        ("/v1/score", &["error"]),
+        ("/predict", &["error", "error_type"]),
+    ] {
+        let answer = server.get(path).await;
+        assert_eq!((answer.status, answer.header("allow")), (StatusCode::METHOD_NOT_ALLOWED, Some("POST")));
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        let body = answer.json();
+        let mut found: Vec<&String> = body.as_object().expect("an object").keys().collect();
+        found.sort_unstable();
+        assert_eq!(found, keys, "{path}");
+        assert!(answer.text().contains(&format!("{path} does not take GET")), "{}", answer.text());
+    }
+    assert_eq!(server.metrics.requests_ended("other", Lane::Score, "method_not_allowed"), 5);
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ async fn other_routes_answer() {
     assert_eq!(answer.problem(), ("not_found".into(), "no route GET /nothing".into()));
     let answer = server.get("/score").await;
     assert_eq!((answer.status, answer.header("allow")), (StatusCode::METHOD_NOT_ALLOWED, Some("POST")));
-    assert_eq!(answer.problem().1, "/score does not take GET");
+    assert_eq!(answer.problem(), ("method_not_allowed".into(), "/score does not take GET".into()));
 }
 
 #[tokio::test]

@@ -99,6 +99,7 @@ fn tei_type(code: Code) -> &'static str {
         | Code::TooLarge
         | Code::UnsupportedMedia
         | Code::NotFound
+        | Code::MethodNotAllowed
         | Code::Unauthenticated
         | Code::Unimplemented => "Validation",
         Code::Overloaded | Code::DeadlineExceeded => "Overloaded",
@@ -110,7 +111,7 @@ fn tei_type(code: Code) -> &'static str {
 /// The names of vLLM and SGLang.
 fn openai_type(code: Code) -> &'static str {
     match code {
-        Code::Invalid | Code::TooLarge | Code::UnsupportedMedia => "BadRequestError",
+        Code::Invalid | Code::TooLarge | Code::UnsupportedMedia | Code::MethodNotAllowed => "BadRequestError",
         Code::Unauthenticated => "AuthenticationError",
         Code::NotFound => "NotFoundError",
         Code::Overloaded => "RateLimitError",

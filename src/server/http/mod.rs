@@ -16,7 +16,7 @@ use axum::{
     body::Body,
     extract::State as Shared,
     http::{
-        HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
+        HeaderMap, HeaderName, HeaderValue, Request, Response,
         header::{ACCEPT, CONTENT_TYPE},
     },
     routing::{get, post},
@@ -36,7 +36,6 @@ use super::{
 };
 
 pub(in crate::server) use problem::LEAVE;
-use problem::problem_with;
 pub(crate) use problem::{advise, problem};
 
 const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -162,8 +161,9 @@ pub(crate) async fn method_not_allowed(
 ) -> Response<Body> {
     let call = Call::begin(&state, "other", Lane::Score, id(&request));
     let message = format!("{} does not take {}", request.uri().path(), request.method());
-    let error = Error::new(Code::NotFound, message);
-    let response = problem_with(StatusCode::METHOD_NOT_ALLOWED, &error, call.id());
+    let error = Error::new(Code::MethodNotAllowed, message);
+    let response =
+        dialects::refuse(request.uri().path(), &error).unwrap_or_else(|| problem(&error, call.id()));
     call.end(Some(&error));
     response
 }

@@ -38,13 +38,8 @@ struct Problem<'a> {
 
 /// An error as a response.
 pub(crate) fn problem(error: &Error, id: &RequestId) -> Response<Body> {
-    let status = StatusCode::from_u16(error.code().row().http);
-    problem_with(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error, id)
-}
-
-/// An error as a response with a status of its own.
-pub(crate) fn problem_with(status: StatusCode, error: &Error, id: &RequestId) -> Response<Body> {
     let row = error.code().row();
+    let status = StatusCode::from_u16(row.http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let problem = Problem {
         r#type: "about:blank",
         title: status.canonical_reason().unwrap_or("Error"),

@@ -134,6 +134,8 @@ fn add_errors(operation: &mut Value, read_only: bool, content: Option<&Value>) {
     for Row { name, http, retryable, .. } in TABLE {
         let fits = match http {
             401 => !public,
+            // Of what is described, every method is taken.
+            405 => false,
             500 | 503 => true,
             _ => !read_only,
         };
