@@ -158,7 +158,7 @@ async fn what_is_wrong_is_named_by_the_peers_own_fields() {
             "/v1/rerank",
             json!({"query": "q", "documents": ["d"], "top_n": -1}),
             400,
-            "top_n: invalid value: -1, expected a whole number, 0 or more",
+            "top_n: invalid value: -1, expected a whole number from 0 to 4294967295",
         ),
         (
             "/v2/rerank",

@@ -98,8 +98,8 @@ pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 
 /// A count: a whole number, or one in a string; null is none.
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    /// Beyond it a number with a fraction could not be told from one without.
-    const MOST: f64 = 4_294_967_295.0;
+    /// No list is longer; and up to it a number with a fraction is told from one without.
+    const MOST: u32 = u32::MAX;
     let value = Value::deserialize(deserializer)?;
     let number = match &value {
         Value::Null => return Ok(None),
@@ -108,9 +108,12 @@ pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
         _ => None,
     };
     match number {
-        Some(number) if (0.0..=MOST).contains(&number) && number.fract() == 0.0 => Ok(Some(number as usize)),
+        Some(number) if (0.0..=f64::from(MOST)).contains(&number) && number.fract() == 0.0 => {
+            Ok(Some(number as usize))
+        }
         _ => {
-            Err(de::Error::invalid_value(Unexpected::Other(&value.to_string()), &"a whole number, 0 or more"))
+            let expected = format!("a whole number from 0 to {MOST}");
+            Err(de::Error::invalid_value(Unexpected::Other(&value.to_string()), &expected.as_str()))
         }
     }
 }

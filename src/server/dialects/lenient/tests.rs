@@ -41,9 +41,18 @@ fn counts_are_read_as_clients_write_them() {
     {
         assert_eq!(read(json!({"count": value})), Ok((None, count)), "{value}");
     }
-    for wrong in [json!(-1), json!(1.5), json!("many"), json!(1e300), json!("NaN"), json!(true)] {
+    for wrong in [
+        json!(-1),
+        json!(1.5),
+        json!(1e18),
+        json!(4_294_967_296_u64),
+        json!("many"),
+        json!(1e300),
+        json!("NaN"),
+        json!(true),
+    ] {
         let message = read(json!({"count": wrong})).expect_err("refused");
-        assert!(message.ends_with("expected a whole number, 0 or more"), "{message}");
+        assert!(message.ends_with("expected a whole number from 0 to 4294967295"), "{message}");
     }
 }
 
