@@ -115,11 +115,13 @@ pub(in crate::server) fn timeout(headers: &HeaderMap) -> Result<Option<std::time
     }
 }
 
-/// `application/json` without `text/event-stream`; `*/*` takes events.
+/// `application/json` without `text/event-stream`; `*/*` takes events. Parameters make no difference.
 fn wants_json(headers: &HeaderMap) -> bool {
-    let named = |kind: &str| {
-        headers.get_all(ACCEPT).iter().any(|value| value.to_str().is_ok_and(|value| value.contains(kind)))
+    let ranges = || {
+        let values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).filter_map(|range| range.split(';').next())
     };
+    let named = |kind: &str| ranges().any(|range| range.trim().eq_ignore_ascii_case(kind));
     named("application/json") && !named("text/event-stream")
 }
 
@@ -230,6 +232,11 @@ mod tests {
         };
         assert!(accept("application/json"));
         assert!(accept("application/json, */*"));
+        assert!(accept("Application/JSON"));
+        assert!(accept("text/html,application/json ; q=0.9"));
+        assert!(!accept("application/jsonlines"));
+        assert!(!accept("application/json-seq, */*"));
+        assert!(!accept("application/json, Text/Event-Stream;q=0.5"));
         assert!(!accept("text/event-stream"));
         assert!(!accept("text/event-stream, application/json"));
         assert!(!accept("*/*"));
