@@ -137,6 +137,12 @@ impl Error {
         self
     }
 
+    /// The same in other words.
+    #[must_use]
+    pub(crate) fn with_message(self, message: String) -> Self {
+        Self { message, ..self }
+    }
+
     /// Adds when to try again.
     #[must_use]
     pub fn with_retry_after(mut self, wait: Duration) -> Self {

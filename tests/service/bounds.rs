@@ -43,6 +43,9 @@ async fn a_state_is_bounded_with_all_its_questions() {
         server.send(post(&server.url("/v1/systemone"), &body)).await
     };
     ask(4).await.ok();
+    let empty = json!({"state": "", "questions": {"x": question}});
+    let answer = server.send(post(&server.url("/v1/systemone"), &empty)).await;
+    assert_eq!(message(&answer.json()), "state: is empty");
     let answer = ask(5).await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
     let expected = "state: 25000 bytes, once for each of 5 questions, over the limit of 20000";

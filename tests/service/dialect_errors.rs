@@ -173,6 +173,22 @@ async fn what_is_wrong_is_named_by_the_peers_own_fields() {
             "documents[0]: no text in its fields [\"image\"]; see the profile's document template",
         ),
         ("/v1/reranking", json!({"query": "q", "input": [" "]}), 400, "input[0]: is empty"),
+        (
+            "/v1/reranking",
+            json!({"query": "q", "input": ["d"], "top_k": 0}),
+            400,
+            "top_k: is 0; at least 1 is needed",
+        ),
+        (
+            "/v1/rerank",
+            json!({"query": "q", "documents": ["d"], "top_k": 0}),
+            400,
+            "top_k: is 0; at least 1 is needed",
+        ),
+        ("/v1/score", json!({"text_1": "", "text_2": ["d"]}), 400, "text_1: is empty"),
+        ("/v1/score", json!({"data_1": "q", "data_2": ["d", ""]}), 400, "data_2[1]: is empty"),
+        ("/v1/score", json!({"queries": ["a", ""], "items": ["d", "e"]}), 400, "queries[1]: is empty"),
+        ("/v1/score", json!({"queries": ["a", "b"], "documents": ["d", ""]}), 400, "documents[1]: is empty"),
         ("/v1/ranking", json!({"query": {"text": "q"}, "passages": []}), 400, "passages: is empty"),
         (
             "/v1/ranking",

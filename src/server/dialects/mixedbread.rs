@@ -51,7 +51,7 @@ pub(super) struct Kept {
 
 impl Dialect for Body {
     const SHAPE: Shape = Shape::Mixedbread;
-    const FIELDS: Fields = Fields::new("query", "input");
+    const FIELDS: Fields = Fields::new("query", "input").cut_by("top_k");
     type Kept = Kept;
 
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, Kept)> {

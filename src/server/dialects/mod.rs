@@ -62,6 +62,11 @@ trait Dialect: DeserializeOwned + Send + 'static {
     /// What the answer needs to know of the request.
     type Kept: Send;
 
+    /// The same of a body with these keys, where names depend on them.
+    fn fields(_: &Keys) -> Fields {
+        Self::FIELDS
+    }
+
     /// What is asked.
     fn read(self, arrived: &Arrived<'_>) -> Result<(ScoreRequest, Self::Kept)>;
 
@@ -116,7 +121,7 @@ fn in_order() -> ScoreOptions {
 /// A dialect, to be chosen by a body's keys.
 struct Spoken {
     shape: Shape,
-    fields: Fields,
+    fields: fn(&Keys) -> Fields,
     read: fn(&[u8], &Keys, &Profile, &Limits) -> Result<ScoreRequest>,
     answer: for<'a> fn(&'a Call, Exchange) -> BoxFuture<'a, Result<Response<Body>>>,
 }
@@ -132,7 +137,7 @@ struct Exchange {
 fn spoken<D: Dialect>() -> Spoken {
     Spoken {
         shape: D::SHAPE,
-        fields: D::FIELDS,
+        fields: D::fields,
         read: |body, keys, profile, limits| {
             read::<D>(body, keys, profile, limits).map(|(request, _)| request)
         },
@@ -268,7 +273,7 @@ async fn serve(state: &Arc<State>, route: &'static Route, request: Request<Body>
     let answer = match exchange {
         Ok(exchange) => {
             let spoken = (route.choose)(&exchange.keys);
-            (shape, fields) = (spoken.shape, spoken.fields);
+            (shape, fields) = (spoken.shape, (spoken.fields)(&exchange.keys));
             (spoken.answer)(&call, exchange).await
         }
         Err(error) => Err(error),

@@ -37,28 +37,71 @@ pub(super) enum Shape {
     Flat,
 }
 
-/// What a peer calls the query and the documents, so that errors name its own fields.
+/// What a peer calls the fields that errors name, so that they name its own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields {
     query: &'static str,
     documents: &'static str,
-    pairs: &'static str,
+    top_n: &'static str,
+    pairs: Pairs,
+}
+
+/// Where a peer's pairs are.
+#[derive(Clone, Copy, Debug)]
+enum Pairs {
+    /// Under one name.
+    Together(&'static str),
+    /// In two lists: queries and documents.
+    Apart(&'static str, &'static str),
+    /// Queries in a list, with one document for all of them.
+    About(&'static str, &'static str),
 }
 
 impl Fields {
     pub(super) const fn new(query: &'static str, documents: &'static str) -> Self {
-        Self { query, documents, pairs: "pairs" }
+        Self { query, documents, top_n: "top_n", pairs: Pairs::Apart(query, documents) }
     }
 
     /// For a peer whose queries and documents come in pairs, under one name.
     pub(super) const fn paired(pairs: &'static str) -> Self {
-        Self { pairs, ..Self::new("query", "documents") }
+        Self { pairs: Pairs::Together(pairs), ..Self::new("query", "documents") }
+    }
+
+    /// For a peer whose queries are about one document.
+    pub(super) const fn about(queries: &'static str, document: &'static str) -> Self {
+        Self { pairs: Pairs::About(queries, document), ..Self::new("query", "documents") }
+    }
+
+    /// For a peer who calls so how many of the best are wanted.
+    pub(super) const fn cut_by(self, top_n: &'static str) -> Self {
+        Self { top_n, ..self }
     }
 
     /// An error about our field as one about the peer's.
     fn name(self, error: &Error) -> Error {
+        if let Some(message) = self.pairs.name(error.message()) {
+            return error.clone().with_message(message);
+        }
         let error = error.clone().rename_field("query", self.query);
-        error.rename_field("documents", self.documents).rename_field("pairs", self.pairs)
+        error.rename_field("documents", self.documents).rename_field("top_n", self.top_n)
+    }
+}
+
+impl Pairs {
+    /// A message about one of our pairs, or about all of them, in the peer's names.
+    fn name(self, message: &str) -> Option<String> {
+        let (Self::Together(list) | Self::Apart(list, _) | Self::About(list, _)) = self;
+        let rest = message.strip_prefix("pairs")?;
+        if rest.starts_with(':') {
+            return Some(format!("{list}{rest}"));
+        }
+        let (index, part) = rest.strip_prefix('[')?.split_once(']')?;
+        Some(match (self, part.strip_prefix(".document"), part.strip_prefix(".query")) {
+            (Self::Together(_), ..) | (_, None, None) => format!("{list}[{index}]{part}"),
+            (_, None, Some(rest)) => format!("{list}[{index}]{rest}"),
+            (Self::Apart(_, documents), Some(rest), _) => format!("{documents}[{index}]{rest}"),
+            (Self::About(_, document), Some(rest), _) => format!("{document}{rest}"),
+        })
     }
 }
 
@@ -167,6 +210,15 @@ mod tests {
         assert_eq!(name(fields, "query: is empty"), "question: is empty");
         assert_eq!(name(Fields::default(), "query: is empty"), "query: is empty");
         assert_eq!(name(Fields::paired("inputs"), "pairs[0].query: is empty"), "inputs[0].query: is empty");
+        let fields = Fields::new("query", "documents").cut_by("top_k");
+        assert_eq!(name(fields, "top_n: is 0; at least 1 is needed"), "top_k: is 0; at least 1 is needed");
+        let fields = Fields::new("text_1", "text_2");
+        assert_eq!(name(fields, "pairs[1].query: is empty"), "text_1[1]: is empty");
+        assert_eq!(name(fields, "pairs[1].document: is empty"), "text_2[1]: is empty");
+        assert_eq!(name(fields, "pairs: 5 pairs, over"), "text_1: 5 pairs, over");
+        let fields = Fields::about("questions", "state");
+        assert_eq!(name(fields, "pairs[2].document: is empty"), "state: is empty");
+        assert_eq!(name(fields, "pairs[2].query: 9 bytes"), "questions[2]: 9 bytes");
     }
 
     #[test]

@@ -49,7 +49,7 @@ type Asked = Vec<(String, Vec<Value>)>;
 
 impl Dialect for Body {
     const SHAPE: Shape = Shape::OpenAi;
-    const FIELDS: Fields = Fields::paired("questions");
+    const FIELDS: Fields = Fields::about("questions", "state");
     type Kept = Asked;
 
     /// Each question is a pair: what is asked is the query, the state the document.

@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     Arrived, Dialect, Fields, Shape, in_order,
-    lenient::OneOrMany,
+    lenient::{Keys, OneOrMany},
     rows::{UsageBody, now, rows},
 };
 
@@ -48,6 +48,17 @@ impl Dialect for Body {
     const SHAPE: Shape = Shape::OpenAi;
     const FIELDS: Fields = Fields::new("query", "documents");
     type Kept = ();
+
+    /// As they are chosen from below.
+    fn fields(keys: &Keys) -> Fields {
+        let first = |names: &[&'static str], other| {
+            names.iter().copied().find(|name| keys.given().any(|key| key == *name)).unwrap_or(other)
+        };
+        Fields::new(
+            first(&["text_1", "data_1", "queries"], "query"),
+            first(&["text_2", "data_2", "documents", "items"], "documents"),
+        )
+    }
 
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, ())> {
         let first = self.text_1.or(self.data_1).or(self.queries);

@@ -38,7 +38,7 @@ struct Answer<'a> {
 
 impl Dialect for Body {
     const SHAPE: Shape = Shape::Voyage;
-    const FIELDS: Fields = Fields::new("query", "documents");
+    const FIELDS: Fields = Fields::new("query", "documents").cut_by("top_k");
     type Kept = ();
 
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, ())> {
