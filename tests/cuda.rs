@@ -30,6 +30,11 @@ fn passed(output: &Output) -> String {
     text
 }
 
+/// What a device test prints that only opens its backends.
+fn only_opened(name: &str, environment: &[(&str, String)]) -> String {
+    passed(&run(name, &[environment, &[("VERDICT_TEST_ONLY_OPENS", "1".to_owned())]].concat()))
+}
+
 #[test]
 fn kernels_match_their_references() {
     let Some(mock) = Mock::build() else { return };
@@ -105,8 +110,8 @@ fn products_of_our_own_change_nothing() {
     let Some(mock) = Mock::build() else { return };
     let mut environment = mock.found();
     environment.push(("VERDICT_CUDA_PRODUCTS", "own".to_owned()));
-    // Both open two backends, which try each kernel; passes come on top.
-    let opened = passed(&run("device::says_what_it_opens", &environment));
+    // Both open the same backends, which try each kernel; passes come on top.
+    let opened = only_opened("device::among_many_rows_as_alone", &environment);
     let bits = passed(&run("device::among_many_rows_as_alone", &environment));
     let all = [
         "products of few rows",
@@ -125,7 +130,7 @@ fn products_of_our_own_change_nothing() {
         ("gated", ["gated of few", "gated of many", "gated of tall"]),
     ] {
         let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", name.to_owned())]].concat();
-        let opened = passed(&run("device::says_what_it_opens", &wrong));
+        let opened = only_opened("device::among_many_rows_as_alone", &wrong);
         let bits = passed(&run("device::among_many_rows_as_alone", &wrong));
         for of in of {
             let tried = told(&opened, of);
@@ -134,8 +139,9 @@ fn products_of_our_own_change_nothing() {
     }
     // So are those that are wrong only where one tile is finished while the next one is multiplied.
     let in_turn = [environment.clone(), vec![("MOCK_CUDA_WRONG_IN_TURN", "1".to_owned())]].concat();
-    let (tried, used) = ("device::says_what_it_opens", "device::among_many_rows_as_alone");
-    let [tried, used] = [tried, used].map(|test| told(&passed(&run(test, &in_turn)), "gated of many"));
+    let test = "device::among_many_rows_as_alone";
+    let [tried, used] =
+        [only_opened(test, &in_turn), passed(&run(test, &in_turn))].map(|text| told(&text, "gated of many"));
     assert!(tried > 0 && used <= tried, "{tried} products were tried, {used} used");
     // So are those that do not add to what is there: one after the other is tried, where otherwise the first is taken.
     let forgetting = [environment.clone(), vec![("MOCK_CUDA_FORGETS_SUMS", "1".to_owned())]].concat();
@@ -158,8 +164,7 @@ fn gates_by_tiles_of_192_are_as_alone() {
     let own = ("VERDICT_CUDA_PRODUCTS", "own".to_owned());
     let environment = [mock.found(), vec![own]].concat();
     let all = told(&passed(&run(name, &environment)), "gated of 192");
-    let only_opens = ("VERDICT_TEST_ONLY_OPENS", "1".to_owned());
-    let tried = told(&passed(&run(name, &[environment, vec![only_opens]].concat())), "gated of 192");
+    let tried = told(&only_opened(name, &environment), "gated of 192");
     assert!(0 < tried && tried < all, "{tried} were tried, {all} in all");
 }
 
@@ -194,7 +199,7 @@ fn products_of_our_own_are_used_by_the_librarys_bits_or_not_at_all() {
     let Some(mock) = Mock::build() else { return };
     let mode = [("VERDICT_CUDA_PRODUCTS", "own".to_owned()), ("MOCK_CUBLASLT_TURNED", "1".to_owned())];
     let turned = [mock.found(), mode.to_vec()].concat();
-    let opened = passed(&run("device::says_what_it_opens", &turned));
+    let opened = only_opened("device::among_many_rows_as_alone", &turned);
     let bits = passed(&run("device::among_many_rows_as_alone", &turned));
     for of in ["products of few rows", "products of many rows", "gated of many"] {
         let tried = told(&opened, of);

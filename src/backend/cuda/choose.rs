@@ -121,6 +121,7 @@ impl Bench<'_> {
                     return Ok(*way);
                 }
             }
+            own.clear();
         }
         let candidates = self.candidates(most, CANDIDATES_OF_CLASS)?.into_iter().chain(own);
         for way in candidates.filter(|way| !same(way, reference)) {
