@@ -86,20 +86,18 @@ impl Paces {
 
     /// Tokens that the next pass may compute: what takes about `time` (zero: no matter), and at most `most`.
     pub(super) fn cut(&self, most: usize, time: Duration) -> usize {
-        self.computed.pace(most).map_or(most, |pace| pace.cut_to(time).pass_tokens)
+        self.computed.pace(most).map_or(most, |pace| pace.cut_to(time, LEAST_TOKENS).pass_tokens)
     }
 
     /// How long a new request will wait, by prompt tokens, with passes cut as [`Self::cut`] says; `None`
     /// before the first pass.
     pub(super) fn pace(&self, most: usize, time: Duration) -> Option<Pace> {
-        let pace = self.answered.pace(most)?.cut_to(time);
-        let repeated = self.answered.x / self.computed.x.max(1.0);
-        Some(Pace {
-            overhead: CAUTION * pace.overhead,
-            per_token: CAUTION * pace.per_token,
-            turn_tokens: (most as f64 * repeated.max(1.0)) as usize,
-            ..pace
-        })
+        // A pass is limited by what it computes; waits are told by what that answers.
+        let repeated = (self.answered.x / self.computed.x.max(1.0)).max(1.0);
+        let answered = |computed: usize| (computed as f64 * repeated) as usize;
+        let pace = self.answered.pace(answered(most))?.cut_to(time, answered(LEAST_TOKENS));
+        let (overhead, per_token) = (CAUTION * pace.overhead, CAUTION * pace.per_token);
+        Some(Pace { overhead, per_token, ..pace })
     }
 }
 
@@ -110,21 +108,21 @@ pub struct Pace {
     pub overhead: f64,
     /// Seconds of a prompt token more.
     pub per_token: f64,
-    /// Most tokens of one pass.
+    /// Most prompt tokens of one pass.
     pub pass_tokens: usize,
-    /// About the most tokens of one request before others have their turn.
+    /// About the most prompt tokens of one request before others have their turn.
     pub turn_tokens: usize,
 }
 
 impl Pace {
-    /// The same with passes cut to about `time`; zero cuts nothing.
-    fn cut_to(self, time: Duration) -> Self {
+    /// The same with passes cut to about `time`, but not below `least` tokens; zero cuts nothing.
+    fn cut_to(self, time: Duration, least: usize) -> Self {
         let left = (time.as_secs_f64() - self.overhead).max(0.0);
         if time.is_zero() || self.per_token * self.pass_tokens as f64 <= left {
             return self;
         }
         let fits = (left / self.per_token) as usize;
-        Self { pass_tokens: fits.max(LEAST_TOKENS).min(self.pass_tokens), ..self }
+        Self { pass_tokens: fits.max(least).min(self.pass_tokens), ..self }
     }
 
     /// Seconds that `tokens` prompt tokens take, in as many passes as they need.
@@ -186,13 +184,18 @@ mod tests {
     #[test]
     fn a_pass_is_cut_to_its_time() {
         let pace = Pace { overhead: 0.01, per_token: 1e-5, pass_tokens: 4096, turn_tokens: 4096 };
-        assert!((2999..=3000).contains(&pace.cut_to(ms(40.0)).pass_tokens));
-        assert_eq!(pace.cut_to(ms(60.0)), pace, "it is shorter anyway");
-        assert_eq!(pace.cut_to(ms(1.0)).pass_tokens, LEAST_TOKENS);
-        assert_eq!(pace.cut_to(Duration::ZERO), pace, "it is turned off");
+        assert!((2999..=3000).contains(&pace.cut_to(ms(40.0), LEAST_TOKENS).pass_tokens));
+        assert_eq!(pace.cut_to(ms(60.0), LEAST_TOKENS), pace, "it is shorter anyway");
+        assert_eq!(pace.cut_to(ms(1.0), LEAST_TOKENS).pass_tokens, LEAST_TOKENS);
+        assert_eq!(pace.cut_to(Duration::ZERO, LEAST_TOKENS), pace, "it is turned off");
         let small = Pace { pass_tokens: 100, ..pace };
-        assert_eq!(small.cut_to(ms(1.0)), small, "the budget is the most in any case");
-        assert_eq!(pace.cut_to(ms(40.0)).turn_tokens, 4096);
+        assert_eq!(small.cut_to(ms(1.0), LEAST_TOKENS), small, "the budget is the most in any case");
+        assert_eq!(pace.cut_to(ms(40.0), LEAST_TOKENS).turn_tokens, 4096);
+    }
+
+    /// Prompt tokens of a pass that is cut to so many milliseconds.
+    fn pace_of(paces: &Paces, time_ms: f64) -> u32 {
+        paces.pace(4096, ms(time_ms)).expect("seen").pass_tokens as u32
     }
 
     #[test]
@@ -208,6 +211,11 @@ mod tests {
         let pace = paces.pace(4096, ms(40.0)).expect("seen");
         assert!((795..=805).contains(&pace.pass_tokens), "{pace:?}");
         assert_eq!(pace.turn_tokens, 2 * 4096);
+        assert!(
+            (2.0 * 256.0 - f64::from(pace_of(&paces, 1.0))).abs() <= 1.0,
+            "the least is of computed ones, too"
+        );
+        assert_eq!(pace_of(&paces, 0.0), 2 * 4096, "a pass that is not cut answers as much");
         assert!((pace.seconds(800) - 1.1 * 0.04).abs() < 1e-3, "{pace:?}");
     }
 
