@@ -12,7 +12,7 @@
 //! where nobody else waits, what is due later runs now.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
     time::Instant,
 };
 
@@ -88,13 +88,12 @@ pub struct Scheduler<S, E> {
 /// One request's jobs in the queue.
 #[derive(Debug)]
 struct Flow {
-    jobs: usize,
+    /// Where its jobs are queued, in order.
+    places: VecDeque<(u64, u64)>,
     /// When its first token was due.
     start: u64,
     /// Tokens that it has queued since, as budgets count them.
     tokens: u64,
-    /// Where its last job was queued.
-    last: (u64, u64),
 }
 
 impl<S: Schedulable, E> Scheduler<S, E> {
@@ -126,17 +125,16 @@ impl<S: Schedulable, E> Scheduler<S, E> {
 
     /// Queues a score job.
     pub fn push(&mut self, job: S) {
-        let new = Flow { jobs: 0, start: self.served, tokens: 0, last: (u64::MAX, u64::MAX) };
+        let new = Flow { places: VecDeque::new(), start: self.served, tokens: 0 };
         let flow = self.flows.entry(job.request()).or_insert(new);
         let batch = (self.budget.tokens as u64).max(1);
         let due = flow.start + SHARE * (flow.tokens / batch) * batch;
-        let before = self.score.get(&flow.last);
+        let before = flow.places.back().and_then(|place| self.score.get(place));
         let shared = before.map_or(0, |before| common_prefix(before.tokens(), job.tokens()));
-        flow.jobs += 1;
         self.tokens += job.tokens().len();
         flow.tokens += (job.tokens().len() - shared) as u64;
-        flow.last = (due, self.arrivals);
-        self.score.insert(flow.last, job);
+        flow.places.push_back((due, self.arrivals));
+        self.score.insert((due, self.arrivals), job);
         self.arrivals += 1;
     }
 
@@ -193,7 +191,9 @@ impl<S: Schedulable, E> Scheduler<S, E> {
             let fate = job.fate(now);
             if fate != Fate::Live {
                 self.leave(&job);
+                let request = job.request();
                 plan.dropped.push((job, fate));
+                self.drop_rest(request, now, &mut plan.dropped);
                 continue;
             }
             let shared = plan.score.last().map_or(0, |before| common_prefix(before.tokens(), job.tokens()));
@@ -209,14 +209,33 @@ impl<S: Schedulable, E> Scheduler<S, E> {
         }
     }
 
-    /// A job leaves the queue; its request is forgotten with its last one.
+    /// A request's first job leaves the queue; the request is forgotten with its last one.
     fn leave(&mut self, job: &S) {
         self.tokens -= job.tokens().len();
         if let Some(flow) = self.flows.get_mut(&job.request()) {
-            flow.jobs -= 1;
-            if flow.jobs == 0 {
+            flow.places.pop_front();
+            if flow.places.is_empty() {
                 self.flows.remove(&job.request());
             }
+        }
+    }
+
+    /// Takes out what else of a request is not worth computing: until its turn, which may be far, it
+    /// would keep room in the queue from others.
+    fn drop_rest(&mut self, request: u64, now: Instant, dropped: &mut Vec<(S, Fate)>) {
+        let Some(flow) = self.flows.get_mut(&request) else { return };
+        flow.places.retain(|place| {
+            let Entry::Occupied(entry) = self.score.entry(*place) else { return false };
+            let fate = entry.get().fate(now);
+            if fate != Fate::Live {
+                let job = entry.remove();
+                self.tokens -= job.tokens().len();
+                dropped.push((job, fate));
+            }
+            fate == Fate::Live
+        });
+        if flow.places.is_empty() {
+            self.flows.remove(&request);
         }
     }
 }

@@ -164,6 +164,24 @@ fn a_huge_request_gets_its_share_of_what_never_ends() {
 }
 
 #[test]
+fn a_request_that_is_gone_leaves_the_queue_at_once() {
+    let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
+    // The first is still waited for: those whose clients left are not the whole request.
+    scheduler.push(part(0, 10));
+    (1..1000).for_each(|id| scheduler.push(Fake { fate: Fate::Abandoned, ..part(id, 10) }));
+    scheduler.push(part(1000, 10));
+    (2000..2010).for_each(|id| scheduler.push(fake(id, 10)));
+    let plan = scheduler.next_batch(Instant::now());
+    assert_eq!(plan.score.iter().map(|job| job.id).collect::<Vec<_>>(), [0, 2000]);
+    let dropped: Vec<usize> = plan.dropped.iter().map(|(job, _)| job.id).collect();
+    assert_eq!(dropped, (1..1000).collect::<Vec<_>>());
+    assert_eq!(scheduler.waiting().0, 10, "what still has a reader stays");
+    let order: Vec<usize> = std::iter::repeat_with(|| batch(&mut scheduler)).take(6).flatten().collect();
+    assert_eq!(order, (2001..2010).chain([1000]).collect::<Vec<_>>());
+    assert!(scheduler.is_idle() && scheduler.flows.is_empty());
+}
+
+#[test]
 fn requests_up_to_a_batch_are_first_come_first_served() {
     let mut scheduler = Scheduler::<Fake, ()>::new(BUDGET);
     for id in 0..12 {
@@ -189,6 +207,8 @@ proptest! {
                 next += 1;
             }
             let plan = scheduler.next_batch(Instant::now());
+            let dead = |request| scheduler.score.values().any(|job| job.request == request && job.fate != Fate::Live);
+            prop_assert!(plan.dropped.iter().all(|(job, _)| !dead(job.request)), "they leave together");
             out.extend(plan.score.into_iter().chain(plan.dropped.into_iter().map(|(job, _)| job)));
         }
         prop_assert!(scheduler.is_idle() && scheduler.flows.is_empty());
