@@ -46,6 +46,7 @@ impl Batch {
         cache: &mut PrefixCache,
         explain_pool: &Arc<KvPool>,
     ) -> Self {
+        let since = cache.clock();
         // The last token is always computed: its row is the answer.
         let hits: Vec<Hit> =
             score.iter().map(|job| cache.lookup(&job.prompt.tokens[..job.prompt.tokens.len() - 1])).collect();
@@ -77,7 +78,7 @@ impl Batch {
             counts: vec![TokenCounts::default(); score.len()],
             prefix_of: vec![None; segments],
         };
-        batch.keep_scored(score, cache, explain_pool);
+        batch.keep_scored(score, cache, since, explain_pool);
         for (i, sequence) in explain.iter().enumerate() {
             let segment = batch.tree.answers[batch.tree.answer_of[score.len() + i]].segment;
             batch.tree.segments[segment].keep = sequence.destination();
@@ -86,7 +87,14 @@ impl Batch {
     }
 
     /// Counts tokens by fate, and finds memory for prefixes and for sequences that may be explained.
-    fn keep_scored(&mut self, score: &[ScoreJob], cache: &mut PrefixCache, explain_pool: &Arc<KvPool>) {
+    /// `since` is the cache's clock before the batch's first lookup.
+    fn keep_scored(
+        &mut self,
+        score: &[ScoreJob],
+        cache: &mut PrefixCache,
+        since: u64,
+        explain_pool: &Arc<KvPool>,
+    ) {
         let segments = self.tree.segments.len();
         let (mut seen, mut wanted) = (vec![false; segments], vec![false; segments]);
         for (i, job) in score.iter().enumerate() {
@@ -105,7 +113,7 @@ impl Batch {
         }
         for (segment, part) in self.tree.segments.iter_mut().enumerate() {
             let len = part.rows.len();
-            let cached = self.prefix_of[segment].and_then(|_| cache.allocate(len));
+            let cached = self.prefix_of[segment].and_then(|_| cache.allocate(len, since));
             if cached.is_none() {
                 // What lies in the explain lane's memory is not the cache's to keep.
                 self.prefix_of[segment] = None;

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::kv::{KvPool, KvRef, Span};
+use super::kv::{BLOCK_TOKENS, KvPool, KvRef, Span};
 
 /// What the cache holds of a prompt.
 #[derive(Clone, Debug, Default)]
@@ -85,13 +85,23 @@ impl PrefixCache {
         self.children_mut(parent).insert(tokens[hit.len], id);
     }
 
-    /// A span for `tokens` tokens, evicting what was used least recently until it fits.
-    pub fn allocate(&mut self, tokens: usize) -> Option<Arc<Span>> {
+    /// The time by which it tells what was used before what: it goes on with each lookup.
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// A span for `tokens` tokens, evicting what was used least recently until it fits, but nothing
+    /// that was used after `since`. A batch takes the [`Self::clock`] before its first lookup: it holds
+    /// what it found, so evicting that would free nothing, and what it adds goes behind it.
+    pub fn allocate(&mut self, tokens: usize, since: u64) -> Option<Arc<Span>> {
+        if tokens.div_ceil(BLOCK_TOKENS) > self.pool.total() {
+            return None;
+        }
         loop {
             if let Some(span) = self.pool.allocate(tokens) {
                 return Some(span);
             }
-            if !self.evict_one() {
+            if !self.evict_one(since) {
                 return None;
             }
         }
@@ -100,11 +110,6 @@ impl PrefixCache {
     /// Tokens evicted since this was asked last.
     pub fn take_evicted(&mut self) -> usize {
         std::mem::take(&mut self.evicted)
-    }
-
-    /// Tokens held.
-    pub fn tokens(&self) -> usize {
-        self.nodes.values().map(|node| node.tokens.len()).sum()
     }
 
     /// Drops everything.
@@ -155,9 +160,9 @@ impl PrefixCache {
         id
     }
 
-    /// Drops the least recently used leaf; false if there is none.
-    fn evict_one(&mut self) -> bool {
-        let leaves = self.nodes.iter().filter(|(_, node)| node.children.is_empty());
+    /// Drops the least recently used leaf; false if there is none that was last used by `since`.
+    fn evict_one(&mut self, since: u64) -> bool {
+        let leaves = self.nodes.iter().filter(|(_, node)| node.children.is_empty() && node.used <= since);
         let Some((&id, _)) = leaves.min_by_key(|(id, node)| (node.used, **id)) else { return false };
         if let Some(node) = self.nodes.remove(&id) {
             self.evicted += node.tokens.len();
@@ -179,14 +184,19 @@ mod tests {
     use super::*;
 
     fn insert(cache: &mut PrefixCache, tokens: &[u32]) {
-        let hit = cache.lookup(tokens);
-        let len = tokens.len() - hit.len;
+        let since = cache.clock();
+        let len = tokens.len() - cache.lookup(tokens).len;
         if len > 0
-            && let Some(span) = cache.allocate(len)
-            && cache.lookup(tokens).len == hit.len
+            && let Some(span) = cache.allocate(len, since)
         {
             cache.insert(tokens, KvRef { span, start: 0, len });
+            assert_eq!(cache.lookup(tokens).len, tokens.len(), "what it stands behind is still there");
         }
+    }
+
+    /// Tokens held.
+    fn held(cache: &PrefixCache) -> usize {
+        cache.nodes.values().map(|node| node.tokens.len()).sum()
     }
 
     #[test]
@@ -199,7 +209,7 @@ mod tests {
         let hit = cache.lookup(&[1, 2, 3, 4, 5]);
         assert_eq!((hit.len, hit.past.len()), (4, 2));
         assert_eq!((hit.past[1].start, hit.past[1].len), (2, 2));
-        assert_eq!(cache.tokens(), 5);
+        assert_eq!(held(&cache), 5);
     }
 
     #[test]
@@ -214,7 +224,55 @@ mod tests {
         assert_eq!((cache.take_evicted(), cache.take_evicted()), (10, 0));
     }
 
+    #[test]
+    fn what_can_never_fit_evicts_nothing() {
+        let mut cache = PrefixCache::new(KvPool::new(0, 2));
+        insert(&mut cache, &[1; 10]);
+        assert!(cache.allocate(2 * BLOCK_TOKENS + 1, cache.clock()).is_none());
+        assert_eq!((held(&cache), cache.take_evicted()), (10, 0));
+    }
+
+    #[test]
+    fn a_batch_keeps_what_it_found() {
+        let mut cache = PrefixCache::new(KvPool::new(0, 2));
+        insert(&mut cache, &[1; 10]);
+        insert(&mut cache, &[2; 10]);
+        let since = cache.clock();
+        let found = cache.lookup(&[1; 12]);
+        assert!(
+            cache.allocate(2 * BLOCK_TOKENS, since).is_none(),
+            "one of the two blocks is the batch's own"
+        );
+        assert_eq!((cache.lookup(&[1; 12]).len, cache.take_evicted()), (10, 10));
+        insert(&mut cache, &[1; 12]);
+        assert_eq!(held(&cache), 12, "what comes after it found its place");
+        drop(found);
+        assert!(cache.allocate(2 * BLOCK_TOKENS, cache.clock()).is_some(), "later ones may take it");
+    }
+
     proptest! {
+        #[test]
+        fn what_is_looked_up_is_there_until_its_batch_ends(
+            prompts in prop::collection::vec(prop::collection::vec(0u32..3, 1..60), 1..30), blocks in 0usize..6,
+        ) {
+            let pool = KvPool::new(0, blocks);
+            let mut cache = PrefixCache::new(pool.clone());
+            for batch in prompts.chunks(3) {
+                let since = cache.clock();
+                let found: Vec<Hit> = batch.iter().map(|prompt| cache.lookup(prompt)).collect();
+                for (prompt, hit) in batch.iter().zip(&found) {
+                    let len = prompt.len() - hit.len;
+                    if len > 0 && let Some(span) = cache.allocate(len, since) {
+                        cache.insert(prompt, KvRef { span, start: 0, len });
+                        prop_assert_eq!(cache.lookup(prompt).len, prompt.len());
+                    }
+                    prop_assert!(batch.iter().zip(&found).all(|(prompt, hit)| cache.lookup(prompt).len >= hit.len));
+                }
+            }
+            drop(cache);
+            prop_assert_eq!(pool.used(), 0);
+        }
+
         #[test]
         fn a_hit_is_the_longest_prefix_ever_inserted(prompts in prop::collection::vec(prop::collection::vec(0u32..3, 1..12), 1..30)) {
             let pool = KvPool::new(0, 1000);
