@@ -29,6 +29,8 @@ use verdict::{
 
 #[path = "engine/overlap.rs"]
 mod overlap;
+#[path = "engine/reasons.rs"]
+mod reasons;
 
 const STOP: u32 = 99;
 

@@ -159,6 +159,7 @@ pub struct StubBackend {
     /// Decoded after a token that is not in it: its first; after one that is: the next one.
     script: Vec<u32>,
     control: Arc<StubControl>,
+    positions: usize,
     /// Token by block and offset.
     cache: Vec<u32>,
     poison: Option<u32>,
@@ -204,7 +205,15 @@ impl StubBackend {
     /// A stub that gives `grades` logits and decodes `script` (distinct tokens; the last one should
     /// be a stop token).
     pub fn new(grades: usize, script: Vec<u32>, control: Arc<StubControl>) -> Self {
-        Self { grades, script, control, cache: Vec::new(), poison: None, lost: None, late: None }
+        let positions = 1 << 20;
+        Self { grades, script, control, positions, cache: Vec::new(), poison: None, lost: None, late: None }
+    }
+
+    /// One whose sequences are of at most so many tokens.
+    #[must_use]
+    pub fn of_positions(mut self, positions: usize) -> Self {
+        self.positions = positions;
+        self
     }
 
     /// As a device that computes by itself: a pass runs some time after it was submitted, when
@@ -229,6 +238,7 @@ impl StubBackend {
     }
 
     fn compute(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
+        super::check(batch, self.positions, usize::MAX)?;
         let fault = self.control.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
         match fault {
             Some(Fault::Fail(error)) => {
@@ -318,7 +328,7 @@ impl Backend for StubBackend {
             device: "stub".into(),
             weight_bytes: 0,
             kv_block_bytes: BLOCK_BYTES,
-            max_positions: 1 << 20,
+            max_positions: self.positions,
             overlaps: self.late.is_some(),
         }
     }

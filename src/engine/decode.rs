@@ -37,6 +37,11 @@ impl ExplainSequence {
         self.job.sink.is_closed()
     }
 
+    /// Whether what it feeds next has positions, of so many.
+    pub(super) fn fits(&self, max_positions: usize) -> bool {
+        self.position() + self.pending.len() <= max_positions
+    }
+
     pub(super) fn has_room(&self) -> bool {
         self.room.is_some()
     }
@@ -109,7 +114,7 @@ impl ExplainSequence {
         self.wrote();
         self.pending.push(token);
         let late = self.job.deadline.is_some_and(|deadline| now >= deadline);
-        if self.sent == self.job.max_tokens || late || self.position() + 1 >= max_positions {
+        if self.sent == self.job.max_tokens || late || !self.fits(max_positions) {
             self.finish(FinishReason::Length);
             return None;
         }

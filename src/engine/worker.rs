@@ -239,8 +239,8 @@ impl Worker {
         ));
     }
 
-    /// Gives memory to sequences that take their first step. One that finds none waits for those
-    /// that are decoding; where there are none it is shed.
+    /// Ends the sequences that nobody waits for, or whose prompt left no position for a reason: a batch with such a position fails for all in it. Gives memory to those that take their
+    /// first step. One that finds none waits for those that are decoding; where there are none it is shed.
     fn settle(&mut self, sequences: Vec<ExplainSequence>) -> Vec<ExplainSequence> {
         let mut ready = Vec::new();
         for mut sequence in sequences {
@@ -249,6 +249,8 @@ impl Worker {
                 self.decoding -= usize::from(sequence.has_room());
             } else if sequence.has_room() {
                 ready.push(sequence);
+            } else if !sequence.fits(self.max_positions) {
+                sequence.finish(FinishReason::Length);
             } else if let Some(room) = self.explain_pool.allocate(sequence.room_needed()) {
                 sequence.settle(room, &mut self.cache);
                 self.decoding += 1;
