@@ -78,6 +78,17 @@ fn explain(
     first_token: u32,
     max_tokens: usize,
 ) -> mpsc::UnboundedReceiver<ExplainEvent> {
+    explain_until(None, engine, tokens, kept, first_token, max_tokens)
+}
+
+fn explain_until(
+    deadline: Option<Instant>,
+    engine: &Engine,
+    tokens: &[u32],
+    kept: Option<KeptSequence>,
+    first_token: u32,
+    max_tokens: usize,
+) -> mpsc::UnboundedReceiver<ExplainEvent> {
     let (sink, events) = mpsc::unbounded_channel();
     engine.explain(ExplainJob {
         prompt: prompt(tokens.to_vec()),
@@ -86,7 +97,7 @@ fn explain(
         guard: None,
         stop_tokens: Arc::from([STOP]),
         max_tokens,
-        deadline: None,
+        deadline,
         permit: None,
         sink,
     });

@@ -37,6 +37,11 @@ impl ExplainSequence {
         self.job.sink.is_closed()
     }
 
+    /// Whether its deadline has passed.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        self.job.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
     /// Whether what it feeds next has positions, of so many.
     pub(super) fn fits(&self, max_positions: usize) -> bool {
         self.position() + self.pending.len() <= max_positions
@@ -113,8 +118,7 @@ impl ExplainSequence {
         self.sent += 1;
         self.wrote();
         self.pending.push(token);
-        let late = self.job.deadline.is_some_and(|deadline| now >= deadline);
-        if self.sent == self.job.max_tokens || late || !self.fits(max_positions) {
+        if self.sent == self.job.max_tokens || self.is_late(now) || !self.fits(max_positions) {
             self.finish(FinishReason::Length);
             return None;
         }

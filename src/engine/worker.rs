@@ -239,14 +239,20 @@ impl Worker {
         ));
     }
 
-    /// Ends the sequences that nobody waits for, or whose prompt left no position for a reason: a batch with such a position fails for all in it. Gives memory to those that take their
+    /// Ends the sequences that nobody waits for, that are late, or whose prompt left no position for a
+    /// reason: a batch with such a position fails for all in it. Gives memory to those that take their
     /// first step. One that finds none waits for those that are decoding; where there are none it is shed.
     fn settle(&mut self, sequences: Vec<ExplainSequence>) -> Vec<ExplainSequence> {
+        let now = Instant::now();
         let mut ready = Vec::new();
         for mut sequence in sequences {
             if sequence.is_cancelled() {
                 self.metrics.dropped(DropReason::Abandoned);
                 self.decoding -= usize::from(sequence.has_room());
+            } else if sequence.is_late(now) {
+                self.metrics.dropped(DropReason::Expired);
+                self.decoding -= usize::from(sequence.has_room());
+                sequence.finish(FinishReason::Length);
             } else if sequence.has_room() {
                 ready.push(sequence);
             } else if !sequence.fits(self.max_positions) {

@@ -1,5 +1,7 @@
 //! What a reason may cost others: positions, time and memory that are not there.
 
+use verdict::metrics::DropReason;
+
 use super::*;
 
 /// A prompt as long as a sequence may be is scored, and has no position left for a reason.
@@ -33,4 +35,32 @@ fn a_prompt_without_a_position_left_ends_its_reason_and_harms_nobody() {
         guard.stop().expect("stops");
         assert_eq!(engine.kv_blocks().0, 0, "everything was given back");
     }
+}
+
+#[test]
+fn a_reason_that_is_late_ends_wherever_it_waits() {
+    let (metrics, control) = (Arc::new(Metrics::default()), Arc::new(StubControl::default()));
+    let backend = StubBackend::new(4, vec![11, 12, 13, STOP], control.clone());
+    // Four blocks: room for one of these reasons at a time.
+    let config = EngineConfig { explain_kv_bytes: 4 << 10, prefix_cache_bytes: 0, ..EngineConfig::default() };
+    let (engine, guard) = Engine::start(Box::new(backend), config, metrics.clone()).expect("starts");
+    // One takes the room, and is late after a first portion of its prompt; the other waits for the room meanwhile.
+    control.hold();
+    let deadline = Instant::now() + Duration::from_millis(200);
+    let decoding = explain_until(Some(deadline), &engine, &[1; 40], None, 10, 20);
+    let waiting = explain_until(Some(deadline), &engine, &[2; 40], None, 10, 20);
+    while Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    control.release();
+    for late in [decoding, waiting] {
+        assert_eq!(collect(late), (vec![], FinishReason::Length));
+    }
+    assert!(control.passes() <= 1 && control.tokens() <= 40, "{} tokens", control.tokens());
+    assert_eq!(metrics.jobs_dropped(DropReason::Expired), 2);
+    // Nothing decodes any more: who finds no room would wait for ever if something seemed to.
+    assert_eq!(collect(explain(&engine, &[1; 10], None, 10, 1000)), (vec![], FinishReason::Shed));
+    assert_eq!(collect(explain(&engine, &[1; 40], None, 10, 20)).1, FinishReason::Stop);
+    guard.stop().expect("stops");
+    assert_eq!(engine.kv_blocks().0, 0, "everything was given back");
 }
