@@ -111,6 +111,9 @@ impl Batch {
                 }
             }
         }
+        // What is kept only saves computing a prompt again; a reason that finds no room is shed. Most of
+        // what is kept is never explained, so half of the memory is left to those that are.
+        let spare = explain_pool.total().div_ceil(2);
         for (segment, part) in self.tree.segments.iter_mut().enumerate() {
             let len = part.rows.len();
             let cached = self.prefix_of[segment].and_then(|_| cache.allocate(len, since));
@@ -118,7 +121,8 @@ impl Batch {
                 // What lies in the explain lane's memory is not the cache's to keep.
                 self.prefix_of[segment] = None;
             }
-            let span = cached.or_else(|| wanted[segment].then(|| explain_pool.allocate(len)).flatten());
+            let span = cached
+                .or_else(|| wanted[segment].then(|| explain_pool.allocate_leaving(spare, len)).flatten());
             part.keep = span.map(|span| KvRef { span, start: 0, len });
         }
     }

@@ -25,8 +25,13 @@ impl KvPool {
 
     /// Blocks for `tokens` tokens, or `None` if too few are free.
     pub fn allocate(self: &Arc<Self>, tokens: usize) -> Option<Arc<Span>> {
+        self.allocate_leaving(0, tokens)
+    }
+
+    /// The same, but `None` too if fewer than `spare` blocks would stay free.
+    pub fn allocate_leaving(self: &Arc<Self>, spare: usize, tokens: usize) -> Option<Arc<Span>> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = free.len().checked_sub(tokens.div_ceil(BLOCK_TOKENS))?;
+        let left = free.len().checked_sub(tokens.div_ceil(BLOCK_TOKENS)).filter(|left| *left >= spare)?;
         let blocks = free.split_off(left).into_boxed_slice();
         Some(Arc::new(Span { blocks, pool: self.clone() }))
     }
@@ -155,6 +160,7 @@ mod tests {
         let a = pool.allocate(33).expect("three blocks");
         assert_eq!((pool.used(), a.blocks().len()), (3, 3));
         assert!(pool.allocate(17).is_none(), "two blocks are not free");
+        assert!(pool.allocate_leaving(1, 16).is_none(), "the last one is to stay free");
         let b = a.clone();
         drop(a);
         assert_eq!(pool.used(), 3, "a clone still holds them");

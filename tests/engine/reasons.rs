@@ -64,3 +64,22 @@ fn a_reason_that_is_late_ends_wherever_it_waits() {
     guard.stop().expect("stops");
     assert_eq!(engine.kv_blocks().0, 0, "everything was given back");
 }
+
+#[test]
+fn what_is_kept_for_reasons_to_come_leaves_room_for_those_that_are_there() {
+    let config =
+        EngineConfig { explain_kv_bytes: 10 << 10, prefix_cache_bytes: 0, ..EngineConfig::default() };
+    let (engine, guard, control) = stub(config);
+    let first = hold(&engine, &control);
+    let scored: Vec<_> = (0..50).map(|i| score(&engine, &[i, 1, 2, 3], true, None)).collect();
+    control.release();
+    wait(first).expect("scored");
+    let scored: Vec<Scored> = scored.into_iter().map(|answer| wait(answer).expect("scored")).collect();
+    assert!(scored[0].kept.is_some(), "what has room is kept");
+    assert_eq!(engine.kv_blocks().0, 5, "and half of the memory is not taken for it");
+    let (other, end) = collect(explain(&engine, &[1, 2, 3], None, 10, 70));
+    assert_eq!((other, end), (vec![11, 12, 13], FinishReason::Stop), "74 tokens are five blocks");
+    drop(scored);
+    guard.stop().expect("stops");
+    assert_eq!(engine.kv_blocks().0, 0, "everything was given back");
+}
