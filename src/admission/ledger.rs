@@ -11,6 +11,8 @@ use super::{Capacity, Load};
 const BOUND_DECAY: f64 = 0.99;
 /// What an estimate that refuses while nothing is queued is taken to be too large by, a refusal.
 const DOUBT: f64 = 1.25;
+/// The estimate is doubted no more often: hopeless requests that come together are no more reason than one.
+const DOUBT_EVERY: Duration = Duration::from_millis(500);
 /// The most that a refused client is told to wait.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// The least: refused clients that come back at once would only be refused again.
@@ -33,6 +35,9 @@ pub(super) struct Ledger {
     actual: f64,
     /// How much too large the predicted waits seem to be, at least 1.
     doubt: f64,
+    /// When one of them refused while nothing was queued and was last believed, or doubted; `None` while
+    /// something was measured since.
+    doubted: Option<Instant>,
     /// Until when the room to come is promised to clients that were refused.
     promised: Option<Instant>,
 }
@@ -87,6 +92,7 @@ impl Ledger {
             bounds: 0.0,
             actual: 0.0,
             doubt: 1.0,
+            doubted: None,
             promised: None,
         }
     }
@@ -133,8 +139,7 @@ impl Ledger {
         let wait = seconds(pace.seconds(ahead + own + beside) / self.doubt).max(load.stalled);
         if alone > patience {
             if self.pairs == 0 {
-                // Nothing runs that could prove the estimate wrong: the more it refuses, the less it is trusted.
-                self.doubt *= DOUBT;
+                self.doubt_more(now);
             }
             return Err(Refusal::Hopeless { alone, patience });
         }
@@ -143,6 +148,17 @@ impl Ledger {
             return Err(Refusal::TooSlow { wait, patience, retry });
         }
         Ok(())
+    }
+
+    /// Nothing runs that could prove the estimate wrong: the longer it refuses, the less it is trusted.
+    fn doubt_more(&mut self, now: Instant) {
+        match self.doubted {
+            Some(last) if now.saturating_duration_since(last) < DOUBT_EVERY => return,
+            Some(_) => self.doubt *= DOUBT,
+            // Passes were measured since it refused last: it is as good as it can be.
+            None => {}
+        }
+        self.doubted = Some(now);
     }
 
     /// The tokens that run before or beside those of a new request: of each
@@ -190,6 +206,7 @@ impl Ledger {
         if known > 0 {
             // Something was worked off: what is known of the pace is fresh.
             self.doubt = 1.0;
+            self.doubted = None;
         }
         if let Some(share) = self.shares.get_mut(&request) {
             share.pairs = share.pairs.saturating_sub(pairs);

@@ -133,25 +133,35 @@ fn bounds_are_worth_what_they_turned_out_to_be() {
 #[test]
 fn an_estimate_that_only_refuses_is_doubted() {
     let mut ledger = ledger(1000, 100_000, 0);
-    let refusals = std::iter::repeat_with(|| ledger.admit(asked(1, 1000, Some(100)), LOAD))
-        .take_while(Result::is_err)
-        .count();
-    // Ten times too slow, it was thought: eleven refusals at a quarter each.
-    assert_eq!(refusals, 11);
+    let start = Instant::now();
+    let at = |i: u32, patience| Asked { now: start + i * DOUBT_EVERY, ..asked(1, 1000, Some(patience)) };
+    let refusals = (0..).take_while(|i| ledger.admit(at(*i, 100), LOAD).is_err()).count();
+    // Ten times too slow, it was thought: eleven refusals at a quarter each, after one that is believed.
+    assert_eq!(refusals, 12);
     ledger.correct(1, 1000, 1000);
     ledger.give_back(1, 1, 1000, 0);
-    let refused = ledger.admit(asked(1, 1000, Some(999)), LOAD).expect_err("measured, and trusted again");
-    assert_eq!(
-        refused,
-        Refusal::Hopeless { alone: Duration::from_secs(1), patience: Duration::from_millis(999) }
-    );
+    let refused = ledger.admit(at(20, 999), LOAD).expect_err("measured, and trusted again");
+    let (alone, patience) = (Duration::from_secs(1), Duration::from_millis(999));
+    assert_eq!(refused, Refusal::Hopeless { alone, patience });
     // What is refused because others are ahead says nothing of the estimate.
     let held = ledger.admit(asked(1, 1000, None), LOAD).expect("room");
-    for _ in 0..20 {
-        ledger.admit(asked(1, 100, Some(150)), LOAD).expect_err("late");
+    for i in 30..50 {
+        ledger.admit(Asked { bound: 100, ..at(i, 150) }, LOAD).expect_err("late");
     }
     ledger.give_back(held, 1, 0, 1000);
-    ledger.admit(asked(1, 1000, Some(799)), LOAD).expect_err("doubted by that one refusal alone");
+    ledger.admit(at(50, 801), LOAD).expect_err("not doubted yet");
+    ledger.admit(at(51, 799), LOAD).expect_err("doubted by that one refusal alone");
+}
+
+#[test]
+fn what_was_just_measured_is_not_doubted_for_many_refusals() {
+    let mut ledger = ledger(1000, 100_000, 0);
+    let hopeless = asked(1, 1000, Some(300));
+    for _ in 0..50 {
+        let refused = ledger.admit(hopeless, LOAD).expect_err("hopeless");
+        assert!(matches!(refused, Refusal::Hopeless { .. }), "{refused:?}");
+    }
+    assert!((ledger.doubt - 1.0).abs() < 1e-9, "they came together");
 }
 
 #[test]
