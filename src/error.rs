@@ -44,7 +44,7 @@ pub struct Row {
     pub http: u16,
     /// gRPC status number.
     pub grpc: i32,
-    /// Whether the same request may succeed later.
+    /// Whether the same request may succeed later, unless the error says that it will not.
     pub retryable: bool,
 }
 
@@ -82,6 +82,7 @@ pub struct Error {
     message: String,
     retry_after: Option<Duration>,
     limit: Option<Limit>,
+    in_vain: bool,
     #[source]
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
@@ -107,7 +108,7 @@ impl Error {
 
     /// An error whose message may have many lines: of a file of the operator's, never of what clients sent.
     pub(crate) fn with_lines(code: Code, message: String) -> Self {
-        Self { code, message, retry_after: None, limit: None, cause: None }
+        Self { code, message, retry_after: None, limit: None, in_vain: false, cause: None }
     }
 
     /// A malformed field: the message is prefixed with the field's name.
@@ -150,6 +151,13 @@ impl Error {
         self
     }
 
+    /// Says that no retry of the same request could succeed, whatever the code's row says.
+    #[must_use]
+    pub fn without_retry(mut self) -> Self {
+        self.in_vain = true;
+        self
+    }
+
     /// Adds the private cause.
     #[must_use]
     pub fn with_cause(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -170,6 +178,11 @@ impl Error {
     /// When to try again, for `Overloaded` and `Unavailable`.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn retryable(&self) -> bool {
+        self.code.row().retryable && !self.in_vain
     }
 
     /// The limit that was passed, for `TooLarge`.

@@ -150,7 +150,7 @@ impl Admission {
                     patience.as_millis(),
                     alone.as_millis()
                 );
-                (Rejection::Deadline, Error::new(Code::DeadlineExceeded, message))
+                (Rejection::Deadline, Error::new(Code::DeadlineExceeded, message).without_retry())
             }
         };
         self.shared.metrics.rejected(reason);
@@ -301,7 +301,11 @@ mod tests {
         let error = gate.admit(1, 5000, Some(Duration::from_secs(4)), load).expect_err("too slow alone");
         assert_eq!(error.code(), Code::DeadlineExceeded);
         assert!(error.message().ends_with("the request alone is predicted to take 5000 ms"), "{error}");
-        assert_eq!(error.retry_after(), None, "no retry could succeed");
+        assert!(error.retry_after().is_none() && !error.retryable(), "no retry could succeed");
+        assert!(
+            Error::new(Code::DeadlineExceeded, "late").retryable(),
+            "one that was only late may try again"
+        );
         gate.admit(1, 1000, Some(Duration::from_secs(3)), load).expect("in time");
         gate.admit(1, 1000, Some(Duration::from_secs(4)), Load::default()).expect("nothing is known yet");
     }

@@ -56,7 +56,7 @@ pub(super) fn error(error: &Error) -> pb::Error {
     pb::Error {
         code: row.name.to_owned(),
         message: error.public_message().to_owned(),
-        retryable: row.retryable,
+        retryable: error.retryable(),
         retry_after_ms: error.retry_after().map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
     }
 }

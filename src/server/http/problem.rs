@@ -46,7 +46,7 @@ pub(crate) fn problem(error: &Error, id: &RequestId) -> Response<Body> {
         status: status.as_u16(),
         detail: error.public_message(),
         code: row.name,
-        retryable: row.retryable,
+        retryable: error.retryable(),
         retry_after_ms: error.retry_after().map(|wait| wait.as_millis().try_into().unwrap_or(u64::MAX)),
         limit: error.limit().map(|limit| limit.limit),
         value: error.limit().map(|limit| limit.value),

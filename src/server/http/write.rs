@@ -230,7 +230,7 @@ struct ErrorView<'a> {
 impl<'a> From<&'a Error> for ErrorView<'a> {
     fn from(error: &'a Error) -> Self {
         let row = error.code().row();
-        Self { code: row.name, message: error.public_message(), retryable: row.retryable }
+        Self { code: row.name, message: error.public_message(), retryable: error.retryable() }
     }
 }
 
