@@ -105,7 +105,7 @@ proptest! {
         let (engine, guard) = Engine::start(backend, config, Arc::new(Metrics::default())).expect("starts");
         for _ in 0..rounds {
             let (jobs, answers): (Vec<_>, Vec<_>) = prompts.iter().map(|(tokens, cut)| job(tokens, *cut)).unzip();
-            jobs.into_iter().for_each(|job| engine.score(job));
+            jobs.into_iter().for_each(|job| engine.score_all(vec![job]));
             for (i, answer) in answers.into_iter().enumerate() {
                 let scored = answer.blocking_recv().expect("answered").expect("scored");
                 prop_assert_eq!(&bits(&scored.grade_logits, scored.log_sum_exp), &expected[i]);

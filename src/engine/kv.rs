@@ -143,13 +143,6 @@ pub struct KeptSequence {
     pub(crate) past: Vec<KvRef>,
 }
 
-impl KeptSequence {
-    /// Number of tokens held.
-    pub fn tokens(&self) -> usize {
-        self.past.iter().map(|part| part.len).sum()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

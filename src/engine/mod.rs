@@ -182,11 +182,6 @@ impl Engine {
         }
     }
 
-    /// Queues one pair.
-    pub fn score(&self, job: ScoreJob) {
-        self.score_all(vec![job]);
-    }
-
     /// Queues an explanation. Explanations of requests that were admitted run even while stopping.
     pub fn explain(&self, job: ExplainJob) {
         self.shared.metrics.jobs_queued(Lane::Explain, 1);

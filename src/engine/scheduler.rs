@@ -164,13 +164,6 @@ impl<S: Schedulable, E> Scheduler<S, E> {
         (self.score.len(), self.explain.len())
     }
 
-    /// Takes everything out, in order.
-    pub fn drain(&mut self) -> (Vec<S>, Vec<E>) {
-        self.flows.clear();
-        self.tokens = 0;
-        (std::mem::take(&mut self.score).into_values().collect(), self.explain.drain(..).collect())
-    }
-
     /// The next batch; empty only if nothing live waits.
     pub fn next_batch(&mut self, now: Instant) -> Plan<S, E> {
         let mut plan = Plan { score: Vec::new(), explain: Vec::new(), dropped: Vec::new() };

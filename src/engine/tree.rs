@@ -78,8 +78,6 @@ pub struct TokenTree {
     pub answers: Vec<Answer>,
     /// For each sequence, its index in `answers`.
     pub answer_of: Vec<usize>,
-    /// For each segment, how many sequences pass through it.
-    pub uses: Vec<usize>,
 }
 
 impl TokenTree {
@@ -111,7 +109,7 @@ impl TokenTree {
             let shared = common_prefix(first.tokens, last.tokens);
             let cuts = branch.iter().map(|&s| sequences[s].cut).filter(|&cut| cut > depth);
             let end = cuts.fold(shared, usize::min);
-            let segment = self.push(first, depth..end, parent, branch.len());
+            let segment = self.push(first, depth..end, parent);
             let row = self.tokens.len() - 1;
             let ends = branch.iter().take_while(|&&s| sequences[s].tokens.len() == end);
             for &sequence in ends {
@@ -121,14 +119,13 @@ impl TokenTree {
         }
     }
 
-    fn push(&mut self, of: &Sequence<'_>, range: Range<usize>, parent: Option<usize>, uses: usize) -> usize {
+    fn push(&mut self, of: &Sequence<'_>, range: Range<usize>, parent: Option<usize>) -> usize {
         let row = self.tokens.len();
         let position = of.position + range.start;
         self.positions.extend((position..position + range.len()).map(|p| p as u32));
         self.tokens.extend_from_slice(&of.tokens[range]);
         let past = if parent.is_none() { of.past.to_vec() } else { Vec::new() };
         self.segments.push(Segment { parent, rows: row..self.tokens.len(), position, past, keep: None });
-        self.uses.push(uses);
         self.segments.len() - 1
     }
 
@@ -183,7 +180,7 @@ mod tests {
         assert_eq!(tree.positions, [0, 1, 2, 3, 2]);
         assert_eq!(tree.answers.len(), 2, "duplicates are read once");
         assert_eq!(tree.answer_of, [0, 1, 0]);
-        assert_eq!(tree.uses, [3, 2, 1]);
+        assert_eq!(tree.segments.iter().map(|s| s.rows.clone()).collect::<Vec<_>>(), [0..2, 2..4, 4..5]);
     }
 
     #[test]

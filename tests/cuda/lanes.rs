@@ -212,7 +212,7 @@ fn reasons_beside_scores_are_what_they_are_alone() {
         .collect();
     let scored = |tokens: &[u32]| -> Answer {
         let (job, answer) = job(tokens, tokens.len() / 4 * 2);
-        engine.score(job);
+        engine.score_all(vec![job]);
         answer
     };
     let wait = |answer: Answer| answer.blocking_recv().expect("answered").expect("scored");
