@@ -1,7 +1,6 @@
 //! What breaks inside: each fault has its outcome, and harms nothing else in flight.
 
 use std::{
-    io::Write as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
