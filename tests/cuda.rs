@@ -104,56 +104,58 @@ fn a_refused_batch_leaves_the_next_one_well() {
     passed(&run("device::a_refused_batch_leaves_the_next_one_well", &mock.found()));
 }
 
-/// Products by our own kernels wherever they have the right bits: a pair alone has those that it has among others.
+/// With products by our own kernels wherever they have the right bits.
+fn by_our_own(mock: &Mock, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+    let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    mock.found().into_iter().chain([("VERDICT_CUDA_PRODUCTS", "own".to_owned())]).chain(more).collect()
+}
+
+/// How many products of each kind were only tried, at start, and how many there were in all, with passes.
+fn tried_and_all<const N: usize>(environment: &[(&str, String)], kinds: [&str; N]) -> [(usize, usize); N] {
+    let test = "device::among_many_rows_as_alone";
+    let (tried, all) = (only_opened(test, environment), passed(&run(test, environment)));
+    kinds.map(|of| (told(&tried, of), told(&all, of)))
+}
+
+const PLAIN: [&str; 3] = ["products of few rows", "products of many rows", "tall products"];
+const GATED: [&str; 3] = ["gated of few", "gated of many", "gated of tall"];
+/// Of the two checkpoints the one whose heads are not turned as they are computed.
+const ONE: (&str, &str) = ("VERDICT_TEST_MODEL", "qwen3");
+
+/// A pair alone has the bits that it has among others.
 #[test]
 fn products_of_our_own_change_nothing() {
     let Some(mock) = Mock::build() else { return };
-    let mut environment = mock.found();
-    environment.push(("VERDICT_CUDA_PRODUCTS", "own".to_owned()));
-    // Both open the same backends, which try each kernel; passes come on top.
-    let opened = only_opened("device::among_many_rows_as_alone", &environment);
-    let bits = passed(&run("device::among_many_rows_as_alone", &environment));
-    let all = [
-        "products of few rows",
-        "products of many rows",
-        "gated of few",
-        "gated of many",
-        "tall products",
-        "gated of tall",
-    ];
-    for of in all {
-        assert!(told(&bits, of) > told(&opened, of), "{of}: {opened}\n{bits}");
+    for (kind, (tried, all)) in PLAIN.into_iter().chain(GATED).zip(
+        [PLAIN, GATED].into_iter().flat_map(|kinds| tried_and_all(&by_our_own(&mock, &[ONE]), kinds)),
+    ) {
+        assert!(0 < tried && tried < all, "{kind}: {tried} were tried, {all} in all");
     }
-    // Those that are wrong are found out when they are tried, and not used.
-    for (name, of) in [
-        ("rows", ["products of few rows", "products of many rows", "tall products"]),
-        ("gated", ["gated of few", "gated of many", "gated of tall"]),
+    // One checkpoint has heads that are turned as they are computed, in few rows and in many: then `rotate` is the other
+    // one's alone.
+    let test = "device::among_many_rows_as_alone";
+    let rotations = |more: &[_]| told(&passed(&run(test, &by_our_own(&mock, more))), "rotations");
+    assert_eq!(2 * rotations(&[]), rotations(&[("MOCK_CUDA_WRONG_PRODUCTS", "turned")]));
+}
+
+/// They are found out when they are tried: all of a kind; those that are wrong only where one tile is finished while the
+/// next one is multiplied; and those that do not add to what is there.
+#[test]
+fn products_of_our_own_that_are_wrong_are_not_used() {
+    let Some(mock) = Mock::build() else { return };
+    for (knob, kinds) in [
+        (("MOCK_CUDA_WRONG_PRODUCTS", "rows"), PLAIN),
+        (("MOCK_CUDA_WRONG_PRODUCTS", "gated"), GATED),
+        (("MOCK_CUDA_WRONG_IN_TURN", "1"), ["gated of many"; 3]),
     ] {
-        let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", name.to_owned())]].concat();
-        let opened = only_opened("device::among_many_rows_as_alone", &wrong);
-        let bits = passed(&run("device::among_many_rows_as_alone", &wrong));
-        for of in of {
-            let tried = told(&opened, of);
-            assert!(tried > 0 && told(&bits, of) <= tried, "{of}: {opened}\n{bits}");
+        for (kind, (tried, all)) in kinds.into_iter().zip(tried_and_all(&by_our_own(&mock, &[ONE, knob]), kinds)) {
+            assert!(0 < tried && tried == all, "{knob:?}, {kind}: {tried} were tried, {all} in all");
         }
     }
-    // So are those that are wrong only where one tile is finished while the next one is multiplied.
-    let in_turn = [environment.clone(), vec![("MOCK_CUDA_WRONG_IN_TURN", "1".to_owned())]].concat();
-    let test = "device::among_many_rows_as_alone";
-    let [tried, used] =
-        [only_opened(test, &in_turn), passed(&run(test, &in_turn))].map(|text| told(&text, "gated of many"));
-    assert!(tried > 0 && used <= tried, "{tried} products were tried, {used} used");
-    // So are those that do not add to what is there: one after the other is tried, where otherwise the first is taken.
-    let forgetting = [environment.clone(), vec![("MOCK_CUDA_FORGETS_SUMS", "1".to_owned())]].concat();
-    let tried = passed(&run("device::among_many_rows_as_alone", &forgetting));
-    for of in ["products of few rows", "products of many rows", "tall products"] {
-        assert!(told(&tried, of) > told(&bits, of), "{of}: {tried}\n{bits}");
-    }
-    // Of the two checkpoints one has heads that are turned as they are computed, in few rows and in many: then `rotate`
-    // is the other one's alone.
-    let wrong = [environment.clone(), vec![("MOCK_CUDA_WRONG_PRODUCTS", "turned".to_owned())]].concat();
-    let apart = passed(&run("device::among_many_rows_as_alone", &wrong));
-    assert_eq!(2 * told(&bits, "rotations"), told(&apart, "rotations"), "{apart}\n{bits}");
+    let of_many = ["products of many rows"];
+    let [(tried, all)] = tried_and_all(&by_our_own(&mock, &[ONE, ("MOCK_CUDA_FORGETS_SUMS", "1")]), of_many);
+    let [(_, right)] = tried_and_all(&by_our_own(&mock, &[ONE]), of_many);
+    assert!(0 < tried && all - tried < right - tried.min(right), "{tried} were tried, {all} in all, {right} if right");
 }
 
 /// Tiles that only gates have are chosen like others.

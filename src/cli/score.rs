@@ -83,10 +83,10 @@ async fn score(service: &Service, input: Input, mut output: Output, explain: boo
     while let Some(answer) = answers.next().await {
         let Answer { body, ok } = answer?;
         output.bytes(&body)?;
-        progress.step(ok);
         if output.is_left() {
-            break;
+            return Ok(progress.failed());
         }
+        progress.step(ok);
     }
     output.flush()?;
     progress.finish();

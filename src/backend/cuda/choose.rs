@@ -107,7 +107,7 @@ impl Bench<'_> {
 
     /// The fastest for products of `least` to `most` rows: the reference, or one with its bits.
     fn fastest(&self, reference: &Way, least: usize, most: usize) -> Result<Way> {
-        let rows = [least, least.midpoint(most), most];
+        let rows = [least, most];
         let base = self.cost(reference, most)?.unwrap_or(Duration::MAX);
         let (mut best, mut shortest) = (*reference, base);
         let taking = Own::ALL.into_iter().filter(|own| self.hopper(*own, most).is_some());
@@ -204,18 +204,21 @@ impl Bench<'_> {
     fn goes_on(&self, way: &Way, rows: usize) -> Result<bool> {
         let Some(Own::ManyRows(_)) = own_of(way) else { return Ok(true) };
         let (finish, few) = (self.trial.as_in_a_pass(), rows.min(TRIAL_ROWS));
-        if !self.makes(way, &finish, ALL_CLUSTERS, few)? {
-            return Ok(false);
-        }
-        self.trial.keep(few)?;
-        // By one cluster each tile but the last is finished while the next one is multiplied, as where there are more tiles
-        // than clusters.
-        for (clusters, rows) in [(1, few), (ALL_CLUSTERS, rows)] {
-            if !self.makes(way, &finish, clusters, rows)? || !self.trial.repeats(rows, Of::Kept, few)? {
+        let of = if let Finish::Turn(_) = finish { Of::Kept } else { Of::Finished };
+        if of == Of::Kept {
+            if !self.makes(way, &finish, ALL_CLUSTERS, few)? {
+                return Ok(false);
+            }
+            self.trial.keep(few)?;
+            if rows > few
+                && !(self.makes(way, &finish, ALL_CLUSTERS, rows)? && self.trial.repeats(rows, of, few)?)
+            {
                 return Ok(false);
             }
         }
-        Ok(true)
+        // By one cluster each tile but the last is finished while the next one is multiplied, as where there are more tiles
+        // than clusters.
+        Ok(self.makes(way, &finish, 1, few)? && self.trial.repeats(few, of, few)?)
     }
 
     /// Puts a product of so many rows on the stream, to the trial's `y`, by at most so many clusters; false if the way does
