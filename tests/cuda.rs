@@ -126,9 +126,11 @@ const ONE: (&str, &str) = ("VERDICT_TEST_MODEL", "qwen3");
 #[test]
 fn products_of_our_own_change_nothing() {
     let Some(mock) = Mock::build() else { return };
-    for (kind, (tried, all)) in PLAIN.into_iter().chain(GATED).zip(
-        [PLAIN, GATED].into_iter().flat_map(|kinds| tried_and_all(&by_our_own(&mock, &[ONE]), kinds)),
-    ) {
+    for (kind, (tried, all)) in PLAIN
+        .into_iter()
+        .chain(GATED)
+        .zip([PLAIN, GATED].into_iter().flat_map(|kinds| tried_and_all(&by_our_own(&mock, &[ONE]), kinds)))
+    {
         assert!(0 < tried && tried < all, "{kind}: {tried} were tried, {all} in all");
     }
     // One checkpoint has heads that are turned as they are computed, in few rows and in many: then `rotate` is the other
@@ -148,14 +150,19 @@ fn products_of_our_own_that_are_wrong_are_not_used() {
         (("MOCK_CUDA_WRONG_PRODUCTS", "gated"), GATED),
         (("MOCK_CUDA_WRONG_IN_TURN", "1"), ["gated of many"; 3]),
     ] {
-        for (kind, (tried, all)) in kinds.into_iter().zip(tried_and_all(&by_our_own(&mock, &[ONE, knob]), kinds)) {
+        for (kind, (tried, all)) in
+            kinds.into_iter().zip(tried_and_all(&by_our_own(&mock, &[ONE, knob]), kinds))
+        {
             assert!(0 < tried && tried == all, "{knob:?}, {kind}: {tried} were tried, {all} in all");
         }
     }
     let of_many = ["products of many rows"];
     let [(tried, all)] = tried_and_all(&by_our_own(&mock, &[ONE, ("MOCK_CUDA_FORGETS_SUMS", "1")]), of_many);
     let [(_, right)] = tried_and_all(&by_our_own(&mock, &[ONE]), of_many);
-    assert!(0 < tried && all - tried < right - tried.min(right), "{tried} were tried, {all} in all, {right} if right");
+    assert!(
+        0 < tried && all - tried < right - tried.min(right),
+        "{tried} were tried, {all} in all, {right} if right"
+    );
 }
 
 /// Tiles that only gates have are chosen like others.

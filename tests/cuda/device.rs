@@ -193,7 +193,8 @@ fn the_same_pair_has_the_same_bits() {
 #[ignore = "needs a GPU, or the mock that tests/cuda.rs builds"]
 fn among_many_rows_as_alone() {
     let only = std::env::var("VERDICT_TEST_MODEL").ok();
-    for name in ["qwen3", "yarn"].into_iter().filter(|name| only.as_deref().is_none_or(|only| only == *name)) {
+    for name in ["qwen3", "yarn"].into_iter().filter(|name| only.as_deref().is_none_or(|only| only == *name))
+    {
         let model = model(name);
         let mut backend = gpu(&model);
         if only_opens() {
