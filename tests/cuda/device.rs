@@ -63,7 +63,11 @@ pub(super) fn engine_config() -> EngineConfig {
 }
 
 pub(super) fn on(device: Device, model: &Model) -> Box<dyn Backend> {
-    let options = Options { device, threads: 1, engine: engine_config(), ..Options::default() };
+    batching(device, model, engine_config())
+}
+
+fn batching(device: Device, model: &Model, engine: EngineConfig) -> Box<dyn Backend> {
+    let options = Options { device, threads: 1, engine, ..Options::default() };
     open(model, &options).unwrap_or_else(|error| panic!("{ON_A_GPU}: {error}"))
 }
 
@@ -196,7 +200,9 @@ fn among_many_rows_as_alone() {
     for name in ["qwen3", "yarn"].into_iter().filter(|name| only.as_deref().is_none_or(|only| only == *name))
     {
         let model = model(name);
-        let mut backend = gpu(&model);
+        // No more than it needs: the start tries all of it.
+        let config = EngineConfig { batch_tokens: 512, ..engine_config() };
+        let mut backend = batching(Device::Cuda, &model, config);
         if only_opens() {
             continue;
         }
