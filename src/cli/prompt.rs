@@ -5,7 +5,13 @@ use std::{io::BufRead as _, path::PathBuf};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use crate::{error::Result, model::Model, request::Items, server::http::wire, service::document_text};
+use crate::{
+    error::Result,
+    model::Model,
+    request::{Document, Items},
+    server::http::wire,
+    service::{Names, document_text},
+};
 
 use super::{Failure, files, load_model, score};
 
@@ -50,7 +56,7 @@ pub fn run(args: PromptArgs) -> Result<(), Failure> {
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let answer = prompts(&model, &line).map_err(|error| score::failure(number, &error));
+        let answer = prompts(&model, &line).map_err(|error| score::failure(number, &line, &error));
         failed += u64::from(answer.is_err());
         let answer = answer.map_or_else(|error| error, |prompts| prompts.to_string().into_bytes());
         output.bytes(&answer)?;
@@ -72,24 +78,26 @@ fn prompts(model: &Model, line: &[u8]) -> Result<Value> {
     let profile = &model.profile;
     let (items, options) = score::read(line, wire::score)?.into_parts();
     let instruction = options.instruction.as_ref().unwrap_or(&profile.instruction);
-    let render = |query: &str, document, field: &str| {
-        let (_, text) = document_text(document, profile, || field.to_owned())?;
-        let filled = profile.template.for_query(&model.tokenizer, instruction, query, profile.max_tokens)?;
-        let prompt = filled.render(&text, options.truncation)?;
-        let document = [prompt.document.start, prompt.document.end];
-        Ok(json!({"ids": prompt.tokens, "document": document, "truncated": prompt.truncated}))
-    };
-    let prompts: Result<Vec<Value>> = match items {
+    let names = Names::of(&items);
+    let pairs: Vec<(String, Document)> = match items {
         Items::Documents { query, documents } => {
-            let numbered = documents.into_iter().enumerate();
-            numbered.map(|(index, one)| render(&query, one, &format!("documents[{index}]"))).collect()
+            documents.into_iter().map(|document| (query.clone(), document)).collect()
         }
-        Items::Pairs(pairs) => {
-            let numbered = pairs.into_iter().enumerate();
-            numbered
-                .map(|(index, pair)| render(&pair.query, pair.document, &format!("pairs[{index}].document")))
-                .collect()
-        }
+        Items::Pairs(pairs) => pairs.into_iter().map(|pair| (pair.query, pair.document)).collect(),
     };
+    let render = |query: &str, text: &str| {
+        let filled = profile.template.for_query(&model.tokenizer, instruction, query, profile.max_tokens)?;
+        filled.render(text, options.truncation)
+    };
+    let prompts: Result<Vec<Value>> = pairs
+        .into_iter()
+        .enumerate()
+        .map(|(index, (query, document))| {
+            let (_, text) = document_text(document, profile, || names.document(index))?;
+            let prompt = render(&query, &text).map_err(|error| names.place(index, error))?;
+            let document = [prompt.document.start, prompt.document.end];
+            Ok(json!({"ids": prompt.tokens, "document": document, "truncated": prompt.truncated}))
+        })
+        .collect();
     Ok(json!({ "prompts": prompts? }))
 }

@@ -134,7 +134,7 @@ async fn answer(service: &Service, number: usize, line: &[u8], explain: bool) ->
             body: write::scores(&response, &reasons),
             ok: response.results.iter().all(|result| result.score.is_ok()),
         },
-        Err(error) => Answer { body: failure(number, &error), ok: false },
+        Err(error) => Answer { body: failure(number, line, &error), ok: false },
     }
 }
 
@@ -194,10 +194,13 @@ fn unwrapped(error: Error) -> Error {
     Error::new(error.code(), message)
 }
 
-pub(super) fn failure(number: usize, error: &Error) -> Vec<u8> {
+/// What stands in the place of a line that failed, in the line's own terms.
+pub(super) fn failure(number: usize, line: &[u8], error: &Error) -> Vec<u8> {
     let code = error.code().row().name;
+    let message = error.message();
+    let message = message.strip_prefix("pairs[0].").filter(|_| is_pair(line)).unwrap_or(message);
     // Here the caller and the operator are one: nothing is held back.
-    json!({"line": number, "error": {"code": code, "message": error.message()}}).to_string().into_bytes()
+    json!({"line": number, "error": {"code": code, "message": message}}).to_string().into_bytes()
 }
 
 #[cfg(test)]
@@ -226,6 +229,16 @@ mod tests {
         ] {
             assert!(refusal(line).starts_with(message), "{line}: {}", refusal(line));
         }
+    }
+
+    #[test]
+    fn an_error_is_told_in_the_terms_of_its_line() {
+        let error = Error::too_large("pairs[0].document", "tokens", 7, 8);
+        let told = |line: &str| String::from_utf8(failure(3, line.as_bytes(), &error)).expect("text");
+        let message = r#"document: 8 tokens, over the limit of 7"#;
+        let one = told(r#"{"query":"q","document":"d"}"#);
+        assert_eq!(one, format!(r#"{{"error":{{"code":"too_large","message":"{message}"}},"line":3}}"#));
+        assert!(told(r#"{"pairs":[["q","d"]]}"#).contains(&format!("\"pairs[0].{message}\"")));
     }
 
     #[test]

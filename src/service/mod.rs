@@ -37,8 +37,8 @@ pub use explain::{ExplainItem, ExplainStream, ReasonDone};
 pub use response::{Explanation, PairScore, ScoreResponse, ScoreResult, Timing, Usage};
 
 use collect::{Collected, PairOutcome};
-pub(crate) use prepare::document_text;
 use prepare::{Keep, Work};
+pub(crate) use prepare::{Names, document_text};
 
 /// Texts up to so many bytes are tokenized where the request is: a hop to
 /// another thread costs about as much.

@@ -48,6 +48,7 @@ pub(super) struct Work {
     request: u64,
     /// One, or one per pair.
     queries: Vec<String>,
+    names: Names,
     instruction: Option<String>,
     truncation: Truncation,
     return_documents: bool,
@@ -99,12 +100,11 @@ impl Work {
     ) -> Result<(Self, Answers, ScoreOptions)> {
         let (items, mut options) = request.into_parts();
         let instruction = options.instruction.take();
+        let names = Names::of(&items);
         let (queries, documents) = match items {
             Items::Documents { query, documents } => (vec![query], documents),
             Items::Pairs(pairs) => pairs.into_iter().map(|pair| (pair.query, pair.document)).unzip(),
         };
-        let field =
-            if queries.len() == documents.len() && documents.len() != 1 { "pairs" } else { "documents" };
         let around = instruction.as_ref().map_or(profile.instruction.len(), String::len);
         let mut work = Self {
             pairs: Vec::with_capacity(documents.len()),
@@ -117,10 +117,11 @@ impl Work {
             bytes: around + queries.iter().map(String::len).sum::<usize>(),
             bound: 0,
             queries,
+            names,
         };
         let mut answers = Vec::with_capacity(documents.len());
         for (index, document) in documents.into_iter().enumerate() {
-            let (id, text) = document_text(document, profile, || format!("{field}[{index}]"))?;
+            let (id, text) = document_text(document, profile, || names.document(index))?;
             // No token is less than a byte; the template around the texts is not counted.
             let bound = (text.len() + work.query(index).len() + around).min(profile.max_tokens);
             work.bytes += text.len();
@@ -151,7 +152,29 @@ impl Work {
     }
 
     fn query(&self, index: usize) -> &str {
-        &self.queries[if self.queries.len() == 1 { 0 } else { index }]
+        &self.queries[if self.names.paired { index } else { 0 }]
+    }
+}
+
+/// What a request calls the texts of its pairs.
+#[derive(Clone, Copy)]
+pub(crate) struct Names {
+    paired: bool,
+}
+
+impl Names {
+    pub(crate) fn of(items: &Items) -> Self {
+        Self { paired: matches!(items, Items::Pairs(_)) }
+    }
+
+    pub(crate) fn document(self, index: usize) -> String {
+        if self.paired { format!("pairs[{index}].document") } else { format!("documents[{index}]") }
+    }
+
+    /// An error about one pair's `document` or `query` as one about the request's.
+    pub(crate) fn place(self, index: usize, error: Error) -> Error {
+        let error = error.rename_field("document", &self.document(index));
+        if self.paired { error.rename_field("query", &format!("pairs[{index}].query")) } else { error }
     }
 }
 
@@ -178,7 +201,7 @@ pub(crate) fn document_text(
 }
 
 /// Renders and submits every pair. What fails answers through its ticket.
-pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
+pub(super) fn prepare(inner: &Inner, mut work: Work) -> Prepared {
     let started = Instant::now();
     let profile = &inner.model.profile;
     let instruction = work.instruction.as_deref().unwrap_or(&profile.instruction);
@@ -190,8 +213,8 @@ pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
     let mut first = None;
     let mut prepared = Vec::with_capacity(work.pairs.len());
     let grounding = profile.explain.as_ref().and_then(|explain| explain.grounding.as_ref());
-    for (index, mut pair) in work.pairs.into_iter().enumerate() {
-        let query = &work.queries[if work.queries.len() == 1 { 0 } else { index }];
+    for (index, mut pair) in std::mem::take(&mut work.pairs).into_iter().enumerate() {
+        let query = work.query(index);
         let outcome = wanted(&pair.ticket, work.deadline)
             .and_then(|()| queries.render(query, &pair.text, work.truncation));
         let grounded = grounding.filter(|_| outcome.is_ok() && work.keep.contains(index));
@@ -217,7 +240,7 @@ pub(super) fn prepare(inner: &Inner, work: Work) -> Prepared {
                 (Some(prompt), facts)
             }
             Err(error) => {
-                pair.ticket.fail(error);
+                pair.ticket.fail(work.names.place(index, error));
                 (None, None)
             }
         };

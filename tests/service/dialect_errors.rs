@@ -237,14 +237,20 @@ async fn texts_that_are_too_long_are_cut_or_refused_as_asked() {
     ] {
         server.send(post(&server.url(path), &body)).await.ok();
     }
-    for (path, body) in [
-        ("/rerank", json!({"query": "q", "texts": [long], "truncate": false})),
-        ("/predict", json!({"inputs": [["q", long]], "truncate": "false"})),
-        ("/v1/rerank", json!({"query": "q", "documents": [long], "truncation": false})),
-        ("/v1/ranking", json!({"query": {"text": "q"}, "passages": [{"text": long}]})),
+    for (path, body, field) in [
+        ("/rerank", json!({"query": "q", "texts": ["short", long], "truncate": false}), "texts[1]"),
+        (
+            "/predict",
+            json!({"inputs": [["q", "short"], ["q", long]], "truncate": "false"}),
+            "inputs[1].document",
+        ),
+        ("/v1/rerank", json!({"query": "q", "documents": [long], "truncation": false}), "documents[0]"),
+        ("/v1/ranking", json!({"query": {"text": "q"}, "passages": [{"text": long}]}), "passages[0]"),
     ] {
         let answer = server.send(post(&server.url(path), &body)).await;
         assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "{path}: {}", answer.text());
+        let told = format!("\"{field}: more than ");
+        assert!(answer.text().contains(&told), "{path}: {}", answer.text());
         assert!(answer.text().contains("tokens, over the limit of "), "{path}: {}", answer.text());
     }
 }

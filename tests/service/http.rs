@@ -153,7 +153,7 @@ async fn long_documents_are_cut_or_refused_in_their_place() {
     assert_eq!(indices(&mixed), [1, 0], "failed pairs come last");
     assert_eq!(mixed["results"][1]["error"]["code"], "too_large");
     let message = mixed["results"][1]["error"]["message"].as_str().expect("text");
-    assert!(message.starts_with("document: ") && message.contains("over the limit of"), "{message}");
+    assert!(message.starts_with("documents[0]: ") && message.contains("over the limit of"), "{message}");
     assert!(mixed["results"][1].get("relevance_score").is_none());
     let alone = server.score(&json!({"query": "q", "documents": [long], "truncation": "error"})).await;
     assert_eq!(alone.status, StatusCode::PAYLOAD_TOO_LARGE, "nothing of it was scored");
