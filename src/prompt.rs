@@ -71,11 +71,6 @@ pub struct QueryPrompt {
 const BYTES_PER_TOKEN: usize = 8;
 
 impl QueryPrompt {
-    /// The tokens of the prompt around an empty document.
-    pub fn fixed_tokens(&self) -> usize {
-        self.fixed
-    }
-
     /// The prompt for one document, in at most the query's `max_tokens`.
     ///
     /// Only the document is cut, to the longest beginning of it that ends where one

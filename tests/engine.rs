@@ -27,6 +27,8 @@ use verdict::{
     prompt::Prompt,
 };
 
+#[path = "engine/halves.rs"]
+mod halves;
 #[path = "engine/overlap.rs"]
 mod overlap;
 #[path = "engine/reasons.rs"]

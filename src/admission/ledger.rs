@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Capacity, Load};
+use super::{Capacity, Load, Patience};
 
 /// How much a pair counts for less, with each later one, in what bounds turn out to be.
 const BOUND_DECAY: f64 = 0.99;
@@ -58,8 +58,8 @@ pub(super) struct Asked {
     pub(super) pairs: usize,
     /// At most so many tokens.
     pub(super) bound: usize,
-    /// It is worth nothing after so long.
-    pub(super) patience: Option<Duration>,
+    /// It is worth nothing after that.
+    pub(super) patience: Option<Patience>,
     pub(super) now: Instant,
 }
 
@@ -75,9 +75,11 @@ pub(super) enum Refusal {
     /// No room for its tokens now.
     TokensFull { limit: usize, held: usize, retry: Duration },
     /// It would end too late.
-    TooSlow { wait: Duration, patience: Duration, retry: Duration },
-    /// It would end too late if it were alone.
-    Hopeless { alone: Duration, patience: Duration },
+    TooSlow { wait: Duration, patience: Patience, retry: Duration },
+    /// It would end too late if it were alone, as its client took long to send it.
+    TooLate { alone: Duration, patience: Patience },
+    /// It would end too late if it were alone and had come at once.
+    Hopeless { alone: Duration, patience: Patience },
 }
 
 impl Ledger {
@@ -128,8 +130,8 @@ impl Ledger {
         Ok(self.requests)
     }
 
-    /// Refuses what is predicted to end after `patience`.
-    fn in_time(&mut self, bound: usize, patience: Duration, now: Instant, load: Load) -> Result<(), Refusal> {
+    /// Refuses what is predicted to end after what is left of its `patience`.
+    fn in_time(&mut self, bound: usize, patience: Patience, now: Instant, load: Load) -> Result<(), Refusal> {
         let Some(pace) = load.pace else { return Ok(()) };
         let own = self.expected(bound);
         let ahead = self.ahead(own.max(pace.turn_tokens));
@@ -137,14 +139,17 @@ impl Ledger {
         // Its answer comes with the end of its pass, which others join while those ahead run.
         let beside = ahead.min(pace.pass_tokens);
         let wait = seconds(pace.seconds(ahead + own + beside) / self.doubt).max(load.stalled);
-        if alone > patience {
+        if alone > patience.whole {
             if self.pairs == 0 {
                 self.doubt_more(now);
             }
             return Err(Refusal::Hopeless { alone, patience });
         }
-        if wait > patience {
-            let retry = self.promise(wait - patience, alone, now);
+        if alone > patience.left {
+            return Err(Refusal::TooLate { alone, patience });
+        }
+        if wait > patience.left {
+            let retry = self.promise(wait - patience.left, alone, now);
             return Err(Refusal::TooSlow { wait, patience, retry });
         }
         Ok(())

@@ -40,6 +40,22 @@ pub struct Load {
     pub stalled: Duration,
 }
 
+/// How long a request may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Patience {
+    /// From its arrival.
+    pub whole: Duration,
+    /// From now: some of it may have passed while it was sent.
+    pub left: Duration,
+}
+
+impl Patience {
+    /// For a request that came at once.
+    pub fn whole(whole: Duration) -> Self {
+        Self { whole, left: whole }
+    }
+}
+
 /// The queue's gate. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Admission {
@@ -74,15 +90,15 @@ impl Admission {
     /// # Errors
     ///
     /// `Overloaded` with when to try again if the queue has no room for all of
-    /// it, or if its last pair is predicted to end after `patience` because of
-    /// what is ahead. `DeadlineExceeded` if it would end too late on an idle
-    /// server, and `TooLarge` if it is larger than an idle queue: then no retry
-    /// could succeed.
+    /// it, or if its last pair is predicted to end after what is left of its
+    /// `patience` because of what is ahead. `DeadlineExceeded` if it would end too
+    /// late on an idle server, and `TooLarge` if it is larger than an idle queue:
+    /// then no retry could succeed, but of one that was slow to come.
     pub fn admit(
         &self,
         pairs: usize,
         tokens: usize,
-        patience: Option<Duration>,
+        patience: Option<Patience>,
         load: Load,
     ) -> Result<Grant> {
         let asked = Asked { pairs, bound: tokens, patience, now: Instant::now() };
@@ -139,23 +155,37 @@ impl Admission {
                 Rejection::Deadline,
                 overloaded(format!(
                     "the predicted wait of {} ms is past the deadline of {} ms",
-                    wait.as_millis(),
-                    patience.as_millis()
+                    whole_ms(wait),
+                    whole_ms(patience.left)
                 ))
                 .with_retry_after(retry),
             ),
+            Refusal::TooLate { alone, patience } => {
+                let message = format!(
+                    "deadline_ms: {} ms, of which {} were left when all of the request had come; it is predicted to take {} ms",
+                    whole_ms(patience.whole),
+                    whole_ms(patience.left),
+                    whole_ms(alone)
+                );
+                (Rejection::Late, Error::new(Code::DeadlineExceeded, message))
+            }
             Refusal::Hopeless { alone, patience } => {
                 let message = format!(
-                    "the deadline of {} ms is too short: the request alone is predicted to take {} ms",
-                    patience.as_millis(),
-                    alone.as_millis()
+                    "deadline_ms: {} ms is too short: the request alone is predicted to take {} ms",
+                    whole_ms(patience.whole),
+                    whole_ms(alone)
                 );
-                (Rejection::Deadline, Error::new(Code::DeadlineExceeded, message).without_retry())
+                (Rejection::Hopeless, Error::new(Code::DeadlineExceeded, message).without_retry())
             }
         };
         self.shared.metrics.rejected(reason);
         error
     }
+}
+
+/// Rounded up: what is just too long must not look as if it fitted.
+fn whole_ms(time: Duration) -> u128 {
+    time.as_micros().div_ceil(1000)
 }
 
 fn overloaded(message: String) -> Error {
@@ -293,21 +323,27 @@ mod tests {
         let pace = Pace { overhead: 0.0, per_token: 0.001, pass_tokens: 1000, turn_tokens: 1000 };
         let load = Load { pace: Some(pace), stalled: Duration::ZERO };
         let _held = gate.admit(1, 9000, None, load).expect("room");
-        let error = gate.admit(1, 1000, Some(Duration::from_millis(2500)), load).expect_err("too slow");
+        let error = gate
+            .admit(1, 1000, Some(Patience::whole(Duration::from_millis(2500))), load)
+            .expect_err("too slow");
         assert_eq!(error.code(), Code::Overloaded);
         // Of the one ahead as much as it is long itself, its own, and the rest of its pass.
         assert_eq!(error.message(), "the predicted wait of 3000 ms is past the deadline of 2500 ms");
         assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
-        let error = gate.admit(1, 5000, Some(Duration::from_secs(4)), load).expect_err("too slow alone");
+        let error = gate
+            .admit(1, 5000, Some(Patience::whole(Duration::from_secs(4))), load)
+            .expect_err("too slow alone");
         assert_eq!(error.code(), Code::DeadlineExceeded);
-        assert!(error.message().ends_with("the request alone is predicted to take 5000 ms"), "{error}");
+        let message = "deadline_ms: 4000 ms is too short: the request alone is predicted to take 5000 ms";
+        assert_eq!(error.message(), message);
         assert!(error.retry_after().is_none() && !error.retryable(), "no retry could succeed");
         assert!(
             Error::new(Code::DeadlineExceeded, "late").retryable(),
             "one that was only late may try again"
         );
-        gate.admit(1, 1000, Some(Duration::from_secs(3)), load).expect("in time");
-        gate.admit(1, 1000, Some(Duration::from_secs(4)), Load::default()).expect("nothing is known yet");
+        gate.admit(1, 1000, Some(Patience::whole(Duration::from_secs(3))), load).expect("in time");
+        gate.admit(1, 1000, Some(Patience::whole(Duration::from_secs(4))), Load::default())
+            .expect("nothing is known yet");
     }
 
     #[test]

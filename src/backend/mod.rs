@@ -63,6 +63,11 @@ pub trait Backend: Send {
     /// submitted. What a
     /// pass reads in KV blocks is what those submitted before it write there. Elsewhere the pass is
     /// done when this returns.
+    ///
+    /// # Errors
+    ///
+    /// `TooLarge` if there are more ways through the tree than was prepared for: nothing was begun, and a batch of fewer
+    /// sequences has less; one of one sequence never has too many. Any other is the batch's.
     fn submit(&mut self, batch: &TokenTree) -> Result<Pass> {
         self.run(batch).map(Pass::Done)
     }

@@ -160,6 +160,8 @@ pub struct StubBackend {
     script: Vec<u32>,
     control: Arc<StubControl>,
     positions: usize,
+    /// Most sequences of a pass.
+    sequences: usize,
     /// Token by block and offset.
     cache: Vec<u32>,
     poison: Option<u32>,
@@ -205,8 +207,9 @@ impl StubBackend {
     /// A stub that gives `grades` logits and decodes `script` (distinct tokens; the last one should
     /// be a stop token).
     pub fn new(grades: usize, script: Vec<u32>, control: Arc<StubControl>) -> Self {
-        let positions = 1 << 20;
-        Self { grades, script, control, positions, cache: Vec::new(), poison: None, lost: None, late: None }
+        let (positions, sequences) = (1 << 20, usize::MAX);
+        let (cache, poison, lost, late) = (Vec::new(), None, None, None);
+        Self { grades, script, control, positions, sequences, cache, poison, lost, late }
     }
 
     /// One whose sequences are of at most so many tokens.
@@ -214,6 +217,18 @@ impl StubBackend {
     pub fn of_positions(mut self, positions: usize) -> Self {
         self.positions = positions;
         self
+    }
+
+    /// One that has no room for passes of more sequences.
+    #[must_use]
+    pub fn of_sequences(mut self, sequences: usize) -> Self {
+        self.sequences = sequences;
+        self
+    }
+
+    fn check_room(&self, batch: &TokenTree) -> Result<()> {
+        let (most, sequences) = (self.sequences, batch.answers.len());
+        if sequences > most { Err(Error::too_large("a batch", "sequences", most, sequences)) } else { Ok(()) }
     }
 
     /// As a device that computes by itself: a pass runs some time after it was submitted, when
@@ -343,12 +358,14 @@ impl Backend for StubBackend {
     }
 
     fn run(&mut self, batch: &TokenTree) -> Result<Vec<Reading>> {
+        self.check_room(batch)?;
         self.control.passes.fetch_add(1, Ordering::SeqCst);
         self.control.wait();
         self.compute(batch)
     }
 
     fn submit(&mut self, batch: &TokenTree) -> Result<Pass> {
+        self.check_room(batch)?;
         let Some(late) = &mut self.late else { return self.run(batch).map(Pass::Done) };
         let beside = late.waiting.iter().filter(|other| other.batch.is_explain() == batch.is_explain());
         assert!(beside.count() < IN_FLIGHT, "more passes on a lane than may be in flight");

@@ -1,6 +1,6 @@
 //! A service inside this process, for the commands that need no server.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::runtime::Runtime;
 
@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     metrics::Metrics,
     request::Limits,
-    service::Service,
+    service::{NO_HURRY, Service},
 };
 
 use super::{Failure, load_model};
@@ -55,9 +55,6 @@ pub(super) struct Local {
     guard: EngineGuard,
 }
 
-/// There is no one to protect from a long wait here.
-const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
-
 impl Local {
     /// Loads the model and starts its engine.
     pub(super) fn start(args: &ModelArgs) -> Result<Self, Failure> {
@@ -66,7 +63,7 @@ impl Local {
             .map_err(|error| Failure::new(super::Exit::Model, error))?;
         let metrics = Arc::new(Metrics::default());
         let (engine, guard) = Engine::start(backend, EngineConfig::default(), Arc::clone(&metrics))?;
-        let limits = Limits { documents: 1 << 20, deadline: PATIENCE, ..Limits::default() };
+        let limits = Limits { documents: 1 << 20, deadline: NO_HURRY, ..Limits::default() };
         let capacity =
             Capacity { pairs: usize::MAX >> 1, tokens: usize::MAX >> 1, explanations: usize::MAX >> 1 };
         let service = Service::new(model, engine, limits, capacity, metrics);

@@ -33,7 +33,7 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " ", env!("VERDICT_COMM
 
 const EXIT_CODES: &str = "Exit codes:
   0  done, or stopped by SIGTERM or SIGINT and drained
-  1  a failure while running
+  1  a failure while running, or requests were cut off at the end of --grace
   2  wrong usage or configuration
   3  the model was refused, or its probes failed
   4  an address could not be bound";
@@ -50,10 +50,13 @@ enum Command {
     #[command(after_long_help = EXIT_CODES)]
     Prompt(prompt::PromptArgs),
     /// Measure ranking and grading on judged documents
+    #[command(after_long_help = EXIT_CODES)]
     Eval(eval::EvalArgs),
-    /// Fit the temperature on judged documents
+    /// Fit the temperature, and a map of the score, on judged documents
+    #[command(after_long_help = EXIT_CODES)]
     Calibrate(calibrate::CalibrateArgs),
     /// Compare the engine with candle-transformers on the same checkpoint
+    #[command(after_long_help = EXIT_CODES)]
     Verify(verify::VerifyArgs),
 }
 

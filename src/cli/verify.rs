@@ -20,14 +20,22 @@ pub struct VerifyArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Prompts to compare: the profile's probes, then generated texts of growing length
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
     prompts: usize,
     /// Largest difference of a logit that still passes
     #[arg(long, value_name = "X", default_value_t = 1e-3)]
     tolerance: f32,
     /// Most tokens of a prompt
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
     max_tokens: usize,
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("is 0; at least 1 is needed".to_owned()),
+        Ok(number) => Ok(number),
+        Err(cause) => Err(format!("{cause}; expected a number from 1")),
+    }
 }
 
 /// How one prompt's readings differ.
@@ -105,10 +113,18 @@ fn prompts(model: &Model, args: &VerifyArgs) -> Result<Vec<Vec<u32>>> {
     });
     let max_tokens = profile.max_tokens.min(args.max_tokens);
     let render = |(instruction, query, document): (String, String, String)| {
-        let filled = profile.template.for_query(&model.tokenizer, &instruction, &query, max_tokens)?;
-        Ok(filled.render(&document, Truncation::Document)?.tokens)
+        let filled = profile.template.for_query(&model.tokenizer, &instruction, &query, max_tokens);
+        let prompt = filled.and_then(|filled| filled.render(&document, Truncation::Document));
+        // Whichever text it was, it is the flag that leaves no room for it.
+        let prompt = prompt.map_err(|error| {
+            Error::invalid(
+                "max_tokens",
+                format!("is {max_tokens}, too few for a prompt: {}", error.message()),
+            )
+        })?;
+        Ok(prompt.tokens)
     };
-    probes.chain(generated).take(args.prompts.max(1)).map(render).collect()
+    probes.chain(generated).take(args.prompts).map(render).collect()
 }
 
 /// Words by a linear congruential generator (Knuth's MMIX constants): the same on every run.
@@ -138,11 +154,15 @@ fn logits(backend: &mut dyn Backend, prompts: &[Vec<u32>]) -> Result<Vec<Vec<f32
     }
     let tree = TokenTree::build(&sequences);
     let readings = backend.run(&tree)?;
-    let read = |answer: &usize| match &readings[*answer] {
+    let read = |(index, answer): (usize, &usize)| match &readings[*answer] {
         Reading::Grades { logits, .. } => Ok(logits.clone()),
-        other => Err(Error::internal(format!("the engine read {other:?}"))),
+        _ => Err(Error::internal(format!(
+            "prompt {} of {}: the engine gave a number that is not finite",
+            index + 1,
+            prompts.len()
+        ))),
     };
-    tree.answer_of.iter().map(read).collect()
+    tree.answer_of.iter().enumerate().map(read).collect()
 }
 
 fn compare(tokens: usize, ours: &[f32], theirs: &[f32], profile: &Profile) -> Result<Row> {

@@ -132,21 +132,16 @@ pub struct Settings {
         help_heading = "Limits on requests (past them: 413)"
     )]
     pub max_body_bytes: Option<usize>,
-    /// Longest deadline, and that of requests without one [default: 60s]
+    /// Longest deadline, to which longer ones are cut, and that of requests without one [default: 60s]
     #[arg(
         long,
         value_name = "TIME",
         env = "VERDICT_MAX_DEADLINE",
-        help_heading = "Limits on requests (past them: 413)"
+        help_heading = "Requests that do not say"
     )]
     pub max_deadline: Option<Span>,
     /// Documents explained when a request does not say [default: 3]
-    #[arg(
-        long,
-        value_name = "N",
-        env = "VERDICT_EXPLAIN_TOP_N",
-        help_heading = "Limits on requests (past them: 413)"
-    )]
+    #[arg(long, value_name = "N", env = "VERDICT_EXPLAIN_TOP_N", help_heading = "Requests that do not say")]
     pub explain_top_n: Option<usize>,
     /// Most documents explained in one request [default: 16]
     #[arg(

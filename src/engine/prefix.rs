@@ -91,20 +91,35 @@ impl PrefixCache {
     }
 
     /// A span for `tokens` tokens, evicting what was used least recently until it fits, but nothing
-    /// that was used after `since`. A batch takes the [`Self::clock`] before its first lookup: it holds
-    /// what it found, so evicting that would free nothing, and what it adds goes behind it.
+    /// that was used after `since`, and nothing at all if even that would not do. A batch takes the
+    /// [`Self::clock`] before its first lookup: it holds what it found, so evicting that would free
+    /// nothing, and what it adds goes behind it.
     pub fn allocate(&mut self, tokens: usize, since: u64) -> Option<Arc<Span>> {
-        if tokens.div_ceil(BLOCK_TOKENS) > self.pool.total() {
+        if let Some(span) = self.pool.allocate(tokens) {
+            return Some(span);
+        }
+        let free = self.pool.total() - self.pool.used();
+        if tokens.div_ceil(BLOCK_TOKENS) > free + self.evictable(since) {
             return None;
         }
-        loop {
+        while self.evict_one(since) {
             if let Some(span) = self.pool.allocate(tokens) {
                 return Some(span);
             }
-            if !self.evict_one(since) {
-                return None;
-            }
         }
+        None
+    }
+
+    /// Blocks that would be free if all went that was last used by `since`. A node is used whenever one below it is.
+    fn evictable(&self, since: u64) -> usize {
+        let mut held: HashMap<*const Span, usize> = HashMap::new();
+        let old = || self.nodes.values().filter(|node| node.used <= since).map(|node| &node.kv.span);
+        for span in old() {
+            *held.entry(Arc::as_ptr(span)).or_default() += 1;
+        }
+        // Each span once, and only those that nobody else holds, be it a batch under way.
+        let freed = |span: &&Arc<Span>| held.remove(&Arc::as_ptr(span)) == Some(Arc::strong_count(span));
+        old().filter(freed).map(|span| span.blocks().len()).sum()
     }
 
     /// Tokens evicted since this was asked last.
@@ -243,6 +258,8 @@ mod tests {
             cache.allocate(2 * BLOCK_TOKENS, since).is_none(),
             "one of the two blocks is the batch's own"
         );
+        assert_eq!((cache.lookup(&[1; 12]).len, cache.take_evicted()), (10, 0), "nothing went in vain");
+        assert!(cache.allocate(BLOCK_TOKENS, since).is_some(), "the other is free to go");
         assert_eq!((cache.lookup(&[1; 12]).len, cache.take_evicted()), (10, 10));
         insert(&mut cache, &[1; 12]);
         assert_eq!(held(&cache), 12, "what comes after it found its place");

@@ -96,6 +96,12 @@ struct Flow {
     tokens: u64,
 }
 
+impl Flow {
+    fn new(start: u64) -> Self {
+        Self { places: VecDeque::new(), start, tokens: 0 }
+    }
+}
+
 impl<S: Schedulable, E> Scheduler<S, E> {
     /// Empty queues.
     pub fn new(budget: Budget) -> Self {
@@ -125,8 +131,7 @@ impl<S: Schedulable, E> Scheduler<S, E> {
 
     /// Queues a score job.
     pub fn push(&mut self, job: S) {
-        let new = Flow { places: VecDeque::new(), start: self.served, tokens: 0 };
-        let flow = self.flows.entry(job.request()).or_insert(new);
+        let flow = self.flows.entry(job.request()).or_insert_with(|| Flow::new(self.served));
         let batch = (self.budget.tokens as u64).max(1);
         let due = flow.start + SHARE * (flow.tokens / batch) * batch;
         let before = flow.places.back().and_then(|place| self.score.get(place));
@@ -146,6 +151,19 @@ impl<S: Schedulable, E> Scheduler<S, E> {
     /// Puts back what the last batch was to take on, before the others.
     pub fn put_back(&mut self, sequences: Vec<E>) {
         sequences.into_iter().rev().for_each(|sequence| self.explain.push_front(sequence));
+    }
+
+    /// Puts back score jobs that the last batch had no room for after all, before the others.
+    pub fn put_back_score(&mut self, jobs: Vec<S>) {
+        for job in jobs {
+            let flow = self.flows.entry(job.request()).or_insert_with(|| Flow::new(self.served));
+            let place = (0, self.arrivals);
+            self.arrivals += 1;
+            self.tokens += job.tokens().len();
+            let before = flow.places.iter().take_while(|other| **other < place).count();
+            flow.places.insert(before, place);
+            self.score.insert(place, job);
+        }
     }
 
     /// Whether the score jobs that wait are a batch that waiting longer would not make larger. Shared

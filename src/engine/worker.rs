@@ -226,8 +226,23 @@ impl Worker {
                 let flight = Flight { pass, score, explain, batch, start, assembly, doomed: None };
                 self.flights[lane].push_back(flight);
             }
+            Err(error) if error.code() == Code::TooLarge && score.len() + explain.len() > 1 => {
+                drop(batch);
+                self.halve(lane, score, explain);
+            }
             Err(error) => self.fail(score, explain, &error),
         }
+    }
+
+    /// Submits the first half of a batch that is too large for the device, and puts the other back.
+    fn halve(&mut self, lane: usize, mut score: Vec<ScoreJob>, mut explain: Vec<ExplainSequence>) {
+        let later = explain.split_off(if score.is_empty() { explain.len().div_ceil(2) } else { 0 });
+        let rest = score.split_off(score.len().div_ceil(2));
+        self.metrics.jobs_waiting(Lane::Score, rest.len());
+        self.metrics.jobs_waiting(Lane::Explain, later.len());
+        self.scheduler.put_back_score(rest);
+        self.scheduler.put_back(later);
+        self.submit(lane, score, explain);
     }
 
     fn drop_job(&self, job: ScoreJob, fate: Fate) {
@@ -264,7 +279,7 @@ impl Worker {
             } else if self.decoding > 0 {
                 self.requeue(sequence);
             } else {
-                self.metrics.rejected(Rejection::Explain);
+                self.metrics.rejected(Rejection::ExplainMemory);
                 sequence.finish(FinishReason::Shed);
             }
         }
@@ -306,7 +321,7 @@ impl Worker {
         let result = self.backend.collect(pass);
         self.shared.progress();
         let took = flight.start.elapsed();
-        self.count(&flight, took);
+        self.count(&flight);
         let result = match (result, flight.doomed.take()) {
             (Err(error), _) => {
                 self.doom(&flight.batch, &error);
@@ -336,9 +351,8 @@ impl Worker {
         }
     }
 
-    fn count(&mut self, flight: &Flight, took: Duration) {
+    fn count(&mut self, flight: &Flight) {
         let Flight { score, explain, batch, start, .. } = flight;
-        self.metrics.compute_seconds(took);
         // Batches that are under way together are busy time once.
         let now = Instant::now();
         let busy = now - std::mem::replace(&mut self.busy_since, now);

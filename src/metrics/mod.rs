@@ -59,10 +59,16 @@ pub enum Rejection {
     Pairs,
     /// No room for its tokens.
     Tokens,
-    /// The predicted wait was past its deadline.
+    /// The predicted wait behind others was past its deadline.
     Deadline,
+    /// Its client left too little of its deadline for the request alone.
+    Late,
+    /// Its deadline was shorter than the request alone would take.
+    Hopeless,
     /// The explain lane was full.
     Explain,
+    /// A queued explanation found no KV memory.
+    ExplainMemory,
     /// No memory for its body.
     Bodies,
     /// The server was starting or draining.
@@ -70,13 +76,28 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    const ALL: [Self; 9] = [
+        Self::Pairs,
+        Self::Tokens,
+        Self::Deadline,
+        Self::Late,
+        Self::Hopeless,
+        Self::Explain,
+        Self::ExplainMemory,
+        Self::Bodies,
+        Self::Unavailable,
+    ];
+
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Rejection::Pairs => "pairs",
             Rejection::Tokens => "tokens",
             Rejection::Deadline => "deadline",
+            Rejection::Late => "late",
+            Rejection::Hopeless => "hopeless",
             Rejection::Explain => "explain",
+            Rejection::ExplainMemory => "explain_memory",
             Rejection::Bodies => "bodies",
             Rejection::Unavailable => "unavailable",
         }
@@ -155,6 +176,7 @@ struct ServerMetrics {
     connections: IntGauge,
     body_bytes: IntGauge,
     ready: IntGauge,
+    started: IntGauge,
     load_seconds: Gauge,
     model_info: IntGaugeVec,
 }
@@ -355,12 +377,10 @@ fn signed(value: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
-    fn names_are_unique_prefixed_and_documented() {
+    fn names_are_prefixed_and_have_a_sentence() {
         let metrics = Metrics::default();
         metrics.request("/score", Lane::Score, "ok", Duration::from_millis(3));
         metrics.jobs_queued(Lane::Score, 2);
@@ -370,13 +390,29 @@ mod tests {
         metrics.dropped(DropReason::Expired);
         metrics.model("m", "h", Duration::ZERO);
         let families = metrics.registry.gather();
-        let names: BTreeSet<&str> = families.iter().map(|family| family.name()).collect();
-        assert_eq!(names.len(), families.len());
         assert!(families.len() >= 30, "{} families", families.len());
         for family in &families {
             assert!(family.name().starts_with("verdict_"), "{}", family.name());
             assert!(family.help().ends_with('.'), "{} needs a help sentence", family.name());
         }
+    }
+
+    #[test]
+    fn what_has_not_happened_yet_is_there_and_zero() {
+        let text = String::from_utf8(Metrics::default().text().expect("encodes")).expect("text");
+        for series in [
+            "verdict_rejections_total{reason=\"hopeless\"} 0",
+            "verdict_rejections_total{reason=\"unavailable\"} 0",
+            "verdict_failed_pairs_total{code=\"internal\"} 0",
+            "verdict_dropped_jobs_total{reason=\"expired\"} 0",
+            "verdict_jobs_total{lane=\"explain\"} 0",
+        ] {
+            assert!(text.lines().any(|line| line == series), "{series}");
+        }
+        let started = text.lines().find_map(|line| line.strip_prefix("verdict_start_time_seconds "));
+        assert!(
+            started.and_then(|seconds| seconds.parse::<f64>().ok()).is_some_and(|seconds| seconds > 1.7e9)
+        );
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Names, units, buckets and help of the metrics.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, core::Collector,
 };
 
-use super::{EngineMetrics, Metrics, RequestMetrics, ServerMetrics};
+use super::{DropReason, EngineMetrics, Lane, Metrics, Rejection, RequestMetrics, ServerMetrics};
+use crate::error::TABLE;
 
 /// From a tenth of a millisecond to a minute.
 const SECONDS: [f64; 18] = [
@@ -37,6 +40,20 @@ impl Register<'_> {
         self.add(IntCounterVec::new(Opts::new(name, help), labels).expect(SOUND))
     }
 
+    /// Counters by one label whose values are known: they are there, at zero, from the start, so that the first of each is
+    /// seen as an increase.
+    fn known(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = &'static str>,
+    ) -> IntCounterVec {
+        let counters = self.counters(name, help, &[label]);
+        values.into_iter().for_each(|value| counters.with_label_values(&[value]).reset());
+        counters
+    }
+
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help).expect(SOUND))
     }
@@ -65,12 +82,11 @@ impl Default for Metrics {
             &["version", "commit"],
         );
         build.with_label_values(&[crate::VERSION, crate::COMMIT]).set(1);
-        Self {
-            requests: RequestMetrics::register(&of),
-            engine: EngineMetrics::register(&of),
-            server: ServerMetrics::register(&of),
-            registry,
-        }
+        let server = ServerMetrics::register(&of);
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        server.started.set(since_1970.as_secs() as i64);
+        let (requests, engine) = (RequestMetrics::register(&of), EngineMetrics::register(&of));
+        Self { requests, engine, server, registry }
     }
 }
 
@@ -95,23 +111,25 @@ impl RequestMetrics {
             ),
             time_to_score_seconds: of.histogram(
                 "verdict_time_to_score_seconds",
-                "From a request's arrival to its last score.",
+                "From having read a request to its last score.",
                 &SECONDS,
             ),
             first_reason_token_seconds: of.histogram(
                 "verdict_time_to_first_reason_token_seconds",
-                "From a request's arrival to the first token of its first reason.",
+                "From having read a request to the first token of its first reason.",
                 &SECONDS,
             ),
-            failed_pairs: of.counters(
+            failed_pairs: of.known(
                 "verdict_failed_pairs_total",
                 "Pairs that were answered with an error, by its code.",
-                &["code"],
+                "code",
+                TABLE.map(|row| row.name),
             ),
-            rejections: of.counters(
+            rejections: of.known(
                 "verdict_rejections_total",
                 "Requests or explanations refused before any work, by reason.",
-                &["reason"],
+                "reason",
+                Rejection::ALL.map(Rejection::as_str),
             ),
             admitted_pairs: of.gauge("verdict_admitted_pairs", "Pairs admitted and not yet answered."),
             admitted_explanations: of
@@ -139,13 +157,23 @@ impl EngineMetrics {
                 "From a pair's entering the queue to the start of its batch.",
                 &SECONDS,
             ),
-            compute_seconds: of.histogram("verdict_compute_seconds", "Time of a pair's batch.", &SECONDS),
+            compute_seconds: of.histogram(
+                "verdict_compute_seconds",
+                "Time of a pair's batch, once a pair.",
+                &SECONDS,
+            ),
             queue_length: of.gauges("verdict_queue_length", "Jobs waiting, by lane.", &["lane"]),
-            jobs: of.counters("verdict_jobs_total", "Jobs queued, by lane.", &["lane"]),
-            dropped: of.counters(
+            jobs: of.known(
+                "verdict_jobs_total",
+                "Jobs queued, by lane.",
+                "lane",
+                [Lane::Score, Lane::Explain].map(Lane::as_str),
+            ),
+            dropped: of.known(
                 "verdict_dropped_jobs_total",
                 "Jobs that left the queue without compute, by reason.",
-                &["reason"],
+                "reason",
+                [DropReason::Abandoned, DropReason::Expired].map(DropReason::as_str),
             ),
             batch_seconds: of.histogram("verdict_batch_seconds", "Time of a forward pass.", &SECONDS),
             batch_tokens: of.histogram("verdict_batch_tokens", "Distinct tokens of a forward pass.", &TOKENS),
@@ -190,6 +218,8 @@ impl ServerMetrics {
             connections: of.gauge("verdict_connections", "Open connections on the main port."),
             body_bytes: of.gauge("verdict_body_bytes", "Bytes of request bodies held."),
             ready: of.gauge("verdict_ready", "1 while the server takes requests."),
+            started: of
+                .gauge("verdict_start_time_seconds", "When the process started, in seconds since 1970."),
             load_seconds: of.add(
                 Gauge::new("verdict_model_load_seconds", "Time that loading the model took.").expect(SOUND),
             ),

@@ -116,16 +116,26 @@ impl File {
                 max_tokens: self.prompt.max_tokens.or(base.prompt.max_tokens),
                 free_questions: self.prompt.free_questions.or(base.prompt.free_questions),
             },
-            score: ScoreTable {
-                read: self.score.read.or(base.score.read),
-                positive: self.score.positive.or(base.score.positive),
-                negative: self.score.negative.or(base.score.negative),
-                label_mass: self.score.label_mass.or(base.score.label_mass),
-            },
+            score: self.score.over(base.score),
             grades: self.grades.or(base.grades),
             calibration: self.calibration.or(base.calibration),
             explain: self.explain.or(base.explain),
             probes: self.probes.or(base.probes),
+        }
+    }
+}
+
+impl ScoreTable {
+    fn over(self, mut base: Self) -> Self {
+        if self.read == Some(Read::Expected) {
+            // They say how another reading goes.
+            (base.positive, base.negative) = (None, None);
+        }
+        Self {
+            read: self.read.or(base.read),
+            positive: self.positive.or(base.positive),
+            negative: self.negative.or(base.negative),
+            label_mass: self.label_mass.or(base.label_mass),
         }
     }
 }

@@ -106,7 +106,7 @@ proptest! {
         for (tokenizer, template) in [(tiny(), JOINED), (mini(), APART)] {
             let template = Template::parse(template, &tokenizer).expect("parses");
             let unlimited = template.for_query(&tokenizer, "x", &query, 1 << 16).expect("fits");
-            let max_tokens = unlimited.fixed_tokens() + room;
+            let max_tokens = unlimited.fixed + room;
             let filled = template.for_query(&tokenizer, "x", &query, max_tokens).expect("fits");
             let Ok(prompt) = filled.render(&document, Truncation::Document) else { continue };
             prop_assert!(prompt.tokens.len() <= max_tokens);
@@ -152,7 +152,7 @@ fn a_document_of_any_length_is_cut_to_fit() {
     assert_eq!(suffix.len(), 1 + tokenizer.encode("shoes").expect("encodes").len() + 1);
     let error = filled.render(&document, Truncation::Error).expect_err("too large");
     assert_eq!(error.code(), Code::TooLarge);
-    let limit = 64 - filled.fixed_tokens();
+    let limit = 64 - filled.fixed;
     assert!(error.message().starts_with("document: more than"), "{error}");
     assert!(error.message().ends_with(&format!("tokens, over the limit of {limit}")), "{error}");
 }

@@ -251,8 +251,9 @@ async fn finish(state: &State, grace: Duration, guard: EngineGuard, died: bool) 
     }
     tracing::info!(in_flight = state.in_flight(), grace_ms = grace.as_millis(), "draining");
     if tokio::time::timeout(grace, state.drained()).await.is_err() {
-        tracing::warn!(in_flight = state.in_flight(), "the grace period ended before all requests did");
-        return Ok(());
+        let message =
+            format!("the grace period of {grace:?} ended before {} requests did", state.in_flight());
+        return Err(Failure::Runtime(Error::new(Code::Unavailable, message)));
     }
     match tokio::task::spawn_blocking(move || guard.stop()).await {
         Ok(Err(error)) => Err(Failure::Runtime(error)),

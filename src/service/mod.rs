@@ -15,7 +15,7 @@ use std::{
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
-    admission::{Admission, Capacity, Load},
+    admission::{Admission, Capacity, Load, Patience},
     engine::{
         Engine,
         job::{Scored, Ticket},
@@ -29,7 +29,7 @@ use crate::{
     model::Model,
     profile::{Probe, Profile},
     prompt::Prompt,
-    request::{Document, ExplainRequest, Items, Limits, Pair, ScoreOptions, ScoreRequest},
+    request::{Document, ExplainRequest, Items, Limits, ScoreOptions, ScoreRequest},
     telemetry::Trace,
 };
 
@@ -46,8 +46,9 @@ const INLINE_BYTES: usize = 1024;
 /// Texts up to so many bytes are tokenized on this thread too, but what else it has to do goes to another first: waking
 /// that one is not waited for.
 const IN_PLACE_BYTES: usize = 64 << 10;
-/// Whoever runs the probes looks at whether the engine makes progress, and gives up much sooner.
-const PROBE_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The deadline where none is meant: of commands, whose user ends them, and of probes, whose asker looks at whether the
+/// engine makes progress.
+pub(crate) const NO_HURRY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Scores and explains. Cheap to clone.
 #[derive(Clone)]
@@ -166,9 +167,9 @@ impl Service {
 
     async fn score_probe(&self, probe: &Probe) -> Result<Score> {
         let options = ScoreOptions { instruction: probe.instruction.clone(), ..ScoreOptions::default() };
-        let pair = Pair { query: probe.query.clone(), document: Document::text(probe.document.clone()) };
-        let request = ScoreRequest::new(Items::Pairs(vec![pair]), options)?;
-        let scores = self.run_within(PROBE_PATIENCE, request, Keep::Nothing, None).await?;
+        let documents = vec![Document::text(probe.document.clone())];
+        let request = ScoreRequest::new(Items::Documents { query: probe.query.clone(), documents }, options)?;
+        let scores = self.run_within(NO_HURRY, request, Keep::Nothing, None).await?;
         let result = self.respond(scores).0.results.into_iter().next();
         Ok(result.ok_or_else(|| Error::internal("a probe has no result"))?.score?.distribution.score)
     }
@@ -209,7 +210,9 @@ impl Service {
         self.check(&request)?;
         let most = self.inner.limits.deadline;
         let patience = request.options().deadline.unwrap_or(most).min(most);
-        self.run_within(patience, request, keep, trace).await
+        let scores = self.run_within(patience, request, keep, trace).await?;
+        self.inner.metrics.time_to_score(scores.timing.total);
+        Ok(scores)
     }
 
     /// Admits, tokenizes, submits, and waits for every score or the deadline.
@@ -226,11 +229,10 @@ impl Service {
         if deadline <= arrived {
             return Err(deadline_exceeded(patience));
         }
-        // In whole milliseconds, as admission tells it.
-        let left = Duration::from_millis((deadline - arrived).as_micros().div_ceil(1000) as u64);
+        let patience = Patience { whole: patience, left: deadline - arrived };
         let (mut work, answers, options) = Work::new(request, keep, deadline, &inner.model.profile)?;
         let load = Load { pace: inner.engine.pace(), stalled: inner.engine.stalled() };
-        let grant = inner.admission.admit(answers.len(), work.bound(), Some(left), load);
+        let grant = inner.admission.admit(answers.len(), work.bound(), Some(patience), load);
         if let Some(trace) = trace {
             stages::admitted(trace, arrived, answers.len(), work.bound(), grant.as_ref().err());
         }
@@ -238,7 +240,7 @@ impl Service {
         let all = self.compute(work, answers, options, arrived, deadline, trace);
         match tokio::time::timeout_at(deadline.into(), all).await {
             Ok(scores) => scores,
-            Err(_) => Err(deadline_exceeded(patience)),
+            Err(_) => Err(deadline_exceeded(patience.whole)),
         }
     }
 
@@ -282,7 +284,6 @@ impl Service {
         let took = prepared.took;
         let collected = collect::collect(inner, prepared, answers, &options, trace).await?;
         let total = arrived.elapsed();
-        inner.metrics.time_to_score(total);
         let Collected { pairs, usage, queue, compute } = collected;
         let timing = Timing { total, tokenize: took, queue, compute, explain: Duration::ZERO };
         Ok(Scores { pairs, options, arrived, deadline, usage, timing })

@@ -1,6 +1,8 @@
 //! Builds the mock libraries, and runs tests in a process that finds them.
 
 use std::{
+    fmt,
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::OnceLock,
@@ -47,6 +49,11 @@ fn compiler(source: &str, to: &Path, arguments: &[&str]) -> Output {
         .expect("g++ runs")
 }
 
+/// Past the test's capture: what is not tested should be seen.
+fn skipped(why: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
 impl Mock {
     /// Builds them once a process; `None`, said in a line, where there is no g++.
     pub(super) fn build() -> Option<Self> {
@@ -56,7 +63,7 @@ impl Mock {
 
     fn compile() -> Option<Self> {
         if !Command::new("g++").arg("--version").output().is_ok_and(|output| output.status.success()) {
-            println!("SKIPPED: there is no g++ to build the mock GPU with");
+            skipped(format_args!("there is no g++ to build the mock GPU with"));
             return None;
         }
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda-{}", std::process::id()));
@@ -108,7 +115,7 @@ impl Mock {
         let built = compiler("kernels.cpp", &program, &arguments);
         let text = String::from_utf8_lossy(&built.stderr).into_owned();
         if text.contains("cannot find") {
-            println!("SKIPPED: g++ has no sanitizer for {sanitizer}");
+            skipped(format_args!("g++ has no sanitizer for {sanitizer}"));
             return None;
         }
         assert!(built.status.success(), "kernels.cpp: {text}");
@@ -119,7 +126,7 @@ impl Mock {
             .output()
             .expect("the checks run");
         if String::from_utf8_lossy(&run.stderr).contains("unexpected memory mapping") {
-            println!("SKIPPED: the sanitizer for {sanitizer} does not start on this kernel");
+            skipped(format_args!("the sanitizer for {sanitizer} does not start on this kernel"));
             return None;
         }
         Some(run)

@@ -93,7 +93,7 @@ describe("scoring", () => {
 
   test("the snippets are the same request", async () => {
     const { page, close } = await open(browser, server.origin);
-    await fill(page, "it's “quoted” \\ $HOME `x`", ["a 'b' \"c\"", "{\"title\": \"t\", \"text\": \"true\"}", "émoji 🥾"]);
+    await fill(page, "it's “quoted” \\ $HOME `x`", ["a 'b' \"c\"", "{\"title\": \"t\", \"text\": \"true\", \"new\": true, \"old\": false, \"note\": null, \"tags\": [], \"sizes\": [1, {}]}", "émoji 🥾"]);
     await scored(page);
     const numbers = await page.locator(".number").allTextContents();
     const curl = await page.textContent("#snippet-text");

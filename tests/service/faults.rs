@@ -187,7 +187,7 @@ async fn reasons_without_memory_are_shed_and_counted() {
     let body = server.explain(&json!({"query": "q", "documents": ["one"]})).await.ok();
     assert!(body["results"][0]["relevance_score"].is_number());
     assert_eq!(body["results"][0]["reason"]["finish_reason"], "shed");
-    assert!(server.metric("verdict_rejections_total{reason=\"explain\"}").await == 1.0);
+    assert!(server.metric("verdict_rejections_total{reason=\"explain_memory\"}").await == 1.0);
 }
 
 #[tokio::test]

@@ -77,7 +77,8 @@ async fn the_grace_period_bounds_draining() {
         (server.client.clone(), post(&server.url("/score"), &json!({"query": "q", "documents": ["d"]})));
     let stuck = tokio::spawn(async move { client.request(request).await });
     until(|| stub.waiting() == 1).await;
-    server.stop().await.expect("a clean end");
+    let cut = server.stop().await.expect_err("a request was cut off");
+    assert_eq!(cut.error().message(), "the grace period of 20ms ended before 1 requests did");
     assert!(within(stuck).await.expect("no panic").is_err(), "its connection was closed");
     stub.release();
 }

@@ -8,6 +8,7 @@ mod house;
 mod licences;
 mod openapi;
 mod placement;
+mod profile;
 mod wire;
 
 use std::{

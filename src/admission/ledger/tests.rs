@@ -24,8 +24,12 @@ fn ledger(pairs: usize, tokens: usize, explanations: usize) -> Ledger {
     Ledger::new(Capacity { pairs, tokens, explanations })
 }
 
+fn patience(ms: u64) -> Patience {
+    Patience::whole(Duration::from_millis(ms))
+}
+
 fn asked(pairs: usize, bound: usize, patience_ms: Option<u64>) -> Asked {
-    Asked { pairs, bound, patience: patience_ms.map(Duration::from_millis), now: Instant::now() }
+    Asked { pairs, bound, patience: patience_ms.map(patience), now: Instant::now() }
 }
 
 /// A token a millisecond, at most a hundred in a pass.
@@ -141,7 +145,7 @@ fn an_estimate_that_only_refuses_is_doubted() {
     ledger.correct(1, 1000, 1000);
     ledger.give_back(1, 1, 1000, 0);
     let refused = ledger.admit(at(20, 999), LOAD).expect_err("measured, and trusted again");
-    let (alone, patience) = (Duration::from_secs(1), Duration::from_millis(999));
+    let (alone, patience) = (Duration::from_secs(1), patience(999));
     assert_eq!(refused, Refusal::Hopeless { alone, patience });
     // What is refused because others are ahead says nothing of the estimate.
     let held = ledger.admit(asked(1, 1000, None), LOAD).expect("room");
@@ -162,6 +166,19 @@ fn what_was_just_measured_is_not_doubted_for_many_refusals() {
         assert!(matches!(refused, Refusal::Hopeless { .. }), "{refused:?}");
     }
     assert!((ledger.doubt - 1.0).abs() < 1e-9, "they came together");
+}
+
+#[test]
+fn who_is_slow_to_send_says_nothing_of_the_estimate() {
+    let mut ledger = ledger(1000, 100_000, 0);
+    let start = Instant::now();
+    let slow = Patience { whole: Duration::from_secs(2), left: Duration::from_millis(500) };
+    for i in 0..50 {
+        let asked = Asked { now: start + i * DOUBT_EVERY, patience: Some(slow), ..asked(1, 1000, None) };
+        let refused = ledger.admit(asked, LOAD).expect_err("too late");
+        assert_eq!(refused, Refusal::TooLate { alone: Duration::from_secs(1), patience: slow });
+    }
+    assert!((ledger.doubt - 1.0).abs() < 1e-9, "it was not what refused them");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use cudarc::driver::CudaContext;
 
 use super::{
     memory::{Address, Layout, Region},
-    plan::{Plan, RUN},
+    plan::Plan,
 };
 use crate::{error::Result, model::config::ModelConfig};
 
@@ -14,8 +14,8 @@ use crate::{error::Result, model::config::ModelConfig};
 pub(super) const VOCABULARY_TOKENS: usize = 64;
 /// Bytes of a partial result.
 const PARTIAL_BYTES: usize = 12;
-/// Words for runs and block tables, beside what rows and answers need: of what is cached, and of answers each of which
-/// goes on where the one before it ends, so that the last one's keys lie in as many runs as there are answers.
+/// Words for runs and block tables, beside what rows and answers need. One sequence never has so many: its keys lie in no
+/// more runs than it has tokens. A batch may, of sequences each of which goes on where the one before it ends.
 const PATH_WORDS: usize = 1 << 20;
 
 /// The largest batch.
@@ -30,7 +30,7 @@ pub(super) struct Capacity {
 impl Capacity {
     /// Words of the largest plan.
     pub(super) fn words(self) -> usize {
-        Plan::most_words(self.rows, self.answers) + PATH_WORDS + RUN * self.answers * self.answers
+        Plan::most_words(self.rows, self.answers) + PATH_WORDS
     }
 }
 

@@ -113,7 +113,7 @@ impl Lane {
             .try_for_each(|slot| self.stream.wait_for(&slot.done))
     }
 
-    /// Puts a pass on the stream, as `number`.
+    /// Puts a pass on the stream, as `number`. `TooLarge`, and nothing is put there, if its plan has no room.
     pub(super) fn submit(
         &mut self,
         number: usize,
@@ -122,6 +122,10 @@ impl Lane {
         shared: &Shared,
         cache: Address,
     ) -> Result<()> {
+        let (words, most) = (plan.words.len(), self.capacity.words());
+        if words > most {
+            return Err(Error::too_large("a batch", "words of its plan", most, words));
+        }
         let free = (0..self.slots.len()).find(|at| !self.flying.contains(at));
         let at = free.ok_or_else(|| Error::internal("more passes than may be under way"))?;
         let slot = &mut self.slots[at];
@@ -140,8 +144,7 @@ impl Lane {
 
     #[expect(unsafe_code, reason = "calls of the driver")]
     fn copy_in(&mut self, at: usize, plan: &Plan) -> Result<()> {
-        let words = self.slots[at].words.slice().get_mut(..plan.words.len());
-        let words = words.ok_or_else(|| Error::internal("a batch's paths are over what was prepared"))?;
+        let words = &mut self.slots[at].words.slice()[..plan.words.len()];
         words.copy_from_slice(&plan.words);
         // SAFETY: pinned memory that is not written again before this pass was collected, to a buffer
         // of the same capacity.

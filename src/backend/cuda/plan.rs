@@ -139,22 +139,39 @@ impl Paths {
                 }
                 None => paths.push_past(segment, &mut tables),
             }
-            let own = [segment.position, segment.rows.len(), segment.rows.start, 0];
-            paths.runs.extend(own.map(word));
+            let (rows, len) = (&segment.rows, segment.rows.len());
+            paths.push([word(segment.position), word(len), word(rows.start), 0], first);
             paths.of_segment.push((first, paths.runs.len() / RUN - first));
         }
         paths
     }
 
     fn push_past(&mut self, segment: &Segment, tables: &mut HashMap<usize, usize>) {
-        let mut position = 0;
+        let (first, mut position) = (self.runs.len() / RUN, 0);
         for part in segment.past.iter().filter(|part| part.len > 0) {
             let table = *tables.entry(Arc::as_ptr(&part.span).addr()).or_insert_with(|| {
                 self.blocks.extend(part.span.blocks().iter().map(|&block| block as i32));
                 self.blocks.len() - part.span.blocks().len()
             });
-            self.runs.extend([word(position), word(part.len), !word(table), word(part.start)]);
+            self.push([word(position), word(part.len), !word(table), word(part.start)], first);
             position += part.len;
+        }
+    }
+
+    /// Adds a run to a path that begins with the run `first`; what lies right behind the last one makes that longer. What
+    /// is cached was often cut in parts, and a sequence that is decoded has a part for each token.
+    fn push(&mut self, [position, len, source, start]: [i32; RUN], first: usize) {
+        if let [.., _, before, from, at] = &mut self.runs[first * RUN..]
+            && (if source < 0 {
+                (source, start) == (*from, *at + *before)
+            } else {
+                source == *from + *before
+            })
+            && (source < 0) == (*from < 0)
+        {
+            *before += len;
+        } else {
+            self.runs.extend([position, len, source, start]);
         }
     }
 }
@@ -244,12 +261,44 @@ mod tests {
         assert_eq!(list(&plan, Word::AnswerRows, 2), [2, 3]);
         assert_eq!(list(&plan, Word::Slots, 4), [-1; 4]);
         assert_eq!(list(&plan, Word::Blocks, 3), blocks, "a span's table is there once");
-        // The last segment's path: two cached runs, its parent's row, its own.
+        // The last segment's path: two cached runs, its parent's row, its own; the first one's rows are one run.
         let tiles = list(&plan, Word::AnswerTiles, 16);
         assert_eq!(tiles[8..13], [1, 1, 21, tiles[11], 4]);
         let runs = list(&plan, Word::Runs, (tiles[11] as usize + 4) * RUN);
         assert_eq!(runs[tiles[11] as usize * RUN..], [0, 18, !0, 0, 18, 2, !0, 20, 20, 1, 0, 0, 21, 1, 3, 0]);
         assert!(plan.words[Word::Runs as usize] % 4 == 0 && plan.words[Word::AllTiles as usize] % 4 == 0);
+    }
+
+    #[test]
+    fn what_lies_together_is_one_run() {
+        let pool = KvPool::new(3, 9);
+        let (span, other) = (pool.allocate(40).expect("blocks"), pool.allocate(20).expect("blocks"));
+        let part = |span: &Arc<_>, start, len| KvRef { span: Arc::clone(span), start, len };
+        let past = [
+            part(&span, 2, 3),
+            part(&span, 5, 0),
+            part(&span, 5, 20),
+            part(&other, 25, 5),
+            part(&other, 0, 2),
+        ];
+        let sequences = |cut| {
+            let of =
+                |tokens| Sequence { past: &past, key: (1, 2), position: 30, tokens, cut, read: Read::Grades };
+            [of(&[1, 2, 3, 4][..]), of(&[1, 2, 3, 9][..])]
+        };
+        let runs = |cut| {
+            let plan = Plan::of(&TokenTree::build(&sequences(cut)), 64, true);
+            let tiles = list(&plan, Word::AnswerTiles, 2 * TILE).to_vec();
+            [0, TILE].map(|at| {
+                let (first, count) = (tiles[at + 3] as usize, tiles[at + 4] as usize);
+                list(&plan, Word::Runs, (first + count) * RUN)[first * RUN..].to_vec()
+            })
+        };
+        let [first, second] = runs(0);
+        let cached = [0, 23, !0, 2, 23, 5, !3, 25, 28, 2, !3, 0];
+        assert_eq!(first, [&cached[..], &[30, 4, 0, 0]].concat(), "its rows follow its parent's");
+        assert_eq!(second, [&cached[..], &[30, 3, 0, 0, 33, 1, 4, 0]].concat());
+        assert_eq!(runs(2), [first, second], "wherever they are cut");
     }
 
     #[test]

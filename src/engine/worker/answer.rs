@@ -49,6 +49,7 @@ impl Worker {
         self.metrics.tokens_by_fate(tokens.computed, tokens.shared, tokens.cached);
         let queued = run.start.saturating_duration_since(job.enqueued);
         self.metrics.queue_seconds(queued);
+        self.metrics.compute_seconds(took);
         if job.ticket.is_abandoned() {
             self.metrics.wasted(tokens.computed);
         }

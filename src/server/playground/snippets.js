@@ -11,9 +11,19 @@ export function curl(origin, request, withKey) {
   return lines.join(" \\\n");
 }
 
+/** JSON as Python writes it: text and numbers are the same, constants are not. */
+function literal(value, indent) {
+  const inner = `${indent}    `;
+  const list = (parts, [open, close]) => (parts.length ? `${open}\n${inner}${parts.join(`,\n${inner}`)}\n${indent}${close}` : open + close);
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return list(value.map((item) => literal(item, inner)), "[]");
+  if (typeof value !== "object") return JSON.stringify(value);
+  return list(Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${literal(item, inner)}`), "{}");
+}
+
 export function python(origin, request, withKey) {
-  // Text in JSON is text in Python; of the constants only `true` is ever sent.
-  const body = JSON.stringify(request, null, 4).replace(/^( {4}"sort": )true/m, "$1True");
+  const body = literal(request, "");
   const key = withKey ? ', "authorization": "Bearer " + os.environ["VERDICT_API_KEY"]' : "";
   return `import json${withKey ? ", os" : ""}, urllib.request
 
