@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, Response, body::Incoming};
+use hyper::{Request, Response, StatusCode, body::Incoming};
 use hyper_util::{
     client::legacy::{Client as Pool, connect::HttpConnector},
     rt::TokioExecutor,
@@ -26,19 +26,23 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// closed later cut off a request that the server had.
 const CROSSING: Duration = Duration::from_millis(100);
 
+/// How a 504 reads that was given at once, because no retry could succeed. Over gRPC and in other servers'
+/// dialects nothing else tells.
+const HOPELESS: &str = "the request alone is predicted to take";
+
 /// How a request ended.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     Ok(Answer),
-    /// 429, with when to come back.
-    Refused(Duration),
+    /// 429, with when to come back; or 504 at once, for what is too slow even alone: then never.
+    Refused(Option<Duration>),
     /// 503: starting, draining or stuck.
     Unavailable,
     /// Nobody listens there.
     Gone,
     /// The connection was closed as the request was sent, before anything of an answer.
     Cut,
-    /// 504.
+    /// 504, for what was begun.
     Late,
     /// Anything else.
     Failed(String),
@@ -47,8 +51,9 @@ pub(crate) enum Outcome {
 /// What an answer said of itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Answer {
-    pub(crate) queue_ms: f64,
-    pub(crate) compute_ms: f64,
+    /// Where it tells: dialects do not.
+    pub(crate) queue_ms: Option<f64>,
+    pub(crate) compute_ms: Option<f64>,
     pub(crate) prompt_tokens: u64,
     pub(crate) computed_tokens: u64,
     pub(crate) shared_tokens: u64,
@@ -102,12 +107,19 @@ impl Client {
         }
     }
 
-    /// The text of a page.
+    /// The text of a page; an error if there is none.
     pub(crate) async fn get(&self, url: &str) -> Result<String> {
+        let (status, text) = self.page(url).await?;
+        anyhow::ensure!(status == StatusCode::OK, "{url}: answered with {status}, expected 200 OK");
+        Ok(text)
+    }
+
+    /// What is answered to a GET.
+    pub(crate) async fn page(&self, url: &str) -> Result<(StatusCode, String)> {
         let request = Request::get(url).body(Full::default())?;
         let response = self.pool.request(request).await.with_context(|| url.to_owned())?;
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok(String::from_utf8_lossy(&body).into_owned())
+        let status = response.status();
+        Ok((status, text(response).await?))
     }
 
     async fn http(&self, ask: &Ask, path: &str) -> Result<Outcome> {
@@ -132,7 +144,7 @@ impl Client {
                 let body = response.into_body().collect().await?.to_bytes();
                 let body: Value = serde_json::from_slice(&body)?;
                 let ms = body["retry_after_ms"].as_u64().context("429 without retry_after_ms")?;
-                Ok(Outcome::Refused(Duration::from_millis(ms)))
+                Ok(Outcome::Refused(Some(Duration::from_millis(ms))))
             }
             503 => {
                 let told = response.headers().contains_key("retry-after");
@@ -141,13 +153,10 @@ impl Client {
                 Ok(Outcome::Unavailable)
             }
             504 => {
-                response.into_body().collect().await?;
-                Ok(Outcome::Late)
+                let hopeless = is_hopeless(&text(response).await?);
+                Ok(if hopeless { Outcome::Refused(None) } else { Outcome::Late })
             }
-            status => {
-                let body = response.into_body().collect().await?.to_bytes();
-                Ok(Outcome::Failed(format!("{status}: {}", String::from_utf8_lossy(&body))))
-            }
+            status => Ok(Outcome::Failed(format!("{status}: {}", text(response).await?))),
         }
     }
 
@@ -166,16 +175,28 @@ impl Client {
                     let ms = status.metadata().get("retry-after-ms");
                     let ms = ms.and_then(|ms| ms.to_str().ok()?.parse().ok());
                     let ms = ms.context("a refusal without retry-after-ms")?;
-                    Ok(Outcome::Refused(Duration::from_millis(ms)))
+                    Ok(Outcome::Refused(Some(Duration::from_millis(ms))))
                 }
                 tonic::Code::Unavailable if status.metadata().contains_key("retry-after-ms") => {
                     Ok(Outcome::Unavailable)
                 }
+                tonic::Code::DeadlineExceeded if is_hopeless(status.message()) => Ok(Outcome::Refused(None)),
                 tonic::Code::DeadlineExceeded => Ok(Outcome::Late),
                 _ => Err(status.into()),
             },
         }
     }
+}
+
+async fn text(response: Response<Incoming>) -> Result<String> {
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok(String::from_utf8_lossy(&body).into_owned())
+}
+
+/// Whether a 504 says that the request was not begun, and that no retry could succeed.
+fn is_hopeless(told: &str) -> bool {
+    told.contains(HOPELESS)
+        || serde_json::from_str::<Value>(told).is_ok_and(|problem| problem["retryable"] == false)
 }
 
 /// Whether a connection was refused: then nothing was sent.
@@ -214,8 +235,8 @@ fn answer(body: &Value, after: Duration) -> Answer {
     let count = |name: &str| usage[name].as_u64().unwrap_or(0);
     Answer {
         after,
-        queue_ms: timing["queue"].as_f64().unwrap_or(0.0),
-        compute_ms: timing["compute"].as_f64().unwrap_or(0.0),
+        queue_ms: timing["queue"].as_f64(),
+        compute_ms: timing["compute"].as_f64(),
         prompt_tokens: count("prompt_tokens"),
         computed_tokens: count("computed_tokens"),
         shared_tokens: count("shared_tokens"),
@@ -225,11 +246,11 @@ fn answer(body: &Value, after: Duration) -> Answer {
 }
 
 fn from_wire(response: &pb::ScoreResponse, after: Duration) -> Answer {
-    let (usage, timing) = (response.usage.unwrap_or_default(), response.timing_ms.unwrap_or_default());
+    let usage = response.usage.unwrap_or_default();
     Answer {
         after,
-        queue_ms: timing.queue,
-        compute_ms: timing.compute,
+        queue_ms: response.timing_ms.map(|timing| timing.queue),
+        compute_ms: response.timing_ms.map(|timing| timing.compute),
         prompt_tokens: usage.prompt_tokens,
         computed_tokens: usage.computed_tokens,
         shared_tokens: usage.shared_tokens,

@@ -15,8 +15,8 @@ use crate::{
     arrivals,
     client::{Client, Outcome},
     scenario::{Scenario, Step, Traffic},
-    tally::Tally,
-    texts::{Ask, Texts},
+    tally::{Goal, Tally, shown},
+    texts::{Ask, Lane, Texts},
 };
 
 /// Requests under way at once: past it the client is what is overloaded, and says so.
@@ -30,10 +30,14 @@ struct Shared {
     client: Client,
     tally: Arc<Mutex<Tally>>,
     open: Arc<AtomicUsize>,
-    slo_ms: f64,
+    goal: Goal,
 }
 
 impl Shared {
+    fn new(client: &Client, goal: Goal) -> Self {
+        Self { client: client.clone(), tally: Arc::default(), open: Arc::default(), goal }
+    }
+
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,13 +73,8 @@ pub(crate) async fn step(
         let leaves_after = leaves.then_some(after);
         plans.push((time, Plan { ask, due: Instant::now(), leaves_after, retries: traffic.retries }));
     }
-    let shared = Shared {
-        client: client.clone(),
-        tally: Arc::default(),
-        open: Arc::default(),
-        slo_ms: scenario.slo_ms,
-    };
     let began = Instant::now();
+    let shared = Shared::new(client, Goal { slo_ms: scenario.slo_ms, ends: began + span });
     let progress = tokio::spawn(report(shared.clone(), began, rate));
     let (sender, runtime) = (shared.clone(), Handle::current());
     let sent = tokio::task::spawn_blocking(move || send_when_due(&sender, plans, began, &runtime)).await;
@@ -121,52 +120,23 @@ fn send_when_due(
     running
 }
 
-/// Clients that wait for each answer before they ask again, for `span`, without
-/// deadlines: what a server does at most, and how long each answer took.
+/// Clients that wait for each answer before they ask again, for `span`, without deadlines: what a server does
+/// at most, and how long each answer took. Each asks at least once, and what was begun is counted, however
+/// late it ends. The first client is the `first` of all lanes of requests.
 pub(crate) async fn waiting(
     client: &Client,
     scenario: &Scenario,
     kinds: &[&Traffic],
     clients: usize,
     span: Duration,
+    first: Lane,
 ) -> Tally {
-    let end = Instant::now() + span;
-    let shared = Shared {
-        client: client.clone(),
-        tally: Arc::default(),
-        open: Arc::default(),
-        slo_ms: scenario.slo_ms,
-    };
+    let shared = Shared::new(client, Goal { slo_ms: scenario.slo_ms, ends: Instant::now() + span });
     let running: Vec<_> = (0..clients)
         .map(|number| {
-            let (one, kinds): (Shared, Vec<Traffic>) =
-                (shared.clone(), kinds.iter().map(|kind| (*kind).clone()).collect());
-            tokio::spawn(async move {
-                let mut texts = Texts::new(1_000_003 * (number as u64 + 1));
-                let mut random = fastrand::Rng::with_seed(number as u64);
-                let kinds: Vec<&Traffic> = kinds.iter().collect();
-                while Instant::now() < end {
-                    let mut ask = texts.ask(choose(&kinds, &mut random));
-                    ask.relax();
-                    let due = Instant::now();
-                    let outcome = one.client.send(&ask, number).await;
-                    if Instant::now() >= end {
-                        break;
-                    }
-                    one.tally().counts.sent += 1;
-                    match outcome {
-                        Outcome::Ok(answer) => {
-                            one.tally().answered(&answer, Duration::ZERO, one.slo_ms, &ask);
-                        }
-                        Outcome::Refused(_) => one.tally().refused(due.elapsed(), false),
-                        Outcome::Unavailable => one.tally().counts.unavailable += 1,
-                        Outcome::Gone => one.tally().counts.gone += 1,
-                        Outcome::Cut => one.tally().counts.cut += 1,
-                        Outcome::Late => one.tally().counts.late += 1,
-                        Outcome::Failed(why) => one.tally().failure(why),
-                    }
-                }
-            })
+            let kinds: Vec<Traffic> = kinds.iter().map(|kind| (*kind).clone()).collect();
+            let lane = Lane { index: first.index + number as u64, ..first };
+            tokio::spawn(ask_and_wait(shared.clone(), kinds, scenario.seed, lane, number))
         })
         .collect();
     for task in running {
@@ -175,6 +145,27 @@ pub(crate) async fn waiting(
         }
     }
     shared.tally().clone()
+}
+
+/// One client that waits.
+async fn ask_and_wait(shared: Shared, kinds: Vec<Traffic>, seed: u64, lane: Lane, number: usize) {
+    let mut texts = Texts::new(seed, lane);
+    let mut random = texts.random();
+    let kinds: Vec<&Traffic> = kinds.iter().collect();
+    loop {
+        let mut ask = texts.ask(choose(&kinds, &mut random));
+        ask.relax();
+        let sent = Instant::now();
+        shared.tally().counts.sent += 1;
+        match shared.client.send(&ask, number).await {
+            Outcome::Ok(answer) => shared.tally().answered(&answer, sent, sent, shared.goal, &ask),
+            Outcome::Refused(_) => shared.tally().refused(sent.elapsed(), false),
+            other => shared.tally().ended(other),
+        }
+        if Instant::now() >= shared.goal.ends {
+            return;
+        }
+    }
 }
 
 fn choose<'a>(traffic: &[&'a Traffic], random: &mut fastrand::Rng) -> &'a Traffic {
@@ -191,6 +182,7 @@ async fn follow(shared: &Shared, plan: Plan, number: usize) {
     let Plan { ask, due, leaves_after, retries } = plan;
     for attempt in 0..=retries {
         let sent = Instant::now();
+        shared.tally().counts.resent += u64::from(attempt > 0);
         let answer = shared.client.send(&ask, number);
         let outcome = match leaves_after {
             None => answer.await,
@@ -202,25 +194,21 @@ async fn follow(shared: &Shared, plan: Plan, number: usize) {
                 }
             },
         };
-        let (due, last) = (if attempt == 0 { due } else { sent }, attempt == retries);
         match outcome {
             Outcome::Ok(answer) => {
                 let mut tally = shared.tally();
                 tally.counts.retried_ok += u64::from(attempt > 0);
-                return tally.answered(&answer, sent - due, shared.slo_ms, &ask);
+                // From when it was due at first: refusals and waits are a part of what its client waits.
+                return tally.answered(&answer, due, sent, shared.goal, &ask);
             }
             Outcome::Refused(wait) => {
+                let wait = wait.filter(|_| attempt < retries);
                 // From its sending: what the client's own lateness adds is no refusal's time.
-                shared.tally().refused(sent.elapsed(), attempt == 0 && !last);
-                if !last {
-                    tokio::time::sleep(wait).await;
-                }
+                shared.tally().refused(sent.elapsed(), attempt == 0 && wait.is_some());
+                let Some(wait) = wait else { return };
+                tokio::time::sleep(wait).await;
             }
-            Outcome::Unavailable => return shared.tally().counts.unavailable += 1,
-            Outcome::Gone => return shared.tally().counts.gone += 1,
-            Outcome::Cut => return shared.tally().counts.cut += 1,
-            Outcome::Late => return shared.tally().counts.late += 1,
-            Outcome::Failed(why) => return shared.tally().failure(why),
+            other => return shared.tally().ended(other),
         }
     }
 }
@@ -231,12 +219,12 @@ async fn report(shared: Shared, began: Instant, rate: f64) {
         let (seconds, open) = (began.elapsed().as_secs_f64(), shared.open.load(Ordering::Relaxed));
         let tally = shared.tally().clone();
         eprint!(
-            "\r\x1b[K{seconds:5.1} s  {rate:.1}/s  sent {}  ok {} ({:.1}/s)  p50 {:.0} p99 {:.0} ms  refused {}  late {}  left {}  failed {}  open {open}",
+            "\r\x1b[K{seconds:5.1} s  {rate:.1}/s  sent {}  ok {} ({:.1}/s)  p50 {} p99 {} ms  refused {}  late {}  left {}  failed {}  open {open}",
             tally.counts.sent,
             tally.counts.ok,
             tally.counts.ok as f64 / seconds,
-            tally.latency.ms(0.5),
-            tally.latency.ms(0.99),
+            shown(tally.latency.ms(0.5)),
+            shown(tally.latency.ms(0.99)),
             tally.counts.refused,
             tally.counts.late,
             tally.counts.left,
@@ -246,3 +234,6 @@ async fn report(shared: Shared, began: Instant, rate: f64) {
         let _ = std::io::stderr().flush();
     }
 }
+
+#[cfg(test)]
+mod tests;

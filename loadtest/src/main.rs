@@ -3,6 +3,10 @@
 mod arrivals;
 mod client;
 mod drive;
+mod expect;
+#[cfg(test)]
+mod fake;
+mod picture;
 mod report;
 mod run;
 mod scenario;

@@ -2,16 +2,16 @@
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     client::Client,
-    drive,
-    scenario::{Expect, Scenario, Step},
+    drive, expect,
+    scenario::{Scenario, Step},
     server::{Metrics, Target, resident_mib, settled},
-    tally::{ServerDelta, StepOutcome},
-    texts::Texts,
+    tally::{ServerDelta, Spread, StepOutcome, shown},
+    texts::{Lane, Texts},
 };
 
 /// How long a server may take to let go of everything after the last answer.
@@ -38,12 +38,75 @@ pub(crate) struct Run {
 
 /// Runs a scenario against a server.
 pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
+    measurable(scenario, target)?;
     let client = Client::new(&target.url)?;
+    if let Some(admin) = &target.admin {
+        Metrics::read(&client, admin).await?.held()?;
+    }
+    let mut run = begun(scenario, &client, target).await?;
+    let lanes = Lane { index: 0, of: scenario.lanes() };
+    let (mut texts, mut random) = (Texts::new(scenario.seed, lanes), fastrand::Rng::with_seed(scenario.seed));
+    let mut next = Lane { index: 1, ..lanes };
+    if scenario.calibration_seconds > 0.0 {
+        run.capacity_per_second = Some(capacity(&client, scenario, next).await?);
+        next.index += scenario.calibration_clients as u64;
+    }
+    for step in &scenario.step {
+        let of_capacity = step.capacity.zip(run.capacity_per_second).map(|(times, rate)| times * rate);
+        let rate = step.rate.or(of_capacity).unwrap_or(0.0);
+        let before = known(metrics(&client, target).await, &mut run.broken);
+        let tally = match step.clients {
+            Some(clients) => {
+                let (kinds, span) = (scenario.kinds(step), Duration::from_secs_f64(step.seconds));
+                let tally = drive::waiting(&client, scenario, &kinds, clients, span, next).await;
+                next.index += clients as u64;
+                tally
+            }
+            None => {
+                let driven = drive::step(&client, scenario, step, rate, &mut texts, &mut random);
+                let (tally, told) = tokio::join!(driven, stop_within(step, target));
+                told?;
+                tally
+            }
+        };
+        let after = match &target.admin {
+            Some(admin) if step.stop_after.is_none() => {
+                known(settled(&client, admin, SETTLE).await.map(Some), &mut run.broken)
+            }
+            _ => None,
+        };
+        let outcome = tally.outcome(rate, step, delta(before.as_ref(), after.as_ref(), target));
+        eprintln!("{}", line(&outcome));
+        if !step.warm_up {
+            run.steps.push(outcome);
+        }
+    }
+    run.broken.extend(expect::broken(scenario, &run.steps));
+    Ok(run)
+}
+
+/// Refuses a scenario with expectations that nothing can be measured for here.
+fn measurable(scenario: &Scenario, target: &Target) -> Result<()> {
+    let expect = &scenario.expect;
+    if expect.growth_mib.is_some() && target.process().is_none() {
+        bail!("growth_mib: only of a server that --serve started the memory can be read");
+    }
+    if expect.wasted.is_some() && target.admin.is_none() {
+        bail!("wasted: the server counts it; --admin says where");
+    }
+    if scenario.step.iter().any(|step| step.stop_after.is_some()) && target.process().is_none() {
+        bail!("stop_after: only a server that --serve started can be told to stop");
+    }
+    Ok(())
+}
+
+/// A run before its first request: who is asked, and on what.
+async fn begun(scenario: &Scenario, client: &Client, target: &Target) -> Result<Run> {
     // Another program's server may have none.
-    let info = client.get(&format!("{}/info", target.url)).await?;
+    let (_, info) = client.page(&format!("{}/info", target.url)).await?;
     let info: serde_json::Value = serde_json::from_str(&info).unwrap_or_default();
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    let mut run = Run {
+    Ok(Run {
         scenario: scenario.clone(),
         version: text(&info["version"]),
         commit: text(&info["commit"]),
@@ -54,53 +117,27 @@ pub(crate) async fn run(scenario: &Scenario, target: &Target) -> Result<Run> {
         capacity_per_second: None,
         steps: Vec::new(),
         broken: Vec::new(),
-    };
-    if scenario.calibration_seconds > 0.0 {
-        let span = Duration::from_secs_f64(scenario.calibration_seconds);
-        let kinds: Vec<_> = scenario.traffic.iter().collect();
-        let tally = drive::waiting(&client, scenario, &kinds, scenario.calibration_clients, span).await;
-        let rate = tally.counts.ok as f64 / scenario.calibration_seconds;
-        eprintln!(
-            "{}: {rate:.1} answers/s by {} clients that wait",
-            scenario.name, scenario.calibration_clients
-        );
-        anyhow::ensure!(rate > 0.0, "no answer while capacity was measured");
-        run.capacity_per_second = Some(rate);
-    }
-    let (mut texts, mut random) = (Texts::new(scenario.seed), fastrand::Rng::with_seed(scenario.seed));
-    for step in &scenario.step {
-        let capacity = step.capacity.zip(run.capacity_per_second).map(|(times, rate)| times * rate);
-        let before = metrics(&client, target).await?;
-        let rate = step.rate.or(capacity).unwrap_or(0.0);
-        let tally = match step.clients {
-            Some(clients) => {
-                let (kinds, span) = (scenario.kinds(step), Duration::from_secs_f64(step.seconds));
-                drive::waiting(&client, scenario, &kinds, clients, span).await
-            }
-            None => {
-                let driven = drive::step(&client, scenario, step, rate, &mut texts, &mut random);
-                let (tally, told) = tokio::join!(driven, stop_within(step, target));
-                told?;
-                tally
-            }
-        };
-        let after = match &target.admin {
-            Some(_) if step.stop_after.is_some() => None,
-            Some(admin) => Some(settled(&client, admin, SETTLE).await.unwrap_or_else(|error| {
-                run.broken.push(format!("{error:#}"));
-                Metrics::default()
-            })),
-            None => None,
-        };
-        let delta = delta(before.as_ref(), after.as_ref(), target);
-        let outcome = tally.outcome(rate, step, delta);
-        eprintln!("{}", line(&outcome));
-        if !step.warm_up {
-            run.steps.push(outcome);
-        }
-    }
-    run.broken.extend(broken(&scenario.expect, &run.steps));
-    Ok(run)
+    })
+}
+
+/// Answers a second by clients that wait for each.
+async fn capacity(client: &Client, scenario: &Scenario, first: Lane) -> Result<f64> {
+    let (span, clients) =
+        (Duration::from_secs_f64(scenario.calibration_seconds), scenario.calibration_clients);
+    let kinds: Vec<_> = scenario.traffic.iter().collect();
+    let tally = drive::waiting(client, scenario, &kinds, clients, span, first).await;
+    let rate = tally.inside.answers as f64 / scenario.calibration_seconds;
+    eprintln!("{}: {rate:.1} answers/s by {clients} clients that wait", scenario.name);
+    anyhow::ensure!(rate > 0.0, "no answer while capacity was measured");
+    Ok(rate)
+}
+
+/// What could be read; what could not is among what is broken.
+fn known(read: Result<Option<Metrics>>, broken: &mut Vec<String>) -> Option<Metrics> {
+    read.unwrap_or_else(|error| {
+        broken.push(format!("{error:#}"));
+        None
+    })
 }
 
 /// Tells the server to stop, if and when the step says so.
@@ -118,8 +155,8 @@ async fn metrics(client: &Client, target: &Target) -> Result<Option<Metrics>> {
 }
 
 fn delta(before: Option<&Metrics>, after: Option<&Metrics>, target: &Target) -> ServerDelta {
-    let (Some(before), Some(after)) = (before, after) else { return ServerDelta::default() };
-    let grown = |name: &str| after.value(name) - before.value(name);
+    // What has labels is not there before it is counted for the first time.
+    let grown = |name: &str| Some(after?.value(name)? - before?.value(name).unwrap_or(0.0));
     ServerDelta {
         pairs_computed: grown("verdict_pairs_computed_total"),
         computed_tokens: grown("verdict_tokens_total{fate=\"computed\"}"),
@@ -130,90 +167,35 @@ fn delta(before: Option<&Metrics>, after: Option<&Metrics>, target: &Target) -> 
 }
 
 fn line(step: &StepOutcome) -> String {
-    let load = step.clients.map_or(format!("{:.1}/s", step.rate), |clients| format!("{clients} waiting"));
+    let counts = &step.counts;
+    let times = |name: &str, spread: &Spread| match spread.quantiles().map(shown) {
+        _ if spread.count == 0 => String::new(),
+        [p50, p95, p99] => format!(" {name}p50 {p50} p95 {p95} p99 {p99} ms"),
+    };
     format!(
-        "{load:>12} {:5.0} s: ok {} ({:.1}/s, {:.1} pairs/s) good {:.1}/s p50 {:.1} p95 {:.1} p99 {:.1} ms | refused {} (p99 {:.1} ms) late {} left {} unavailable {} gone {} cut {} failed {} | reasons {} shed {} | wasted {:.2} %{}",
+        "{:>12} {:5.0} s: ok {} ({:.1}/s, {:.1} pairs/s) good {:.1}/s{}{}{} | refused {}{} late {} left {} unavailable {} gone {} cut {} failed {} | reasons {} shed {}{}{}",
+        step.load(),
         step.seconds,
-        step.counts.ok,
+        counts.ok,
         step.answers_per_second,
         step.pairs_per_second,
         step.goodput_per_second,
-        step.latency.p50_ms,
-        step.latency.p95_ms,
-        step.latency.p99_ms,
-        step.counts.refused,
-        step.refusal.p99_ms,
-        step.counts.late,
-        step.counts.left,
-        step.counts.unavailable,
-        step.counts.gone,
-        step.counts.cut,
-        step.counts.failed,
-        step.counts.reasons,
-        step.counts.shed,
-        100.0 * wasted(step),
+        times("", &step.latency),
+        times("| scores ", &step.explained),
+        times("| first reason ", &step.first_reason),
+        counts.refused,
+        step.refusal.quantiles()[2].map(|ms| format!(" (p99 {ms:.1} ms)")).unwrap_or_default(),
+        counts.late,
+        counts.left,
+        counts.unavailable,
+        counts.gone,
+        counts.cut,
+        counts.failed,
+        counts.reasons,
+        counts.shed,
+        step.server.wasted().map(|part| format!(" | wasted {:.2} %", 100.0 * part)).unwrap_or_default(),
         step.server.resident_mib.map(|mib| format!(" | {mib:.0} MiB")).unwrap_or_default(),
     )
-}
-
-fn wasted(step: &StepOutcome) -> f64 {
-    step.server.wasted_tokens / step.server.computed_tokens.max(1.0)
-}
-
-/// What was expected of the steps and is not so.
-fn broken(expect: &Expect, steps: &[StepOutcome]) -> Vec<String> {
-    let mut broken = Vec::new();
-    let mut at_most = |what: &str, value: f64, limit: Option<f64>| {
-        if let Some(limit) = limit
-            && (value.is_nan() || value > limit)
-        {
-            broken.push(format!("{what}: {value:.4}, more than {limit}"));
-        }
-    };
-    let sum = |of: fn(&StepOutcome) -> f64| steps.iter().map(of).sum::<f64>();
-    let most = |of: fn(&StepOutcome) -> f64| steps.iter().map(of).fold(0.0, f64::max);
-    at_most("refusals' p99 in ms", most(|step| step.refusal.p99_ms), expect.refusal_p99_ms);
-    let cut = sum(|step| step.counts.cut as f64);
-    at_most("cut", cut, expect.cut.map(|count| count as f64));
-    let failed = sum(|step| step.counts.failed as f64) + if expect.cut.is_none() { cut } else { 0.0 };
-    at_most("failed", failed, expect.failed.map(|count| count as f64));
-    let answers = sum(|step| (step.counts.ok + step.counts.late) as f64).max(1.0);
-    at_most("late", sum(|step| step.counts.late as f64) / answers, expect.late);
-    let computed = sum(|step| step.server.computed_tokens).max(1.0);
-    at_most("wasted", sum(|step| step.server.wasted_tokens) / computed, expect.wasted);
-    if let [first, second, ..] = steps {
-        let ratio = second.latency.p99_ms / first.latency.p99_ms;
-        at_most("p99 of the second step to the first", ratio, expect.p99_ratio);
-    }
-    if let [first, .., last] = steps {
-        let grown = last.server.resident_mib.zip(first.server.resident_mib).map(|(last, first)| last - first);
-        at_most("growth in MiB", grown.unwrap_or(0.0), expect.growth_mib);
-    }
-    let mut at_least = |what: &str, value: f64, limit: Option<f64>| {
-        if let Some(limit) = limit
-            && (value.is_nan() || value < limit)
-        {
-            broken.push(format!("{what}: {value:.4}, less than {limit}"));
-        }
-    };
-    let best = most(|step| step.goodput_per_second);
-    // Once it is at its best, more load may not make it worse.
-    let after = steps.iter().skip_while(|step| step.goodput_per_second < best);
-    let least = after.map(|step| step.goodput_per_second / best.max(1e-9)).fold(1.0, f64::min);
-    at_least("goodput kept", least, expect.goodput_kept);
-    at_least(
-        "refused",
-        sum(|step| step.counts.refused as f64),
-        expect.refused_at_least.map(|count| count as f64),
-    );
-    let unavailable = expect.unavailable_at_least.map(|count| count as f64);
-    at_least("unavailable", sum(|step| step.counts.unavailable as f64), unavailable);
-    at_least("reasons", sum(|step| step.counts.reasons as f64), expect.reasons.map(|count| count as f64));
-    let retried = sum(|step| step.counts.retried as f64);
-    if retried > 0.0 {
-        at_least("retried and taken", sum(|step| step.counts.retried_ok as f64) / retried, expect.retried_ok);
-    }
-    broken
 }
 
 /// What it ran on: processor, cores, memory.
@@ -234,46 +216,4 @@ fn machine() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tally::{Counts, Tally};
-
-    fn step(good: u64, refused: u64, capacity: f64) -> StepOutcome {
-        let mut tally = Tally {
-            counts: Counts { sent: good + refused, ok: good, refused, ..Counts::default() },
-            good,
-            ..Tally::default()
-        };
-        tally.refusal.add(Duration::from_millis(3));
-        let step: crate::scenario::Step =
-            toml::from_str(&format!("seconds = 1.0\ncapacity = {capacity:?}")).expect("a step");
-        let server = ServerDelta { computed_tokens: 100.0, wasted_tokens: 1.0, ..ServerDelta::default() };
-        tally.outcome(1.0, &step, server)
-    }
-
-    #[test]
-    fn what_is_not_as_expected_is_named() {
-        let steps = [step(100, 0, 0.5), step(95, 40, 1.0), step(80, 200, 3.0)];
-        let expect = Expect {
-            goodput_kept: Some(0.9),
-            refusal_p99_ms: Some(5.0),
-            wasted: Some(0.02),
-            refused_at_least: Some(1),
-            ..Expect::default()
-        };
-        assert_eq!(broken(&expect, &steps), ["goodput kept: 0.8000, less than 0.9"]);
-        assert!(broken(&expect, &steps[..2]).is_empty());
-        let strict = Expect { refusal_p99_ms: Some(2.0), wasted: Some(0.001), failed: Some(0), ..expect };
-        assert_eq!(broken(&strict, &steps[..2]).len(), 2);
-    }
-
-    #[test]
-    fn a_cut_connection_is_a_failure_unless_some_are_expected() {
-        let mut cut = step(100, 0, 0.5);
-        cut.counts.cut = 2;
-        let expect = |cut| Expect { failed: Some(0), cut, ..Expect::default() };
-        assert_eq!(broken(&expect(None), &[cut.clone()]), ["failed: 2.0000, more than 0"]);
-        assert_eq!(broken(&expect(Some(1)), &[cut.clone()]), ["cut: 2.0000, more than 1"]);
-        assert!(broken(&expect(Some(2)), &[cut]).is_empty());
-    }
-}
+mod tests;

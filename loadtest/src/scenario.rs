@@ -123,7 +123,9 @@ pub(crate) struct Expect {
     /// The most of the computed tokens that was for clients that had left.
     #[serde(default)]
     pub(crate) wasted: Option<f64>,
-    /// Answers that are neither a success nor a refusal: the most there may be.
+    /// Answers that are neither a success nor a refusal: the most there may be. 503 counts too, unless
+    /// `unavailable_at_least` or `stop_after` expects it, and so does a server that is gone, unless it was told to
+    /// stop.
     #[serde(default)]
     pub(crate) failed: Option<u64>,
     /// Requests that crossed the closing of their idle connection: the most there may be. Without it
@@ -180,9 +182,28 @@ impl Scenario {
         self.traffic.iter().enumerate().filter(named).map(|(_, traffic)| traffic).collect()
     }
 
+    /// How many make requests of their own, in all steps: the open loop, and each step's clients that wait.
+    pub(crate) fn lanes(&self) -> u64 {
+        let calibrating = if self.calibration_seconds > 0.0 { self.calibration_clients } else { 0 };
+        let waiting: usize = self.step.iter().filter_map(|step| step.clients).sum();
+        (1 + calibrating + waiting) as u64
+    }
+
     fn check(&self) -> Result<()> {
         if self.traffic.is_empty() || self.step.is_empty() {
             bail!("there is no traffic or no step");
+        }
+        let reported = self.step.iter().filter(|step| !step.warm_up).count();
+        if reported == 0 {
+            bail!("every step is a warm_up: nothing would be reported");
+        }
+        let compared = [
+            ("goodput_kept", self.expect.goodput_kept),
+            ("p99_ratio", self.expect.p99_ratio),
+            ("growth_mib", self.expect.growth_mib),
+        ];
+        if let Some((name, _)) = compared.iter().find(|(_, limit)| limit.is_some() && reported < 2) {
+            bail!("{name}: compares steps, at least 2 have to be reported, not {reported}");
         }
         for (index, step) in self.step.iter().enumerate() {
             let given = [step.rate.is_some(), step.capacity.is_some(), step.clients.is_some()];
@@ -233,7 +254,7 @@ mod tests {
     fn every_scenario_here_is_read() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
         let mut count = 0;
-        for folder in [root.clone(), root.join("ci")] {
+        for folder in [root.clone(), root.join("ci"), root.join("gpu")] {
             for entry in std::fs::read_dir(folder).expect("scenarios") {
                 let path = entry.expect("a file").path();
                 if path.extension().is_some_and(|end| end == "toml") {
@@ -242,7 +263,7 @@ mod tests {
                 }
             }
         }
-        assert!(count >= 10, "{count} scenarios");
+        assert!(count >= 20, "{count} scenarios");
     }
 
     #[test]
@@ -254,5 +275,9 @@ mod tests {
         assert!(refusal(&GOOD.replace("[1, 2]", "[2, 1]")).contains("from 1 on"));
         assert!(refusal(&GOOD.replace("words =", "cancel = 0.5\nwords =")).contains("cancel_within_ms"));
         assert!(refusal(&GOOD.replace("rate", "speed")).contains("unknown field `speed`"));
+        assert!(refusal(&format!("{GOOD}warm_up = true\n")).contains("nothing would be reported"));
+        assert!(
+            refusal(&format!("{GOOD}[expect]\ngrowth_mib = 1.0\n")).contains("growth_mib: compares steps")
+        );
     }
 }

@@ -200,22 +200,33 @@ impl Metrics {
         client.get(&format!("{admin}/metrics")).await.map(Self)
     }
 
-    /// A metric by its name and labels, as written; 0 if there is none yet.
-    pub(crate) fn value(&self, name: &str) -> f64 {
+    /// A metric by its name and labels, as written; `None` if there is none.
+    pub(crate) fn value(&self, name: &str) -> Option<f64> {
         let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+        line.and_then(|value| value.parse().ok())
     }
 
-    /// Gauges that say what is held: all zero when nothing is under way.
-    pub(crate) fn held(&self) -> Vec<(&'static str, f64)> {
-        const GAUGES: [&str; 5] = [
-            "verdict_admitted_pairs",
-            "verdict_admitted_tokens",
-            "verdict_admitted_explanations",
-            "verdict_queue_length{lane=\"score\"}",
-            "verdict_queue_length{lane=\"explain\"}",
+    /// Gauges that say what is held: all zero when nothing is under way. An error if one is not there.
+    pub(crate) fn held(&self) -> Result<Vec<(&'static str, f64)>> {
+        /// A lane's gauge comes with its first job, so with what counts them.
+        const GAUGES: [(&str, Option<&str>); 5] = [
+            ("verdict_admitted_pairs", None),
+            ("verdict_admitted_tokens", None),
+            ("verdict_admitted_explanations", None),
+            ("verdict_queue_length{lane=\"score\"}", Some("verdict_pairs_computed_total")),
+            ("verdict_queue_length{lane=\"explain\"}", Some("verdict_explain_steps_total")),
         ];
-        GAUGES.iter().map(|name| (*name, self.value(name))).filter(|(_, value)| *value != 0.0).collect()
+        let mut held = Vec::new();
+        for (name, with) in GAUGES {
+            let none = with.is_some_and(|count| self.value(count) == Some(0.0)).then_some(0.0);
+            let value = self.value(name).or(none);
+            let value =
+                value.with_context(|| format!("/metrics: there is no {name}, to say what is held"))?;
+            if value != 0.0 {
+                held.push((name, value));
+            }
+        }
+        Ok(held)
     }
 }
 
@@ -224,7 +235,7 @@ pub(crate) async fn settled(client: &Client, admin: &str, patience: Duration) ->
     let end = Instant::now() + patience;
     loop {
         let metrics = Metrics::read(client, admin).await?;
-        let held = metrics.held();
+        let held = metrics.held()?;
         if held.is_empty() {
             return Ok(metrics);
         }
@@ -240,4 +251,74 @@ pub(crate) fn resident_mib(process: u32) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+
+    const HELD: &str = "verdict_admitted_pairs 0\nverdict_admitted_tokens 0\nverdict_admitted_explanations 0\n\
+        verdict_queue_length{lane=\"score\"} 0\nverdict_queue_length{lane=\"explain\"} 0\n";
+
+    #[test]
+    fn a_metric_that_is_missing_is_not_zero() {
+        let metrics = Metrics("verdict_a_total 3\nverdict_ab_total 0\n".into());
+        let values = ["verdict_a_total", "verdict_ab_total", "verdict_a"].map(|name| metrics.value(name));
+        assert_eq!(values, [Some(3.0), Some(0.0), None]);
+    }
+
+    #[test]
+    fn what_is_held_has_to_be_told() {
+        let held = |text: &str| Metrics(text.into()).held();
+        assert_eq!(held(HELD).expect("told"), []);
+        let some = HELD.replace("pairs 0", "pairs 2");
+        assert_eq!(held(&some).expect("told"), [("verdict_admitted_pairs", 2.0)]);
+        let without = |gauge: &str| HELD.replace(&format!("{gauge} 0\n"), "");
+        let error = held(&without("verdict_admitted_tokens")).expect_err("not told");
+        assert_eq!(error.to_string(), "/metrics: there is no verdict_admitted_tokens, to say what is held");
+        let idle = without("verdict_queue_length{lane=\"score\"}");
+        held(&idle).expect_err("nothing says that there was no job yet");
+        held(&format!("{idle}verdict_pairs_computed_total 3\n")).expect_err("there were some");
+        assert_eq!(held(&format!("{idle}verdict_pairs_computed_total 0\n")).expect("none yet"), []);
+    }
+
+    #[tokio::test]
+    async fn a_page_that_is_not_there_has_no_metrics() {
+        let server = Fake::start(|_, _| (404, String::new())).await;
+        let client = Client::new(&server.url).expect("a client");
+        let error = settled(&client, &server.url, Duration::ZERO).await.expect_err("no page");
+        let url = &server.url;
+        assert_eq!(error.to_string(), format!("{url}/metrics: answered with 404 Not Found, expected 200 OK"));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_no_retry_could_help_is_refused_whatever_it_comes_by() {
+        use crate::{client::Outcome, scenario::Way, texts::Ask};
+        use verdict::server::grpc::pb;
+        // A pass takes longer than the deadline.
+        let pace = StubPace { overhead: Duration::from_millis(600), token: Duration::ZERO };
+        let target = Target::stub(pace, &[]).await.expect("a server");
+        let client = Client::new(&target.url).expect("a client");
+        let ask = |deadline: &str| Ask {
+            body: format!("{{{deadline}\"query\": \"a\", \"documents\": [\"b\"]}}"),
+            pairs: 1,
+            ..Ask::default()
+        };
+        let first = client.send(&ask(""), 0).await;
+        assert!(matches!(first, Outcome::Ok(_)), "{first:?}");
+        let wire = pb::ScoreRequest {
+            query: "a".into(),
+            documents: vec![pb::Document { text: Some("b".into()), ..pb::Document::default() }],
+            deadline_ms: Some(500),
+            ..pb::ScoreRequest::default()
+        };
+        let hurried = ask("\"deadline_ms\": 500, ");
+        let called = Ask { way: Way::Grpc, wire: Some(Box::new(wire)), ..hurried.clone() };
+        for ask in [hurried, called] {
+            let outcome = client.send(&ask, 0).await;
+            assert!(matches!(outcome, Outcome::Refused(None)), "{outcome:?}");
+        }
+        target.stop().await.expect("stopped");
+    }
 }

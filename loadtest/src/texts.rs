@@ -34,34 +34,51 @@ impl Ask {
     }
 }
 
+/// Whose requests they are: one of all who make some in a run, each step's waiting clients anew. No query is in
+/// two lanes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lane {
+    pub(crate) index: u64,
+    pub(crate) of: u64,
+}
+
 /// Makes requests, no two alike but the hot ones.
 pub(crate) struct Texts {
     words: Vec<Vec<&'static str>>,
     queries: Vec<&'static str>,
     random: fastrand::Rng,
-    count: u64,
+    /// What the next query ends with, and how far it is to the one after it.
+    next: u64,
+    stride: u64,
 }
 
 impl Texts {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, lane: Lane) -> Self {
         let lines = |text: &'static str| text.lines().filter(|line| !line.trim().is_empty());
         Self {
             words: lines(PASSAGES).map(|line| line.split_whitespace().collect()).collect(),
             queries: lines(QUERIES).collect(),
-            random: fastrand::Rng::with_seed(seed),
-            count: 0,
+            random: fastrand::Rng::with_seed(fastrand::Rng::with_seed(seed).u64(..) ^ lane.index),
+            next: HOT + 1 + lane.index,
+            stride: lane.of.max(1),
         }
+    }
+
+    /// A generator of its own for what else is chosen in this lane.
+    pub(crate) fn random(&mut self) -> fastrand::Rng {
+        fastrand::Rng::with_seed(self.random.u64(..))
     }
 
     /// The next request of a kind.
     pub(crate) fn ask(&mut self, traffic: &Traffic) -> Ask {
         let hot = self.random.f64() < traffic.hot;
-        self.count += 1;
+        let new = self.next;
+        self.next += self.stride;
         let (mut random, number) = if hot {
             let which = self.random.u64(..HOT);
             (fastrand::Rng::with_seed(which), which)
         } else {
-            (fastrand::Rng::with_seed(self.random.u64(..)), self.count + HOT)
+            (fastrand::Rng::with_seed(self.random.u64(..)), new)
         };
         let query = format!("{} {number}", self.queries[random.usize(..self.queries.len())]);
         let [fewest, most] = traffic.documents;
@@ -113,6 +130,8 @@ fn request(query: String, documents: Vec<String>, deadline_ms: Option<u64>) -> p
 mod tests {
     use super::*;
 
+    const ALONE: Lane = Lane { index: 0, of: 1 };
+
     fn traffic(way: Way, hot: f64) -> Traffic {
         Traffic {
             share: 1.0,
@@ -131,7 +150,7 @@ mod tests {
 
     #[test]
     fn documents_have_the_lengths_that_were_asked_for() {
-        let mut texts = Texts::new(7);
+        let mut texts = Texts::new(7, ALONE);
         for _ in 0..50 {
             let ask = texts.ask(&traffic(Way::Http, 0.0));
             let body: serde_json::Value = serde_json::from_str(&ask.body).expect("JSON");
@@ -148,7 +167,7 @@ mod tests {
     #[test]
     fn a_seed_gives_the_same_requests_and_hot_ones_come_again() {
         let bodies = |seed: u64, hot: f64| {
-            let mut texts = Texts::new(seed);
+            let mut texts = Texts::new(seed, ALONE);
             (0..40).map(|_| texts.ask(&traffic(Way::Http, hot)).body).collect::<Vec<_>>()
         };
         assert_eq!(bodies(3, 0.0), bodies(3, 0.0));
@@ -159,9 +178,28 @@ mod tests {
     }
 
     #[test]
+    fn no_query_is_asked_in_two_lanes_and_another_seed_gives_other_documents() {
+        let asked = |seed: u64, index: u64| {
+            let mut texts = Texts::new(seed, Lane { index, of: 5 });
+            let bodies = (0..200).map(move |_| texts.ask(&traffic(Way::Http, 0.0)).body);
+            bodies.map(|body| serde_json::from_str::<serde_json::Value>(&body).expect("JSON"))
+        };
+        let queries: std::collections::BTreeSet<String> =
+            (0..5).flat_map(|index| asked(3, index)).map(|body| body["query"].to_string()).collect();
+        assert_eq!(queries.len(), 1000);
+        for (seed, index) in [(4, 0), (3, 1)] {
+            assert!(
+                asked(3, 0)
+                    .zip(asked(seed, index))
+                    .all(|(one, other)| one["documents"] != other["documents"])
+            );
+        }
+    }
+
+    #[test]
     fn a_deadline_can_be_taken_away() {
         for way in [Way::Http, Way::Grpc] {
-            let mut ask = Texts::new(7).ask(&traffic(way, 0.0));
+            let mut ask = Texts::new(7, ALONE).ask(&traffic(way, 0.0));
             ask.relax();
             assert!(
                 !ask.body.contains("deadline_ms") && ask.wire.is_none_or(|wire| wire.deadline_ms.is_none())
@@ -171,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_same_texts_go_over_grpc() {
-        let ask = Texts::new(7).ask(&traffic(Way::Grpc, 0.0));
+        let ask = Texts::new(7, ALONE).ask(&traffic(Way::Grpc, 0.0));
         let wire = ask.wire.expect("a message");
         assert_eq!((wire.documents.len(), wire.deadline_ms), (ask.pairs, Some(700)));
     }
