@@ -84,6 +84,7 @@ enum Message {
 
 /// What the thread tells the handles.
 struct Shared {
+    device: String,
     started: Instant,
     stopping: AtomicBool,
     /// What the score lane's passes took.
@@ -137,10 +138,12 @@ impl Engine {
         config: EngineConfig,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, EngineGuard)> {
-        let (prefix_blocks, explain_blocks) = config.kv_blocks(backend.describe().kv_block_bytes);
+        let description = backend.describe();
+        let (prefix_blocks, explain_blocks) = config.kv_blocks(description.kv_block_bytes);
         backend.reserve_kv(prefix_blocks + explain_blocks)?;
         let (sender, receiver) = mpsc::channel();
         let shared = Arc::new(Shared {
+            device: description.device,
             started: Instant::now(),
             stopping: AtomicBool::new(false),
             passes: Mutex::default(),
@@ -192,6 +195,11 @@ impl Engine {
             // The client may have left: then there is nobody to tell.
             let _ = job.sink.send(ExplainEvent::Failed(stopped()));
         }
+    }
+
+    /// What it computes on.
+    pub fn device(&self) -> &str {
+        &self.shared.device
     }
 
     /// What the score lane's passes take; `None` before the first.

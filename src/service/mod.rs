@@ -179,6 +179,11 @@ impl Service {
         &self.inner.model
     }
 
+    /// What it is computed on.
+    pub fn device(&self) -> &str {
+        self.inner.engine.device()
+    }
+
     /// How the model is prompted and read.
     pub fn profile(&self) -> &Profile {
         &self.inner.model.profile

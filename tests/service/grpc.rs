@@ -171,6 +171,7 @@ async fn info_says_what_http_says() {
     assert_eq!(wire.model, body["model"]);
     assert_eq!(wire.profile_hash, body["profile_hash"]);
     assert_eq!(wire.instruction, body["instruction"]);
+    assert_eq!((wire.device.as_str(), &body["device"]), ("stub", &"stub".into()));
     assert_eq!(wire.grades.len(), body["grades"].as_array().expect("grades").len());
     let limits = wire.limits.expect("told");
     for (name, value) in [

@@ -137,6 +137,7 @@ pub(super) fn info(service: &Service) -> pb::InfoResponse {
         }),
         version: crate::VERSION.to_owned(),
         commit: crate::COMMIT.to_owned(),
+        device: service.device().to_owned(),
     }
 }
 

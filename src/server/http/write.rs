@@ -105,6 +105,7 @@ pub(crate) fn info(service: &Service) -> Vec<u8> {
         "explain": explain,
         "version": crate::VERSION,
         "commit": crate::COMMIT,
+        "device": service.device(),
         "model_id": service.model().name,
         "model_sha": profile.hash,
         "model_type": {"reranker": {"id2label": id2label, "label2id": label2id}},
