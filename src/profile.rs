@@ -234,6 +234,11 @@ impl Profile {
         self.document.render(fields)
     }
 
+    /// Whether the document template names any of these fields.
+    pub fn names_field_of(&self, fields: &Map<String, Value>) -> bool {
+        self.document.names_field_of(fields)
+    }
+
     /// Whether `name` is the model's name or one of its aliases.
     pub fn answers_to(&self, name: &str) -> bool {
         self.name == name || self.aliases.iter().any(|alias| alias == name)

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 
 use proptest::prelude::*;
 use verdict::{
+    admission::Capacity,
     backend::{Backend, Options, Reading, cpu::CpuBackend, open},
     engine::{
         Engine, EngineConfig,
@@ -13,7 +14,9 @@ use verdict::{
     },
     metrics::Metrics,
     model::Model,
-    prompt::Prompt,
+    prompt::{Prompt, Template, Truncation},
+    request::{Document, Items, Limits, ScoreOptions, ScoreRequest},
+    service::Service,
 };
 
 #[path = "common/prompts.rs"]
@@ -113,6 +116,51 @@ proptest! {
                 prop_assert_eq!(counts.computed + counts.shared + counts.cached, prompts[i].0.len());
             }
         }
+        guard.stop().expect("the engine stops");
+    }
+}
+
+/// A document without text, wherever the template puts it: alone, repeated and among others, by what it is made of,
+/// with its prompt in the cache or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_document_keeps_its_bits() {
+    for (name, template) in [
+        ("qwen3", None),
+        ("qwen2", Some("{query}<|im_end|>D: {document}.\n<|answer|>")),
+        ("qwen3", Some("Q: {query}\nD: {document}\n{query}?<|answer|>")),
+        ("llama3", Some("{query}<|im_end|>{document}")),
+    ] {
+        let mut model = model(name);
+        if let Some(template) = template {
+            model.profile.template = Template::parse(template, &model.tokenizer).expect("parses");
+        }
+        let profile = &model.profile;
+        let filled = profile.template.for_query(&model.tokenizer, &profile.instruction, "warm lamp", 256);
+        let prompt = filled.and_then(|filled| filled.render("", Truncation::Error)).expect("renders");
+        let mut backend = CpuBackend::open(&model, 1).expect("opens");
+        let expected = alone(&mut backend, &prompt.tokens);
+        let backend = open(&model, &Options { threads: 2, ..Options::default() }).expect("opens");
+        let metrics = Arc::new(Metrics::default());
+        let engine = Engine::start(backend, EngineConfig::default(), Arc::clone(&metrics));
+        let (engine, guard) = engine.expect("starts");
+        let capacity = Capacity { pairs: 1 << 20, tokens: 1 << 20, explanations: 1 };
+        let service = Service::new(Arc::new(model), engine, Limits::default(), capacity, metrics);
+        for texts in
+            [&["a lamp", "", "a garden hose", " \n", "", "\t"][..], &[""], &[" ", "a lamp"], &["", ""]]
+        {
+            let documents = texts.iter().copied().map(Document::text).collect();
+            let options = ScoreOptions { raw: true, blank: true, ..ScoreOptions::default() };
+            let items = Items::Documents { query: "warm lamp".into(), documents };
+            let response = service.score(ScoreRequest::new(items, options).expect("valid")).await;
+            for result in response.expect("scored").results {
+                let score = result.score.expect("scored");
+                let logits: Vec<u32> =
+                    score.logits.expect("raw").iter().map(|logit| logit.to_bits()).collect();
+                let empty = texts[result.index].trim().is_empty();
+                assert_eq!(logits == expected[..logits.len()], empty, "{name} {template:?} {texts:?}");
+            }
+        }
+        drop(service);
         guard.stop().expect("the engine stops");
     }
 }

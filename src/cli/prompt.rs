@@ -93,7 +93,7 @@ fn prompts(model: &Model, line: &[u8]) -> Result<Value> {
         .into_iter()
         .enumerate()
         .map(|(index, (query, document))| {
-            let (_, text) = document_text(document, profile, || names.document(index))?;
+            let (_, text) = document_text(document, options.blank, profile, || names.document(index))?;
             let prompt = render(&query, &text).map_err(|error| names.place(index, error))?;
             let document = [prompt.document.start, prompt.document.end];
             Ok(json!({"ids": prompt.tokens, "document": document, "truncated": prompt.truncated}))

@@ -31,6 +31,12 @@ impl DocumentTemplate {
         let lines: Vec<String> = self.lines.iter().filter_map(|line| render_line(line, fields)).collect();
         lines.join("\n").trim().to_owned()
     }
+
+    /// Whether it names any of these fields.
+    pub(super) fn names_field_of(&self, fields: &Map<String, Value>) -> bool {
+        let named = |part: &Part| matches!(part, Part::Field(name) if fields.contains_key(name));
+        self.lines.iter().flatten().any(named)
+    }
 }
 
 fn parse_line(line: &str) -> Result<Vec<Part>, String> {
@@ -116,6 +122,15 @@ mod tests {
         assert_eq!(render("{title}\n{text}", serde_json::json!({"text": "x", "title": "  "})), "x");
         assert_eq!(render("{a} {b} {c}", serde_json::json!({"a": 1, "c": true})), "1 true");
         assert_eq!(render("{a} {b}", serde_json::json!({"other": 1})), "");
+    }
+
+    #[test]
+    fn fields_that_are_named_are_told_from_others() {
+        let template = DocumentTemplate::parse("{title} {text}").expect("parses");
+        let names = |fields: Value| template.names_field_of(fields.as_object().expect("an object"));
+        assert!(names(serde_json::json!({"text": null, "image": "x"})));
+        assert!(!names(serde_json::json!({"image": "x"})));
+        assert!(!names(serde_json::json!({})));
     }
 
     #[test]

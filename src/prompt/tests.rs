@@ -242,6 +242,37 @@ fn an_empty_document_is_rendered() {
 }
 
 #[test]
+fn an_empty_document_leaves_what_stands_around_it() {
+    for tokenizer in [tiny(), mini()] {
+        let encode = |text: &str| tokenizer.encode(text).expect("encodes");
+        let answer = vec![tokenizer.control("<|answer|>").expect("known")];
+        let q = encode("q");
+        for (template, head, tail) in [
+            // By itself, at the end of all, in a run that is the same for all queries, in one that is not.
+            ("{query}<|answer|>{document}<|answer|>", [q.clone(), answer.clone()].concat(), answer.clone()),
+            ("{query}<|answer|>{document}", [q.clone(), answer.clone()].concat(), vec![]),
+            (
+                "{query}<|answer|>D: {document}.\n<|answer|>",
+                [q.clone(), answer.clone(), encode("D: .\n")].concat(),
+                answer.clone(),
+            ),
+            ("Q: {query}\nD: {document}\n{query}?<|answer|>", encode("Q: q\nD: \nq?"), answer.clone()),
+            ("{document} {query}<|answer|>", encode(" q"), answer.clone()),
+        ] {
+            let parsed = Template::parse(template, &tokenizer).expect("parses");
+            let max_tokens = head.len() + tail.len() + 1;
+            for truncation in [Truncation::Document, Truncation::Error] {
+                let filled = parsed.for_query(&tokenizer, "", "q", max_tokens).expect("fits");
+                let prompt = filled.render("", truncation).expect("fits");
+                assert_eq!(prompt.tokens, [head.clone(), tail.clone()].concat(), "{template}");
+                assert_eq!((prompt.document.end, prompt.truncated), (head.len(), false), "{template}");
+                assert!(prompt.document.start <= prompt.document.end, "{template}");
+            }
+        }
+    }
+}
+
+#[test]
 fn instructions_are_formatted_only_when_given() {
     let tokenizer = tiny();
     let template = Template::parse("{instruction}{query}<|im_end|>{document}", &tokenizer).expect("parses");

@@ -66,9 +66,10 @@ impl Document {
         (self.id, self.body)
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether it cannot be scored; where a text may be `blank`, an object without fields alone.
+    fn is_empty(&self, blank: bool) -> bool {
         match &self.body {
-            Body::Text(text) => text.trim().is_empty(),
+            Body::Text(text) => !blank && text.trim().is_empty(),
             Body::Fields(fields) => fields.is_empty(),
         }
     }
@@ -111,7 +112,7 @@ impl Items {
         self.len() == 0
     }
 
-    fn check(&self) -> Result<()> {
+    fn check(&self, blank: bool) -> Result<()> {
         match self {
             Items::Documents { query, documents } => {
                 if query.trim().is_empty() {
@@ -121,7 +122,7 @@ impl Items {
                     return Err(Error::invalid("documents", "is empty; at least one document is needed"));
                 }
                 for (index, document) in documents.iter().enumerate() {
-                    if document.is_empty() {
+                    if document.is_empty(blank) {
                         return Err(Error::invalid(&format!("documents[{index}]"), "is empty"));
                     }
                 }
@@ -134,7 +135,7 @@ impl Items {
                     if pair.query.trim().is_empty() {
                         return Err(Error::invalid(&format!("pairs[{index}].query"), "is empty"));
                     }
-                    if pair.document.is_empty() {
+                    if pair.document.is_empty(blank) {
                         return Err(Error::invalid(&format!("pairs[{index}].document"), "is empty"));
                     }
                 }
@@ -165,6 +166,8 @@ pub struct ScoreOptions {
     pub model: Option<String>,
     /// Fail as a whole if any pair fails: for answers that have no place for a pair's error.
     pub whole: bool,
+    /// Documents may be blank, and are scored as empty ones: for clients that send what they have.
+    pub blank: bool,
 }
 
 /// A request to score pairs.
@@ -180,10 +183,10 @@ impl ScoreRequest {
     ///
     /// # Errors
     ///
-    /// `Invalid`, naming the field: an empty query, document, or list; a zero
-    /// `top_n` or deadline.
+    /// `Invalid`, naming the field: an empty query, list, or document that may not be blank;
+    /// a zero `top_n` or deadline.
     pub fn new(items: Items, options: ScoreOptions) -> Result<Self> {
-        items.check()?;
+        items.check(options.blank)?;
         if options.top_n == Some(0) {
             return Err(Error::invalid("top_n", "is 0; at least 1 is needed"));
         }
@@ -348,6 +351,20 @@ mod tests {
             message(new(Items::Pairs(vec![pair("q", "d"), pair("q", "")]))),
             "pairs[1].document: is empty"
         );
+        let fields = Items::Documents { query: "q".into(), documents: vec![Document::fields(Map::new())] };
+        assert_eq!(message(new(fields)), "documents[0]: is empty");
+    }
+
+    #[test]
+    fn documents_may_be_blank_where_it_is_said_and_queries_never() {
+        let options = || ScoreOptions { blank: true, ..ScoreOptions::default() };
+        let new = |items| ScoreRequest::new(items, options());
+        let pair = |query: &str| Pair { query: query.into(), document: Document::text("") };
+        new(items("q", &["", " \n"])).expect("taken");
+        new(Items::Pairs(vec![pair("q")])).expect("taken");
+        assert_eq!(message(new(items(" ", &[""]))), "query: is empty");
+        assert_eq!(message(new(items("q", &[]))), "documents: is empty; at least one document is needed");
+        assert_eq!(message(new(Items::Pairs(vec![pair("")]))), "pairs[0].query: is empty");
         let fields = Items::Documents { query: "q".into(), documents: vec![Document::fields(Map::new())] };
         assert_eq!(message(new(fields)), "documents[0]: is empty");
     }

@@ -121,7 +121,8 @@ impl Work {
         };
         let mut answers = Vec::with_capacity(documents.len());
         for (index, document) in documents.into_iter().enumerate() {
-            let (id, text) = document_text(document, profile, || names.document(index))?;
+            let field = || names.document(index);
+            let (id, text) = document_text(document, options.blank, profile, field)?;
             // No token is less than a byte; the template around the texts is not counted.
             let bound = (text.len() + work.query(index).len() + around).min(profile.max_tokens);
             work.bytes += text.len();
@@ -178,9 +179,11 @@ impl Names {
     }
 }
 
-/// A document's id and the text that stands for it in prompts; `field` names it in errors.
+/// A document's id and the text that stands for it in prompts; `field` names it in errors. What an object's
+/// fields are rendered to may be `blank` where the template names one of them.
 pub(crate) fn document_text(
     document: Document,
+    blank: bool,
     profile: &Profile,
     field: impl Fn() -> String,
 ) -> Result<(Option<String>, String)> {
@@ -189,7 +192,7 @@ pub(crate) fn document_text(
         Body::Text(text) => text,
         Body::Fields(fields) => {
             let text = profile.render_document(&fields);
-            if text.trim().is_empty() {
+            if text.trim().is_empty() && !(blank && profile.names_field_of(&fields)) {
                 let names = listed(fields.keys().map(String::as_str));
                 let message = format!("no text in its fields {names}; see the profile's document template");
                 return Err(Error::invalid(&field(), message));
@@ -302,6 +305,8 @@ impl<'a> Queries<'a> {
             Some(last) => self.last.insert(last),
             None => self.last.insert((query, filled.for_query(query))),
         };
+        // White space is no text: all blank documents are one, whatever it is made of.
+        let document = if document.trim().is_empty() { "" } else { document };
         prompt.as_ref().map_err(Error::clone)?.render(document, truncation)
     }
 }

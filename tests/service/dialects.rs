@@ -235,6 +235,36 @@ async fn every_dialect_gives_the_scores_of_the_native_route() {
 }
 
 #[tokio::test]
+async fn blank_documents_are_scored_as_empty_ones_among_others() {
+    let server = TestServer::start().await;
+    let truth = truth(&server).await[0];
+    for dialect in all() {
+        let body = (dialect.body)(QUERY, &["", "a lamp", " \n"]);
+        let body = server.send(post(&server.url(dialect.path), &body)).await.ok();
+        let mut rows = (dialect.rows)(&body);
+        rows.sort_by_key(|row| row.0);
+        let bits: Vec<u64> = rows.iter().map(|row| row.1.to_bits()).collect();
+        let lamp = if dialect.raw { logit(truth) } else { truth };
+        assert_eq!(bits, [bits[0], lamp.to_bits(), bits[0]], "{}: {body}", dialect.name);
+    }
+    let empty = |body: &Value| results(body).first().expect("a row").1.to_bits();
+    let body = json!({"query": QUERY, "documents": [""]});
+    let plain = empty(&server.send(post(&server.url("/v1/rerank"), &body)).await.ok());
+    for body in [
+        json!({"query": QUERY, "documents": [{"text": " "}]}),
+        json!({"query": QUERY, "documents": [{"title": null, "image": "x"}]}),
+        json!({"query": QUERY, "documents": [{"price": 3}], "rank_fields": ["name"]}),
+    ] {
+        let answer = server.send(post(&server.url("/v1/rerank"), &body)).await.ok();
+        assert_eq!(empty(&answer), plain, "{body}");
+    }
+    let native = server.score(&json!({"query": QUERY, "documents": ["d", ""]})).await.problem();
+    assert_eq!(native.1, "documents[1]: is empty");
+    let native = server.score(&json!({"query": QUERY, "documents": [{"text": ""}]})).await.problem();
+    assert!(native.1.starts_with("documents[0]: no text in its fields"), "{}", native.1);
+}
+
+#[tokio::test]
 async fn a_number_that_is_not_finite_is_an_error_and_never_null() {
     let server = TestServer::start().await;
     let poison = model().tokenizer.encode("hose").expect("encodes")[0];

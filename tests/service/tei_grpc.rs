@@ -77,6 +77,25 @@ async fn grpc_ranks_as_http_does() {
 }
 
 #[tokio::test]
+async fn blank_texts_are_scored_as_empty_ones() {
+    let server = TestServer::start().await;
+    let mut client = client(&server).await;
+    let texts = ["", "a lamp", "\n "];
+    let unary = pb::RerankRequest { texts: texts.map(str::to_owned).into(), return_text: true, ..request() };
+    let unary = within(client.rerank(unary)).await.expect("ranked").into_inner();
+    let streamed = within(client.rerank_stream(futures::stream::iter(stream(&texts)))).await;
+    assert_eq!(rows(&streamed.expect("ranked").into_inner()), rows(&unary));
+    let score = |index: u64| rows(&unary).iter().find(|row| row.0 == index).expect("a rank").1.to_bits();
+    assert_eq!(score(0), score(2));
+    for rank in &unary.ranks {
+        assert_eq!(rank.text.as_deref(), Some(texts[rank.index as usize]), "as it was sent");
+    }
+    let blank = pb::RerankRequest { query: " ".into(), ..request() };
+    let refused = within(client.rerank(blank)).await.expect_err("no query");
+    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "query: is empty"));
+}
+
+#[tokio::test]
 async fn errors_are_those_of_the_one_table() {
     let limits = Settings { max_documents: Some(3), ..settings() };
     let server = TestServer::with(limits, model()).await;

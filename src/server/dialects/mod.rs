@@ -113,9 +113,10 @@ fn ranked() -> ScoreOptions {
     ScoreOptions { sort: true, ..in_order() }
 }
 
-/// In input order, and whole or not at all.
+/// In input order, and whole or not at all. Documents may be blank: peers score them, and clients
+/// send them among others.
 fn in_order() -> ScoreOptions {
-    ScoreOptions { whole: true, ..ScoreOptions::default() }
+    ScoreOptions { whole: true, blank: true, ..ScoreOptions::default() }
 }
 
 /// A dialect, to be chosen by a body's keys.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Code, Error, Result, shown},
-    request::{Document, Items, Limits, Pair, ScoreRequest},
+    request::{Document, Items, Limits, Pair, ScoreOptions, ScoreRequest},
     server::{
         call::RequestId,
         http::{object::Object, write::bytes},
@@ -84,7 +84,9 @@ impl Dialect for Body {
         if pairs.is_empty() {
             return Err(Error::invalid("questions", "is empty; at least one question is needed"));
         }
-        Ok((ScoreRequest::new(Items::Pairs(pairs), in_order())?, asked))
+        // A blank state is a mistake, and not one document among others.
+        let options = ScoreOptions { blank: false, ..in_order() };
+        Ok((ScoreRequest::new(Items::Pairs(pairs), options)?, asked))
     }
 
     fn write(asked: Asked, response: &ScoreResponse, _: &RequestId) -> Result<Vec<u8>> {

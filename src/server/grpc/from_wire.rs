@@ -70,6 +70,7 @@ fn request(wire: pb::ScoreRequest) -> Result<ScoreRequest> {
         raw: wire.raw,
         model: wire.model,
         whole: false,
+        blank: false,
     };
     let items = if wire.pairs.is_empty() {
         let documents = wire.documents.into_iter().enumerate();

@@ -175,6 +175,7 @@ fn options(truncate: bool, direction: i32, return_text: bool) -> Result<ScoreOpt
         return_documents: return_text,
         sort: true,
         whole: true,
+        blank: true,
         ..ScoreOptions::default()
     })
 }

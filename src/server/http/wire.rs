@@ -164,6 +164,7 @@ fn request(body: ScoreBody) -> Result<(ScoreRequest, Explained, Option<usize>)> 
         raw: body.raw.unwrap_or(false),
         model: body.model,
         whole: false,
+        blank: false,
     };
     Ok((ScoreRequest::new(items, options)?, explained, body.max_reason_tokens.map(Whole::size)))
 }
@@ -199,6 +200,7 @@ mod tests {
             raw: true,
             model: Some("m".into()),
             whole: false,
+            blank: false,
         };
         assert_eq!(options, expected);
     }
