@@ -19,10 +19,11 @@ use verdict::{
 static MODEL: LazyLock<Model> = LazyLock::new(|| Model::bundled().expect("the bundled model loads"));
 
 /// Every route that takes a body.
-pub const ROUTES: [&str; 11] = [
+pub const ROUTES: [&str; 12] = [
     "/score",
     "/score?explain=true",
     "/rerank",
+    "/reranking",
     "/v1/rerank",
     "/v2/rerank",
     "/v1/reranking",

@@ -188,11 +188,13 @@ struct Route {
     choose: fn(&Keys) -> Spoken,
 }
 
-const ROUTES: [Route; 10] = [
+const ROUTES: [Route; 11] = [
     route("/rerank", Shape::Any, rerank),
+    // llama.cpp's other name for it.
+    route("/reranking", Shape::Any, rerank),
     route("/v1/rerank", Shape::Jina, rerank_v1),
     route("/v2/rerank", Shape::Cohere, |_| spoken::<cohere_v2::Body>()),
-    route("/v1/reranking", Shape::Mixedbread, |_| spoken::<mixedbread::Body>()),
+    route("/v1/reranking", Shape::Mixedbread, reranking_v1),
     route("/v1/ranking", Shape::Nim, |_| spoken::<nim::Body>()),
     // NVIDIA's hosted models have their names in the path.
     route("/v1/retrieval/{model}/reranking", Shape::Nim, |_| spoken::<nim::Body>()),
@@ -208,23 +210,17 @@ const fn route(path: &'static str, shape: Shape, choose: fn(&Keys) -> Spoken) ->
     Route { path, shape, choose }
 }
 
-/// TEI, Weaviate, Infinity, Voyage; and what any other client writes there.
+/// Weaviate's, and what any other client writes there.
 fn rerank(keys: &Keys) -> Spoken {
-    if keys.has("texts") {
-        spoken::<tei::Body>()
-    } else if keys.has("property") {
-        spoken::<weaviate::Body>()
-    } else {
-        rerank_v1(keys)
-    }
+    if keys.has("property") && !keys.has("texts") { spoken::<weaviate::Body>() } else { rerank_v1(keys) }
 }
 
-/// Infinity, Voyage, Cohere; and the body that Jina, Cohere, vLLM and many others share.
+/// TEI, Infinity, Voyage, Cohere; and the body that Jina, Cohere, vLLM and many others share.
 fn rerank_v1(keys: &Keys) -> Spoken {
-    if keys.has("raw_scores") && !keys.has("texts") {
-        spoken::<infinity::Body>()
-    } else if keys.has("texts") {
+    if keys.has("texts") {
         spoken::<tei::Body>()
+    } else if keys.has("raw_scores") {
+        spoken::<infinity::Body>()
     } else if keys.has("top_k") || keys.has("truncation") {
         spoken::<voyage::Body>()
     } else if keys.has("rank_fields") || keys.has("max_chunks_per_doc") {
@@ -232,6 +228,12 @@ fn rerank_v1(keys: &Keys) -> Spoken {
     } else {
         spoken::<jina::Body>()
     }
+}
+
+/// Mixedbread's, whose documents are `input`; else llama.cpp's other name for `/v1/rerank`.
+fn reranking_v1(keys: &Keys) -> Spoken {
+    let shared = keys.has("documents") && !keys.has("input");
+    if shared { rerank_v1(keys) } else { spoken::<mixedbread::Body>() }
 }
 
 /// All dialects' routes.
@@ -303,6 +305,26 @@ async fn exchange(call: &mut Call, request: Request<Body>) -> Result<Exchange> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_body_is_told_by_its_keys() {
+        let shape = |choose: fn(&Keys) -> Spoken, body: &str| choose(&Keys::of(body.as_bytes())).shape;
+        for (body, shared) in [
+            (r#"{"texts": 1, "raw_scores": 1, "top_k": 1}"#, Shape::Tei),
+            (r#"{"documents": 1, "raw_scores": 1, "top_k": 1}"#, Shape::OpenAi),
+            (r#"{"documents": 1, "top_k": null, "rank_fields": 1}"#, Shape::Voyage),
+            (r#"{"documents": 1, "max_chunks_per_doc": 1}"#, Shape::Cohere),
+            (r#"{"documents": 1}"#, Shape::Jina),
+        ] {
+            assert_eq!(shape(rerank, body), shared, "{body}");
+            assert_eq!(shape(rerank_v1, body), shared, "{body}");
+            let mixed = if shared == Shape::Tei { Shape::Mixedbread } else { shared };
+            assert_eq!(shape(reranking_v1, body), mixed, "{body}");
+        }
+        assert_eq!(shape(rerank, r#"{"documents": 1, "property": "p"}"#), Shape::Weaviate);
+        assert_eq!(shape(rerank, r#"{"texts": 1, "property": "p"}"#), Shape::Tei);
+        assert_eq!(shape(reranking_v1, r#"{"documents": 1, "input": 1}"#), Shape::Mixedbread);
+    }
 
     #[test]
     fn paths_lead_to_their_routes() {
