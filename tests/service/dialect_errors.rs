@@ -263,15 +263,21 @@ async fn texts_that_are_too_long_are_cut_or_refused_as_asked() {
 async fn a_body_that_cannot_be_read_is_refused_so_that_any_client_of_the_route_sees_why() {
     let server = TestServer::start().await;
     for (path, keys) in [
-        ("/rerank", &["detail", "message"][..]),
+        ("/rerank", &["detail", "error", "error_type", "message"][..]),
+        ("/reranking", &["detail", "error", "error_type", "message"]),
         ("/v1/rerank", &["detail", "message"]),
+        ("/v1/reranking", &["details", "message", "type", "url"]),
         ("/v2/rerank", &["message"]),
         ("/predict", &["error", "error_type"]),
     ] {
-        let answer = server.send(raw(&server.url(path), "application/json", "{\"query\": ")).await;
-        assert!(matches!(answer.status.as_u16(), 400 | 422), "{path}");
-        let body = answer.json();
-        assert_eq!(body.as_object().expect("an object").keys().collect::<Vec<_>>(), keys, "{path}");
+        for broken in ["{\"query\": ", r#"{"query": "q", "texts": ["d"], "documents": [NaN]}"#, "[1]"] {
+            let answer = server.send(raw(&server.url(path), "application/json", broken)).await;
+            assert!(matches!(answer.status.as_u16(), 400 | 422), "{path}");
+            let body = answer.json();
+            let mut found: Vec<&String> = body.as_object().expect("an object").keys().collect();
+            found.sort_unstable();
+            assert_eq!(found, keys, "{path} {broken}");
+        }
         let answer = server.send(raw(&server.url(path), "text/plain", "{}")).await;
         assert!(answer.text().contains("content-type: \\\"text/plain\\\", expected application/json"));
     }

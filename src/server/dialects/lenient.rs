@@ -21,13 +21,23 @@ pub(super) struct Keys {
     names: Vec<(String, bool)>,
     /// What is wrong with a body that its own type may not see.
     fault: Option<String>,
+    /// The body is no object, or no JSON: whose it is cannot be told.
+    unread: bool,
 }
 
 impl Keys {
     /// Those of a body; none if it is not an object, which its parser will tell better.
     pub(super) fn of(body: &[u8]) -> Self {
-        serde_json::from_slice(body)
-            .unwrap_or_else(|_| Self { names: Vec::new(), fault: Some("expected an object".to_owned()) })
+        serde_json::from_slice(body).unwrap_or_else(|_| Self {
+            fault: Some("expected an object".to_owned()),
+            unread: true,
+            ..Self::default()
+        })
+    }
+
+    /// Whether there was no object to read names from.
+    pub(super) fn unread(&self) -> bool {
+        self.unread
     }
 
     /// That the body is an object in which no name is repeated, be it one that is not read.

@@ -276,7 +276,10 @@ async fn serve(state: &Arc<State>, route: &'static Route, request: Request<Body>
     let answer = match exchange {
         Ok(exchange) => {
             let spoken = (route.choose)(&exchange.keys);
-            (shape, fields) = (spoken.shape, (spoken.fields)(&exchange.keys));
+            // Of what cannot be read nobody knows whose it is.
+            if !exchange.keys.unread() {
+                (shape, fields) = (spoken.shape, (spoken.fields)(&exchange.keys));
+            }
             (spoken.answer)(&call, exchange).await
         }
         Err(error) => Err(error),
