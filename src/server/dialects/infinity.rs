@@ -52,7 +52,6 @@ impl Dialect for Body {
         Ok((ScoreRequest::new(items, options)?, self.raw_scores.unwrap_or(false)))
     }
 
-    /// A raw score is the score's logit, as in TEI's dialect.
     fn write(raw: bool, response: &ScoreResponse, id: &RequestId) -> Result<Vec<u8>> {
         Ok(bytes(&Answer {
             object: "rerank",

@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     Arrived, Dialect, Fields, Shape, lenient, ranked,
-    rows::{UsageBody, rows},
+    rows::{DocumentBody, Sent, UsageBody, rows},
 };
 
 #[derive(Deserialize)]
@@ -40,13 +40,14 @@ struct Ranked<'a> {
     index: usize,
     score: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    input: Option<&'a str>,
+    input: Option<DocumentBody<'a>>,
     object: &'static str,
 }
 
 pub(super) struct Kept {
     top_k: usize,
     return_input: bool,
+    sent: Sent,
 }
 
 impl Dialect for Body {
@@ -56,18 +57,22 @@ impl Dialect for Body {
 
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, Kept)> {
         let return_input = self.return_input.unwrap_or(false);
-        let kept = Kept { top_k: self.top_k.unwrap_or(self.input.len()), return_input };
+        let kept = Kept {
+            top_k: self.top_k.unwrap_or(self.input.len()),
+            return_input,
+            sent: Sent::of(&self.input, return_input),
+        };
         let documents = lenient::picked(self.input, self.rank_fields.as_deref())?;
         let options = ScoreOptions { top_n: self.top_k, return_documents: return_input, ..ranked() };
         Ok((ScoreRequest::new(Items::Documents { query: self.query, documents }, options)?, kept))
     }
 
-    fn write(kept: Kept, response: &ScoreResponse, _: &RequestId) -> Result<Vec<u8>> {
+    fn write(mut kept: Kept, response: &ScoreResponse, _: &RequestId) -> Result<Vec<u8>> {
         let rows = rows(response)?;
         let ranked = rows.iter().map(|row| Ranked {
             index: row.index,
             score: row.score().get(),
-            input: row.text,
+            input: kept.sent.plain(row),
             object: "rank_result",
         });
         Ok(bytes(&Answer {

@@ -5,8 +5,7 @@
 //! answer looks. Here is what they share: which dialect a body is in, and the
 //! one way from a body to [`crate::service::Service::score`] and back.
 
-mod cohere_v1;
-mod cohere_v2;
+mod cohere;
 mod infinity;
 mod jina;
 mod lenient;
@@ -175,8 +174,10 @@ async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<B
         request.limit_deadline(timeout);
     }
     let response = call.score(request).await?;
+    let answer = D::write(kept, &response, call.id())?;
+    // What was sent may be in the answer.
     drop(held);
-    let mut answer = http::json(D::write(kept, &response, call.id())?);
+    let mut answer = http::json(answer);
     answer.headers_mut().insert(http::SERVER_TIMING, http::server_timing(&response.timing));
     Ok(answer)
 }
@@ -193,7 +194,7 @@ const ROUTES: [Route; 11] = [
     // llama.cpp's other name for it.
     route("/reranking", Shape::Any, rerank),
     route("/v1/rerank", Shape::Jina, rerank_v1),
-    route("/v2/rerank", Shape::Cohere, |_| spoken::<cohere_v2::Body>()),
+    route("/v2/rerank", Shape::Cohere, |_| spoken::<cohere::Body<'2'>>()),
     route("/v1/reranking", Shape::Mixedbread, reranking_v1),
     route("/v1/ranking", Shape::Nim, |_| spoken::<nim::Body>()),
     // NVIDIA's hosted models have their names in the path.
@@ -224,7 +225,7 @@ fn rerank_v1(keys: &Keys) -> Spoken {
     } else if keys.has("top_k") || keys.has("truncation") {
         spoken::<voyage::Body>()
     } else if keys.has("rank_fields") || keys.has("max_chunks_per_doc") {
-        spoken::<cohere_v1::Body>()
+        spoken::<cohere::Body<'1'>>()
     } else {
         spoken::<jina::Body>()
     }

@@ -1,14 +1,20 @@
 //! What the dialects' answers have in common.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::HashMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::{
     error::Result,
     grade::Score,
     service::{PairScore, ScoreResponse},
 };
+
+use super::lenient::Text;
 
 /// One scored document.
 pub(super) struct Row<'a> {
@@ -24,6 +30,11 @@ impl Row<'_> {
     /// Its score.
     pub(super) fn score(&self) -> Score {
         self.pair.distribution.score
+    }
+
+    /// Its score as a number. A raw one is the logit: the peers' models have one, whose logistic is the score.
+    pub(super) fn number(&self, raw: bool) -> f64 {
+        if raw { self.score().logit() } else { self.score().get() }
     }
 }
 
@@ -43,7 +54,50 @@ pub(super) fn rows(response: &ScoreResponse) -> Result<Vec<Row<'_>>> {
         .collect()
 }
 
+/// Documents that were sent as objects, by their place: kept only for an answer that gives them back.
+#[derive(Default)]
+pub(super) struct Sent(HashMap<usize, Map<String, Value>>);
+
+impl Sent {
+    /// Those of a request, if they are `wanted`. Texts are not among them: they come back with their scores.
+    pub(super) fn of(texts: &[Text], wanted: bool) -> Self {
+        let object = |(index, text): (usize, &Text)| match text {
+            Text::Fields(fields) if wanted => Some((index, fields.clone())),
+            _ => None,
+        };
+        Self(texts.iter().enumerate().filter_map(object).collect())
+    }
+
+    /// A row's document as it was sent.
+    pub(super) fn plain<'a>(&mut self, row: &Row<'a>) -> Option<DocumentBody<'a>> {
+        let sent = self.0.remove(&row.index);
+        row.text.map(|text| sent.map_or(DocumentBody::Plain(text), DocumentBody::Sent))
+    }
+
+    /// A row's document as an object that has a `text`: what was scored, unless it was sent with one.
+    fn object<'a>(&mut self, row: &Row<'a>) -> Option<DocumentBody<'a>> {
+        let text = row.text?;
+        let Some(mut sent) = self.0.remove(&row.index) else {
+            return Some(DocumentBody::Text(TextBody { text }));
+        };
+        sent.entry("text").or_insert_with(|| text.into());
+        Some(DocumentBody::Sent(sent))
+    }
+}
+
 /// A document in an answer.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum DocumentBody<'a> {
+    /// Its text.
+    Plain(&'a str),
+    /// An object with its text.
+    Text(TextBody<'a>),
+    /// The object that was sent.
+    Sent(Map<String, Value>),
+}
+
+/// A document's text, where an answer has objects.
 #[derive(Serialize)]
 pub(super) struct TextBody<'a> {
     text: &'a str,
@@ -55,16 +109,13 @@ pub(super) struct RankedBody<'a> {
     index: usize,
     relevance_score: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    document: Option<TextBody<'a>>,
+    document: Option<DocumentBody<'a>>,
 }
 
-impl<'a> From<&Row<'a>> for RankedBody<'a> {
-    fn from(row: &Row<'a>) -> Self {
-        Self {
-            index: row.index,
-            relevance_score: row.score().get(),
-            document: row.text.map(|text| TextBody { text }),
-        }
+impl<'a> RankedBody<'a> {
+    /// With the score's logit if it is to be `raw`, and the document as it was `sent`.
+    pub(super) fn new(row: &Row<'a>, raw: bool, sent: &mut Sent) -> Self {
+        Self { index: row.index, relevance_score: row.number(raw), document: sent.object(row) }
     }
 }
 
@@ -80,9 +131,12 @@ pub(super) struct PlainBody<'a> {
 impl<'a> PlainBody<'a> {
     /// With the score's logit if it is to be `raw`.
     pub(super) fn new(row: &Row<'a>, raw: bool) -> Self {
-        let score = row.score();
-        let relevance_score = if raw { score.logit() } else { score.get() };
-        Self { index: row.index, relevance_score, document: row.text }
+        Self { index: row.index, relevance_score: row.number(raw), document: row.text }
+    }
+
+    /// Without its document.
+    pub(super) fn bare(self) -> Self {
+        Self { document: None, ..self }
     }
 }
 
@@ -113,7 +167,7 @@ pub(super) struct MetaBody {
 
 #[derive(Serialize)]
 struct Version {
-    version: &'static str,
+    version: char,
 }
 
 #[derive(Serialize)]
@@ -130,7 +184,7 @@ struct Tokens {
 impl MetaBody {
     /// Cohere counts each hundred documents of a query as one search.
     pub(super) fn new(
-        version: &'static str,
+        version: char,
         documents: usize,
         response: &ScoreResponse,
         warnings: Vec<String>,

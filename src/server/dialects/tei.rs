@@ -48,14 +48,9 @@ impl Dialect for Body {
         Ok((ScoreRequest::new(items, options)?, self.raw_scores.unwrap_or(false)))
     }
 
-    /// A model of TEI's has one logit, whose logistic is the score: a raw score is the score's logit.
     fn write(raw: bool, response: &ScoreResponse, _: &RequestId) -> Result<Vec<u8>> {
         let rows = rows(response)?;
-        let ranks = rows.iter().map(|row| Rank {
-            index: row.index,
-            score: if raw { row.score().logit() } else { row.score().get() },
-            text: row.text,
-        });
+        let ranks = rows.iter().map(|row| Rank { index: row.index, score: row.number(raw), text: row.text });
         Ok(bytes(&ranks.collect::<Vec<_>>()))
     }
 }

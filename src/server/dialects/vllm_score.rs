@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     Arrived, Dialect, Fields, Shape, in_order,
-    lenient::{Keys, OneOrMany},
+    lenient::{self, Keys, OneOrMany},
     rows::{UsageBody, now, rows},
 };
 
@@ -25,6 +25,12 @@ pub(super) struct Body {
     documents: Option<OneOrMany>,
     items: Option<OneOrMany>,
     instruction: Option<String>,
+    #[serde(default, deserialize_with = "lenient::flag")]
+    use_activation: Option<bool>,
+    #[serde(default, deserialize_with = "lenient::flag")]
+    activation: Option<bool>,
+    #[serde(default, deserialize_with = "lenient::flag")]
+    softmax: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -47,7 +53,8 @@ struct Scored {
 impl Dialect for Body {
     const SHAPE: Shape = Shape::OpenAi;
     const FIELDS: Fields = Fields::new("query", "documents");
-    type Kept = ();
+    /// Whether scores are to be raw.
+    type Kept = bool;
 
     /// As they are chosen from below.
     fn fields(keys: &Keys) -> Fields {
@@ -60,7 +67,9 @@ impl Dialect for Body {
         )
     }
 
-    fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, ())> {
+    fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, bool)> {
+        // By their old and new names.
+        let raw = [self.use_activation, self.activation, self.softmax].contains(&Some(false));
         let first = self.text_1.or(self.data_1).or(self.queries);
         let second = self.text_2.or(self.data_2).or(self.documents).or(self.items);
         let (Some(first), Some(second)) = (first, second) else {
@@ -70,13 +79,13 @@ impl Dialect for Body {
             ));
         };
         let options = ScoreOptions { instruction: self.instruction, ..in_order() };
-        Ok((ScoreRequest::new(items(first.into_vec(), second.into_vec())?, options)?, ()))
+        Ok((ScoreRequest::new(items(first.into_vec(), second.into_vec())?, options)?, raw))
     }
 
-    fn write((): (), response: &ScoreResponse, id: &RequestId) -> Result<Vec<u8>> {
+    fn write(raw: bool, response: &ScoreResponse, id: &RequestId) -> Result<Vec<u8>> {
         let rows = rows(response)?;
         let data =
-            rows.iter().map(|row| Scored { index: row.index, object: "score", score: row.score().get() });
+            rows.iter().map(|row| Scored { index: row.index, object: "score", score: row.number(raw) });
         Ok(bytes(&Answer {
             id: id.as_str(),
             object: "list",

@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     Arrived, Dialect, Fields, Shape, lenient, ranked,
-    rows::{PlainBody, RankedBody, UsageBody, rows},
+    rows::{PlainBody, RankedBody, Sent, UsageBody, rows},
 };
 
 #[derive(Deserialize)]
@@ -58,7 +58,7 @@ impl Dialect for Body {
         Ok(bytes(&Answer {
             object: "list",
             data: rows.iter().map(|row| PlainBody::new(row, false)).collect(),
-            results: rows.iter().map(RankedBody::from).collect(),
+            results: rows.iter().map(|row| RankedBody::new(row, false, &mut Sent::default())).collect(),
             model: &response.model.name,
             usage: UsageBody::of(response),
         }))
