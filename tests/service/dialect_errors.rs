@@ -190,6 +190,18 @@ async fn what_is_wrong_is_named_by_the_peers_own_fields() {
             400,
             "top_k: is 0; at least 1 is needed",
         ),
+        (
+            "/v1/rerank",
+            json!({"query": "q", "documents": ["d"], "truncation": true, "top_n": 0}),
+            400,
+            "top_n: is 0; at least 1 is needed",
+        ),
+        (
+            "/rerank",
+            json!({"query": "q", "documents": ["d"], "raw_scores": true, "top_k": 0}),
+            400,
+            "top_k: is 0; at least 1 is needed",
+        ),
         ("/v1/score", json!({"text_1": "", "text_2": ["d"]}), 400, "text_1: is empty"),
         ("/v1/score", json!({"data_1": " ", "data_2": ["d", ""]}), 400, "data_1: is empty"),
         ("/v1/score", json!({"queries": ["a", ""], "items": ["d", "e"]}), 400, "queries[1]: is empty"),

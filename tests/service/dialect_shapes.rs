@@ -37,8 +37,12 @@ impl Asked {
 
 const DOCUMENTS: [&str; 2] = ["a lamp", "a hose"];
 
+fn place(index: &Value) -> usize {
+    usize::try_from(index.as_u64().expect("an index")).expect("small")
+}
+
 fn text(index: &Value) -> &'static str {
-    DOCUMENTS[usize::try_from(index.as_u64().expect("an index")).expect("small")]
+    DOCUMENTS[place(index)]
 }
 
 fn usage(tokens: &Value) -> Value {
@@ -109,12 +113,12 @@ async fn cohere() {
         },
     });
     assert_eq!(asked.ask("/v2/rerank", body).await, expected);
-    let documents = json!([{"text": "a lamp", "price": 3}, {"text": "a hose", "price": 9}]);
+    let documents = [json!({"text": "a lamp", "price": 3}), json!({"text": "a hose", "price": 9})];
     let body = json!({"query": "q", "documents": documents, "rank_fields": ["text"],
         "return_documents": true, "model": "verdict-mini"});
     let results: Vec<Value> = rows
         .iter()
-        .map(|(i, s)| json!({"index": i, "relevance_score": s, "document": {"text": text(i)}}))
+        .map(|(i, s)| json!({"index": i, "relevance_score": s, "document": documents[place(i)]}))
         .collect();
     let expected = json!({
         "id": "r-1",
@@ -153,10 +157,117 @@ async fn jina_and_those_who_share_its_body() {
         });
         assert_eq!(asked.ask(path, body).await, expected);
     }
-    let body = json!({"query": "q", "documents": DOCUMENTS, "return_documents": "False", "softmax": true});
+    let body = json!({"query": "q", "documents": DOCUMENTS, "return_documents": "False", "priority": 1});
     let answer = asked.ask("/v1/rerank", body).await;
     assert!(answer["results"][0].get("document").is_none(), "{answer}");
-    assert_eq!(answer["meta"]["warnings"], json!(["softmax: not used here"]));
+    assert_eq!(answer["meta"]["warnings"], json!(["priority: not used here"]));
+    // Voyage's readers find documents where they asked for them.
+    let body = json!({"query": "q", "documents": DOCUMENTS, "return_documents": true});
+    let answer = asked.ask("/v1/rerank", body).await;
+    for (row, result) in [(0, &answer["results"][0]), (1, &answer["results"][1])] {
+        assert_eq!(result["document"], json!({"text": text(&result["index"])}));
+        assert_eq!(answer["data"][row]["document"], text(&result["index"]));
+    }
+}
+
+#[tokio::test]
+async fn objects_come_back_as_they_were_sent() {
+    let asked = Asked::start().await;
+    let (lamp, hose) =
+        (json!({"title": "a", "text": "lamp", "price": 3}), json!({"title": "a hose", "n": [1.5]}));
+    let told = |rows: &Value, name: &str| {
+        let mut rows = rows.as_array().expect("rows").clone();
+        rows.sort_by_key(|row| row["index"].as_u64());
+        Value::from(rows.iter().map(|row| row[name].clone()).collect::<Vec<_>>())
+    };
+    let documents = json!([lamp, hose, "a lamp"]);
+    let with_text = json!([lamp, {"title": "a hose", "n": [1.5], "text": "a hose"}, {"text": "a lamp"}]);
+    for (path, body) in [
+        ("/v1/rerank", json!({"query": "q", "documents": documents})),
+        ("/v1/rerank", json!({"query": "q", "documents": documents, "return_documents": true})),
+        ("/v2/rerank", json!({"query": "q", "documents": documents, "return_documents": true})),
+    ] {
+        let answer = asked.ask(path, body).await;
+        assert_eq!(told(&answer["results"], "document"), with_text, "{path}");
+    }
+    let picked =
+        json!({"query": "q", "documents": documents, "return_documents": true, "rank_fields": ["n"]});
+    let answer = asked.ask("/v1/rerank", picked).await;
+    let ranked = json!([lamp, {"title": "a hose", "n": [1.5], "text": "[1.5]"}, {"text": "a lamp"}]);
+    assert_eq!(told(&answer["results"], "document"), ranked);
+    let body = json!({"query": "q", "documents": documents, "return_documents": true, "top_k": 3});
+    let answer = asked.ask("/v1/rerank", body).await;
+    assert_eq!(
+        told(&answer["data"], "document"),
+        json!(["a lamp", "a hose", "a lamp"]),
+        "Voyage's are texts"
+    );
+    let body = json!({"query": "q", "input": documents, "return_input": true});
+    let answer = asked.ask("/v1/reranking", body).await;
+    assert_eq!(told(&answer["data"], "input"), documents);
+}
+
+#[tokio::test]
+async fn the_number_of_results_is_read_by_either_name() {
+    let asked = Asked::start().await;
+    let lengths = |answer: &Value| ["data", "results"].map(|name| answer[name].as_array().map(Vec::len));
+    for (fields, data, results) in [
+        (json!({"truncation": true, "top_n": 1}), Some(1), Some(1)),
+        (json!({"top_k": null, "top_n": "1"}), Some(1), Some(1)),
+        (json!({"top_k": 2, "top_n": 1}), Some(2), Some(2)),
+        (json!({"raw_scores": false, "top_k": 1}), None, Some(1)),
+        (json!({"raw_scores": false, "top_n": null, "top_k": 1}), None, Some(1)),
+        (json!({"raw_scores": false, "top_n": 2, "top_k": 1}), None, Some(2)),
+    ] {
+        let mut body = json!({"query": "q", "documents": DOCUMENTS});
+        body.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        let answer = asked.ask("/rerank", body.clone()).await;
+        assert_eq!(lengths(&answer), [data, results], "{body}");
+    }
+}
+
+#[tokio::test]
+async fn llama_cpp_and_mixedbread_share_a_route() {
+    let asked = Asked::start().await;
+    let body = json!({"query": "q", "documents": DOCUMENTS});
+    let shared = asked.ask("/v1/rerank", body.clone()).await;
+    for path in ["/reranking", "/v1/reranking"] {
+        assert_eq!(asked.ask(path, body.clone()).await, shared, "{path}");
+    }
+    let tei = json!({"query": "q", "texts": DOCUMENTS});
+    assert_eq!(asked.ask("/reranking", tei.clone()).await, asked.ask("/rerank", tei).await);
+    let both = json!({"query": "q", "input": DOCUMENTS, "documents": ["d"]});
+    assert_eq!(asked.ask("/v1/reranking", both).await["data"][0]["object"], "rank_result");
+}
+
+#[tokio::test]
+async fn scores_that_are_not_to_be_activated_are_logits() {
+    let asked = Asked::start().await;
+    let (rows, _) = asked.truth("q", &DOCUMENTS).await;
+    let logit = |score: f64| (score / (1.0 - score)).ln();
+    for name in ["use_activation", "activation", "softmax"] {
+        for (flag, raw) in
+            [(json!(false), true), (json!("False"), true), (json!(true), false), (Value::Null, false)]
+        {
+            let truth = |place: usize| {
+                let (_, score) = rows.iter().find(|(index, _)| index == &json!(place)).expect("a row");
+                let score = score.as_f64().expect("a score");
+                json!(if raw { logit(score) } else { score })
+            };
+            let mut body = json!({"query": "q", "documents": DOCUMENTS});
+            body[name] = flag.clone();
+            let answer = asked.ask("/v1/rerank", body).await;
+            for part in ["results", "data"] {
+                let first = &answer[part][0];
+                assert_eq!(first["relevance_score"], truth(place(&first["index"])), "{part}, {name}: {flag}");
+            }
+            assert!(answer["meta"].get("warnings").is_none(), "{answer}");
+            let mut body = json!({"text_1": "q", "text_2": DOCUMENTS});
+            body[name] = flag.clone();
+            let answer = asked.ask("/v1/score", body).await;
+            assert_eq!(answer["data"][1]["score"], truth(1), "{name}: {flag}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -282,6 +282,12 @@ async fn instructions_reach_the_prompt() {
     let server = TestServer::start().await;
     for (path, body) in [
         ("/v1/rerank", json!({"query": "q", "documents": ["d"]})),
+        ("/v1/rerank", json!({"query": "q", "documents": ["d"], "top_k": 1})),
+        ("/v1/rerank", json!({"query": "q", "documents": ["d"], "rank_fields": ["text"]})),
+        ("/v2/rerank", json!({"query": "q", "documents": ["d"]})),
+        ("/rerank", json!({"query": "q", "documents": ["d"], "raw_scores": false})),
+        ("/rerank", json!({"query": "q", "texts": ["d"]})),
+        ("/v1/reranking", json!({"query": "q", "input": ["d"]})),
         ("/v1/score", json!({"text_1": "q", "text_2": "d"})),
         ("/v1/score", json!({"query": "q", "items": ["d"]})),
     ] {
@@ -289,9 +295,12 @@ async fn instructions_reach_the_prompt() {
         let mut told = body.clone();
         told["instruction"] = "find what is warm".into();
         let told = server.send(post(&server.url(path), &told)).await.ok();
-        for part in ["results", "data", "scores"] {
-            assert!(plain[part].is_null() || plain[part] != told[part], "{path}: {part} of {plain}");
-        }
+        // Beside scores and logits there are indices, which stay: all rows are other ones.
+        let rows = |answer: &Value| {
+            let parts = ["results", "data", "scores"].map(|part| answer.get(part).cloned());
+            parts.into_iter().flatten().next().unwrap_or_else(|| answer.clone())
+        };
+        assert_ne!(rows(&plain), rows(&told), "{path}: {body}");
     }
 }
 

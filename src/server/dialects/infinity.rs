@@ -10,7 +10,9 @@ use crate::{
 };
 
 use super::{
-    Arrived, Dialect, Fields, Shape, lenient, ranked,
+    Arrived, Dialect, Fields, Shape,
+    lenient::{self, Keys},
+    ranked,
     rows::{PlainBody, UsageBody, now, rows},
 };
 
@@ -24,6 +26,10 @@ pub(super) struct Body {
     raw_scores: Option<bool>,
     #[serde(default, deserialize_with = "lenient::count")]
     top_n: Option<usize>,
+    /// As other peers call it.
+    #[serde(default, deserialize_with = "lenient::count")]
+    top_k: Option<usize>,
+    instruction: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -42,10 +48,15 @@ impl Dialect for Body {
     /// Whether scores are to be raw.
     type Kept = bool;
 
+    fn fields(keys: &Keys) -> Fields {
+        Self::FIELDS.cut_by(keys.first_given(&["top_n", "top_k"]).unwrap_or("top_n"))
+    }
+
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, bool)> {
         let items = Items::Documents { query: self.query, documents: lenient::documents(self.documents) };
         let options = ScoreOptions {
-            top_n: self.top_n,
+            instruction: self.instruction,
+            top_n: self.top_n.or(self.top_k),
             return_documents: self.return_documents.unwrap_or(false),
             ..ranked()
         };

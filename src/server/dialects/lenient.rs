@@ -58,6 +58,11 @@ impl Keys {
     pub(super) fn given(&self) -> impl Iterator<Item = &str> {
         self.names.iter().filter(|(_, given)| *given).map(|(key, _)| key.as_str())
     }
+
+    /// The first of these names that has a value.
+    pub(super) fn first_given(&self, names: &[&'static str]) -> Option<&'static str> {
+        names.iter().copied().find(|name| self.given().any(|key| key == *name))
+    }
 }
 
 impl<'de> Deserialize<'de> for Keys {

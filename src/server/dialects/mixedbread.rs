@@ -23,6 +23,7 @@ pub(super) struct Body {
     top_k: Option<usize>,
     #[serde(default, deserialize_with = "lenient::flag")]
     return_input: Option<bool>,
+    instruction: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -63,7 +64,12 @@ impl Dialect for Body {
             sent: Sent::of(&self.input, return_input),
         };
         let documents = lenient::picked(self.input, self.rank_fields.as_deref())?;
-        let options = ScoreOptions { top_n: self.top_k, return_documents: return_input, ..ranked() };
+        let options = ScoreOptions {
+            instruction: self.instruction,
+            top_n: self.top_k,
+            return_documents: return_input,
+            ..ranked()
+        };
         Ok((ScoreRequest::new(Items::Documents { query: self.query, documents }, options)?, kept))
     }
 

@@ -22,6 +22,7 @@ pub(super) struct Body {
     raw_scores: Option<bool>,
     #[serde(default, deserialize_with = "lenient::flag")]
     return_text: Option<bool>,
+    instruction: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -42,6 +43,7 @@ impl Dialect for Body {
         let items = Items::Documents { query: self.query, documents: lenient::documents(self.texts) };
         let options = ScoreOptions {
             truncation: truncation(self.truncate, self.truncation_direction.as_deref())?,
+            instruction: self.instruction,
             return_documents: self.return_text.unwrap_or(false),
             ..ranked()
         };

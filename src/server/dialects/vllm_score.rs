@@ -58,12 +58,9 @@ impl Dialect for Body {
 
     /// As they are chosen from below.
     fn fields(keys: &Keys) -> Fields {
-        let first = |names: &[&'static str], other| {
-            names.iter().copied().find(|name| keys.given().any(|key| key == *name)).unwrap_or(other)
-        };
         Fields::new(
-            first(&["text_1", "data_1", "queries"], "query"),
-            first(&["text_2", "data_2", "documents", "items"], "documents"),
+            keys.first_given(&["text_1", "data_1", "queries"]).unwrap_or("query"),
+            keys.first_given(&["text_2", "data_2", "documents", "items"]).unwrap_or("documents"),
         )
     }
 

@@ -10,7 +10,9 @@ use crate::{
 };
 
 use super::{
-    Arrived, Dialect, Fields, Shape, lenient, ranked,
+    Arrived, Dialect, Fields, Shape,
+    lenient::{self, Keys},
+    ranked,
     rows::{PlainBody, RankedBody, Sent, UsageBody, rows},
 };
 
@@ -24,6 +26,10 @@ pub(super) struct Body {
     truncation: Option<bool>,
     #[serde(default, deserialize_with = "lenient::flag")]
     return_documents: Option<bool>,
+    /// As other peers call it.
+    #[serde(default, deserialize_with = "lenient::count")]
+    top_n: Option<usize>,
+    instruction: Option<String>,
 }
 
 /// `results` beside `data`: a reader of Cohere's finds its own.
@@ -41,11 +47,16 @@ impl Dialect for Body {
     const FIELDS: Fields = Fields::new("query", "documents").cut_by("top_k");
     type Kept = ();
 
+    fn fields(keys: &Keys) -> Fields {
+        Self::FIELDS.cut_by(keys.first_given(&["top_k", "top_n"]).unwrap_or("top_k"))
+    }
+
     fn read(self, _: &Arrived<'_>) -> Result<(ScoreRequest, ())> {
         let items = Items::Documents { query: self.query, documents: lenient::documents(self.documents) };
         let whole = self.truncation == Some(false);
         let options = ScoreOptions {
-            top_n: self.top_k,
+            instruction: self.instruction,
+            top_n: self.top_k.or(self.top_n),
             truncation: if whole { Truncation::Error } else { Truncation::Document },
             return_documents: self.return_documents.unwrap_or(false),
             ..ranked()

@@ -61,6 +61,9 @@ fn keys_are_seen_without_their_values() {
     let keys = Keys::of(br#"{"a": [1, {"b": 2}], "c": null}"#);
     assert!(keys.has("a") && keys.has("c") && !keys.has("b"));
     assert_eq!(keys.given().collect::<Vec<_>>(), ["a"]);
+    assert_eq!((keys.first_given(&["c", "a"]), keys.first_given(&["c", "d"])), (Some("a"), None));
+    assert!(!keys.unread() && !Keys::of(br#"{"a": 1, "a": 2}"#).unread());
+    assert!(Keys::of(br#"{"a": 1"#).unread() && Keys::of(b"[1]").unread());
     assert!(!Keys::of(b"[1]").has("a"));
     assert!(!Keys::of(b"{\"a\": \xff}").has("a"));
 }
