@@ -86,6 +86,17 @@ mod tests {
         }
     }
 
+    /// `training/tests/test_rules.py` reads the same table.
+    #[test]
+    fn words_are_those_that_training_knows() {
+        let table = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/words.json"));
+        let table: std::collections::BTreeMap<String, Vec<String>> =
+            serde_json::from_str(table).expect("a table");
+        for (text, expected) in table {
+            assert_eq!(words(&text).collect::<Vec<_>>(), expected, "{text}");
+        }
+    }
+
     #[test]
     fn words_are_letters_and_digits() {
         let found: Vec<String> = words("The 5-inch_Tube, ÉTÉ's").collect();

@@ -7,18 +7,19 @@ The rule writes explanations for training, checks a model's, and guards one whil
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-WORD = re.compile(r"[^\W_]+", re.UNICODE)
+import regex
+
+WORD = regex.compile(r"[\p{Alphabetic}\p{N}]+")  # vowel signs are letters of their words
 WHOLE = frozenset("bedding canning earring evening herring inning morning outing wedding".split())
 SAYS = ("asked", "found", "missing", "grade")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text."""
-    return WORD.findall(text.lower())
+    """Lower-case words of a text: its longest runs of letters and digits, as `src/grounding/words.rs` has them."""
+    return [word.lower() for word in WORD.findall(text)]
 
 
 @lru_cache(maxsize=400_000)

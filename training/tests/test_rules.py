@@ -1,5 +1,6 @@
 """Metrics, BM25 and the explanation rules, against values worked out by hand."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pytest.importorskip("numpy")
 pytest.importorskip("snowballstemmer")
+pytest.importorskip("regex")
 
+from conftest import ROOT
 from mini import explain
 from mini import grounding
 from mini import metrics
@@ -48,6 +51,11 @@ def test_content_words_and_stems():
     assert content_words("How to fix the flat tires?") == ["fix", "flat", "tires"]
     assert content_words("what is it") == ["what", "is", "it"]
     assert stems("Tires fixing") == ["tire", "fix"]
+
+
+def test_words_are_those_of_the_server():
+    table = json.loads((ROOT / "tests/golden/words.json").read_text(encoding="utf-8"))
+    assert {text: grounding.words(text) for text in table} == table
 
 
 QUERY, DOCUMENT = "red running shoes", "Shoes for runs who run, in blue"
