@@ -9,6 +9,7 @@ import random
 
 from recipe.judgments import Judgment
 
+STRETCHES = 20  # of a run, at whose beginnings a growing share is told anew
 WINDOW = 32  # batches whose units are sorted by length together
 
 
@@ -27,7 +28,9 @@ class Plan:
         while len(self.batches) < steps:
             if begin < 1:
                 share = min(1.0, begin + (1 - begin) * 2 * len(self.batches) / steps)
-            self.batches += self._epoch(random.Random(f"{seed} {epoch}"), share)
+            found = self._epoch(random.Random(f"{seed} {epoch}"), share)
+            # While the share grows an epoch may end early: a long one would use up the run.
+            self.batches += found[: max(1, steps // STRETCHES)] if share < 1 else found
             epoch += 1
 
     def _epoch(self, rng: random.Random, share: float) -> list[list[list[int]]]:
