@@ -8,6 +8,7 @@ import math
 import numpy as np
 import torch
 
+from recipe.judgments import Judgment, spread
 from recipe.profile import Profile
 from recipe.rows import Row, logits, sample
 
@@ -23,7 +24,7 @@ def distributions(model, rows: list[Row], profile: Profile, batch: int = 32):
         some = order[at : at + batch]
         found = logits(model, [rows[i].prompt for i in some], [[]] * len(some))[:, 0]
         grades = found[:, profile.grade_ids]
-        out[some] = torch.softmax(grades, -1).double().cpu().numpy()
+        out[some] = torch.softmax(grades.cpu().double(), -1).numpy()
         mass[some] = (grades.logsumexp(-1) - found.logsumexp(-1)).exp().double().cpu().numpy()
     return out, mass
 
@@ -53,17 +54,36 @@ def ndcg(scores, gains, keys, k: int = 10) -> float | None:
     return sum(gains[i] / math.log2(r + 2) for r, i in enumerate(order[:k])) / best if best > 0 else None
 
 
+def judged(judgment: Judgment, profile: Profile) -> tuple[float, ...]:
+    """What a judgment is measured by: the judged grade, whatever a teacher says beside it."""
+    return judgment.target if judgment.value is None else spread(judgment.value, profile.values)
+
+
+def tempered(p, temperature: float) -> np.ndarray:
+    """Distributions as if their logits had been divided by a temperature."""
+    out = np.power(np.asarray(p, float), 1 / temperature)
+    return out / out.sum(-1, keepdims=True)
+
+
+def served(p, profile: Profile) -> np.ndarray:
+    """The scores that a server reads from grade probabilities, [calibration] applied."""
+    values = np.array(profile.values)
+    score = (tempered(p, profile.temperature) @ values - values.min()) / (values.max() - values.min())
+    return np.interp(score, *np.transpose(profile.points)) if profile.points else score
+
+
 def grading(p: np.ndarray, rows: list[Row], profile: Profile) -> dict[str, float]:
     """How well grades are told: recall by grade, mean probability of the judged grade by grade (`right_`),
-    mean probability of each grade (`share_`), calibration, likelihood, ranking.
+    mean probability of each grade (`share_`), calibration, likelihood, ranking; the last and `ece_score`
+    by the scores that are served.
 
     `forward_kl` and `reverse_kl` are between the judgments' share of each grade and the model's mean
     probability of it: the model's that forgets a rare grade shows in the first."""
     values = np.array(profile.values)
     low, high = values.min(), values.max()
-    target = np.array([r.judgment.target for r in rows])
+    target = np.array([judged(r.judgment, profile) for r in rows])
     best, said = np.array([r.judgment.best for r in rows]), p.argmax(-1)
-    score, gain = (p @ values - low) / (high - low), (target @ values - low) / (high - low)
+    score, gain = served(p, profile), (target @ values - low) / (high - low)
     recall = {g.name: float(np.mean(said[best == i] == i)) for i, g in enumerate(profile.grades) if (best == i).any()}
     right = {g.name: float(p[best == i, i].mean()) for i, g in enumerate(profile.grades) if (best == i).any()}
     shares, mean = target.mean(0), p.mean(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recipe.document import DocumentTemplate
@@ -43,7 +43,8 @@ class Profile:
     sections: list[str] = field(default_factory=list)
     explain_tokens: int = 0  # most tokens of an explanation
     rule: Rule | None = None
-    temperature: float = 1.0
+    temperature: float = 1.0  # divides the logits of what is served
+    points: list[list[float]] = field(default_factory=list)  # then a rising map of the score; none if empty
     _spell: object = None  # the rule's way to write; without a rule each text finds its own
 
     @classmethod
@@ -53,9 +54,8 @@ class Profile:
         ValueError, beginning with the path, if it is not sound."""
         directory = Path(checkpoint)
         path = Path(file) if file else directory / "relevance.toml"
-        with open(path, "rb") as opened:
-            table = tomllib.load(opened)
-        config = json.loads((directory / "config.json").read_text())
+        with open(path, "rb") as opened, open(directory / "config.json", "rb") as described:
+            table, config = _parsed(path, tomllib.load, opened), _parsed(described.name, json.load, described)
         try:
             return _profile(str(path), table, Tokens.load(directory), config)
         except KeyError as missing:
@@ -102,6 +102,13 @@ class Profile:
         return (self._spell or self.tokens.speller(text))(text)
 
 
+def _parsed(path, load, file) -> dict:
+    try:
+        return load(file)
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from None
+
+
 def _profile(origin: str, table: dict, tokens: Tokens, config: dict) -> Profile:
     if "profile" in table:
         raise ValueError("profile: built-in profiles are for serving; write the profile out for training")
@@ -114,9 +121,11 @@ def _profile(origin: str, table: dict, tokens: Tokens, config: dict) -> Profile:
     if not 0 < max_tokens <= most:
         raise ValueError(f"prompt.max_tokens {max_tokens} is not in 1 to the checkpoint's "
                          f"max_position_embeddings of {most}")
+    calibration = table.get("calibration", {})
     profile = Profile(origin, tokens, template, DocumentTemplate(prompt.get("document", "{title} {text}")),
-                      prompt.get("instruction", ""), max_tokens, _grades(table["grades"], template, tokens),
-                      temperature=table.get("calibration", {}).get("temperature", 1.0))
+                      prompt.get("instruction", ""), max_tokens,
+                      _read(_grades(table["grades"], template, tokens), table.get("score", {})),
+                      temperature=calibration.get("temperature", 1.0), points=calibration.get("points", []))
     if "explain" in table:
         _explain(profile, table["explain"])
     return profile
@@ -131,6 +140,17 @@ def _grades(rows: list[dict], template: Template, tokens: Tokens) -> list[Grade]
     if len({g.value for g in grades}) < 2:
         raise ValueError("grades: at least two grades of different value are needed")
     return grades
+
+
+def _read(grades: list[Grade], score: dict) -> list[Grade]:
+    """The grades with the values that the score is read by: of a softmax, 0 and 1 whatever theirs are."""
+    if score.get("read", "expected") != "softmax":
+        return grades
+    values = {score[end]: value for end, value in (("negative", 0.0), ("positive", 1.0)) if end in score}
+    if len(values) < 2 or set(values) != {g.name for g in grades}:
+        raise ValueError(f'score: read = "softmax" can be trained where positive and negative are the two grades; '
+                         f"they are {list(values)}, and the grades {[g.name for g in grades]}")
+    return [replace(g, value=values[g.name]) for g in grades]
 
 
 def _grade_token(place: int, text: str, template: Template, tokens: Tokens) -> int:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from recipe import judgments
 from recipe.config import TeachStage
 from recipe.judgments import Judgment
-from recipe.measure import distributions
+from recipe.measure import distributions, tempered
 from recipe.profile import Profile
 from recipe.rows import encode, sample
 
@@ -99,6 +99,7 @@ def asked(stage: TeachStage, profile: Profile, found: list[Judgment]) -> list[Ju
     rows = encode([dataclasses.replace(j, explanation=None) for j in mine], teacher)
     with accelerator.autocast():
         p, _ = distributions(net, rows, teacher, stage.batch)
+    p = tempered(p, teacher.temperature)  # as `verdict score` answers
     taught = [dataclasses.replace(j, target=merged(row, places, len(profile.grades))) for j, row in zip(mine, p)]
     if stage.explanations:
         together = (lambda done: int(accelerator.reduce(torch.tensor([int(done)], device=accelerator.device))) == world)
