@@ -28,7 +28,7 @@ class Data:
     train: list[str]  # JSONL files, gzipped or not
     held: list[str] = field(default_factory=list)  # files to measure on
     held_folds: list[int] = field(default_factory=list)  # or folds of `train` that are held out
-    grades: dict[str, str] = field(default_factory=dict)  # grades as the files write them, to the model's names
+    grades: dict[str, str] = field(default_factory=dict)  # grades without max_grade, as the files write them, to the model's names
     explanations: str = "file"  # "file": where a line has one; "rule": written where it has none; "none"
     max_tokens: int = 0  # of a prompt; 0: the profile's
     group: int = 1  # documents of one query that stay together, for the listwise loss
@@ -197,11 +197,17 @@ class AblationStage(RlStage):
 STAGES = {"data": DataStage, "sft": SftStage, "rl": RlStage, "teach": TeachStage, "distil": DistilStage,
           "export": ExportStage, "ablation": AblationStage}
 
+LEAST = dict.fromkeys(("optim.steps", "optim.batch", "optim.micro_batch", "data.group", "watch.every",
+                       "watch.measure_every", "watch.keep_every", "watch.keep", "rl.group", "batch"), 1)
+
 
 def load(stage: str, path: str | Path, overrides: typing.Iterable[str] = ()):
     """The configuration of a stage. ValueError naming file, key, and what is wrong or what there is."""
     with open(path, "rb") as file:
-        table = tomllib.load(file)
+        try:
+            table = tomllib.load(file)
+        except ValueError as problem:
+            raise ValueError(f"{path}: {problem}") from None
     for text in overrides:
         key, _, value = text.partition("=")
         try:
@@ -212,6 +218,8 @@ def load(stage: str, path: str | Path, overrides: typing.Iterable[str] = ()):
         inner = table
         for name in outer:
             inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"--set {key}: {name} is {inner!r}, not a table")
         inner[last] = given
     try:
         return _build(STAGES[stage], table, "")
@@ -243,6 +251,8 @@ def _value(hint, value, name: str):
         return [_value(inner[0], v, f"{name}[{i}]") for i, v in enumerate(value)]
     if typing.get_origin(hint) is dict and isinstance(value, dict):
         return {k: _value(inner[1], v, f"{name}.{k}") for k, v in value.items()}
+    if hint is int and name in LEAST and value.__class__ is int and value < LEAST[name]:
+        raise ValueError(f"{name}: {value} is below {LEAST[name]}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(hint, type) or not isinstance(value, hint) or isinstance(value, bool) and hint is not bool:

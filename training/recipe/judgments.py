@@ -25,7 +25,8 @@ import gzip
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+import zlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recipe.profile import Profile
@@ -48,6 +49,7 @@ class Judgment:
     weight: float = 1.0
     value: float | None = None  # the judged grade as a value of the model's scale, where there is one
     grade: int | None = None  # the place of the grade nearest to it
+    place: str = field(default="", compare=False)  # path and line that it was read from
 
     @property
     def best(self) -> int:
@@ -65,44 +67,68 @@ def spread(value: float, values: list[float]) -> tuple[float, ...]:
     return tuple(out)
 
 
-def open_text(path: Path):
-    """A text file, gzipped or not."""
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-
-
 def rows(path: str | Path):
-    """(line number, object) of a JSONL file; blank lines are passed over."""
-    path = Path(path)
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as problem:
-                    raise ValueError(f"{path}: line {number}: no JSON: {problem}") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}: line {number}: is a {type(row).__name__}, not an object")
-                yield number, row
+    """(line number, object) of a JSONL file, gzipped or not; blank lines are passed over."""
+    path, number = Path(path), 0
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _row(line)
+        except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as problem:
+            cut = not isinstance(problem, ValueError)  # told only after the last line that could be read
+            raise ValueError(f"{path}: line {number + cut}: {problem}") from None
+
+
+def _row(line: bytes) -> dict:
+    try:
+        row = json.loads(line.decode(), parse_constant=_no_number)
+        if b"\\ud" in line.lower():  # a pair of them is a character, half a pair nothing that can be written
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("no text: half a surrogate pair is in it") from None
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"no UTF-8: {problem.reason} at byte {problem.start}") from None
+    except RecursionError:
+        raise ValueError("no JSON that can be read: it is nested too deeply") from None
+    except ValueError as problem:
+        raise ValueError(f"no JSON: {problem}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"is a {type(row).__name__}, not an object")
+    return row
+
+
+def _no_number(name: str):
+    raise ValueError(f"{name} is no number")
 
 
 def read(paths, profile: Profile, grades: dict[str, str] | None = None, judged: bool = True) -> list[Judgment]:
     """All judgments of some files. `grades` maps grades as the files write them to the profile's names;
     without `judged` a line may have neither grade nor distribution: all grades are then equally likely."""
-    found = []
-    for path in map(Path, paths):
+    found: list[Judgment] = []
+    first: dict[str, Judgment] = {}  # of each query
+    for file, path in enumerate(map(Path, paths), 1):
         before = len(found)
         for number, row in rows(path):
+            name = str(number) if file == 1 else f"{file}-{number}"  # other files have such lines too
+            place = f"{path}: line {number}"
             try:
-                found.append(parse(row, profile, grades or {}, str(number), judged))
+                found.append(parse(row, profile, grades or {}, name, judged, place))
             except ValueError as problem:
-                raise ValueError(f"{path}: line {number}: {problem}") from None
+                raise ValueError(f"{place}: {problem}") from None
+            known = first.setdefault(found[-1].query_id, found[-1])
+            if known.query != found[-1].query:
+                raise ValueError(f"{place}: query_id {known.query_id!r} is another query's: {known.query!r} in "
+                                 f"{known.place}, and here {found[-1].query!r}")
         if len(found) == before:
             raise ValueError(f"{path}: has no judgments")
     return found
 
 
-def parse(row: dict, profile: Profile, grades: dict[str, str], number: str = "0", judged: bool = True) -> Judgment:
-    """One line; ValueError naming the field and what is wrong."""
+def parse(row: dict, profile: Profile, grades: dict[str, str], name: str = "0", judged: bool = True,
+          place: str = "") -> Judgment:
+    """One line; ValueError naming the field and what is wrong. A document without `doc_id` has that `name`."""
+    row = {k: v for k, v in row.items() if v is not None}
     query = _text(row, "query")
     document = row.get("document")
     if document is None:
@@ -121,8 +147,8 @@ def parse(row: dict, profile: Profile, grades: dict[str, str], number: str = "0"
     instruction = row.get("instruction")
     if instruction is not None:
         _text(row, "instruction", blank=True)
-    return Judgment(query_id, str(row.get("doc_id", number)), query, document, target,
-                    _explanation(row, profile), instruction, fold, float(weight), value, nearest)
+    return Judgment(query_id, str(row.get("doc_id", name)), query, document, target,
+                    _explanation(row, profile), instruction, fold, float(weight), value, nearest, place)
 
 
 def _text(row: dict, field: str, blank: bool = False) -> str:
@@ -149,16 +175,18 @@ def _target(row: dict, profile: Profile, grades, judged: bool) -> tuple[tuple[fl
 
 
 def _value(grade, most, profile: Profile, grades: dict[str, str]) -> float:
-    """A grade as a value of the model's scale."""
-    if str(grade) in grades:
-        grade = grades[str(grade)]
+    """A grade as a value of the model's scale. `grades` names what is a name or a bare number: a number
+    with a scale of its own says by itself what it is worth."""
+    if isinstance(grade, str) or most is None:
+        key = f"{grade:g}" if isinstance(grade, float) else str(grade)
+        grade = grades.get(key, grade)
     if isinstance(grade, str):
         return profile.values[profile.place(grade)]
     if not _is_number(grade):
         raise ValueError(f"grade: {grade!r} is neither a name nor a number")
     low, high = min(profile.values), max(profile.values)
     if most is not None:
-        if not _is_number(most) or not 0 <= grade <= most or most <= 0:
+        if not _is_number(most) or not 0 <= grade <= most or not 0 < most < math.inf:
             raise ValueError(f"grade {grade} is not in 0 to max_grade {most}")
         return low + grade / most * (high - low)
     if not low <= grade <= high:
@@ -201,10 +229,10 @@ def explained(found: list[Judgment], profile: Profile) -> list[Judgment]:
 
 def to_row(judgment: Judgment, profile: Profile) -> dict:
     """A judgment as a line that every stage reads, and if it has a grade `verdict eval` and `calibrate` too."""
-    low, high = min(profile.values), max(profile.values)
-    document = judgment.document if isinstance(judgment.document, dict) else {"text": judgment.document}
-    flat = set(document) <= {"title", "text"} and all(isinstance(v, str) for v in document.values())
-    shown = document if flat else {"document": document, "title": "", "text": profile.render_document(document)}
+    low, high, document = min(profile.values), max(profile.values), judgment.document
+    flat = isinstance(document, dict) and set(document) <= {"title", "text"} and all(
+        isinstance(v, str) for v in document.values())
+    shown = document if flat else {"document": document}
     row = {"query_id": judgment.query_id, "query": judgment.query, "doc_id": judgment.doc_id, **shown,
            "fold": judgment.fold}
     if judgment.value is not None:  # a teacher's guess is no grade, and `verdict eval` asks for one

@@ -26,16 +26,17 @@ class Row:
 
 
 def encode(judgments: list[Judgment], profile: Profile, max_tokens: int = 0) -> list[Row]:
-    """Rows of judgments. ValueError naming query and limit if a query leaves no room for its document."""
+    """Rows of judgments. ValueError naming path, line, query and limit if a query leaves no room for its document."""
     rows = []
     for j in judgments:
+        at = f"{j.place}: " if j.place else ""
         try:
             prompt = profile.prompt(j.query, j.document, j.instruction, max_tokens or None).ids
         except ValueError as problem:
-            raise ValueError(f"query_id {j.query_id!r}: {problem}") from None
+            raise ValueError(f"{at}query_id {j.query_id!r}: {problem}") from None
         told = profile.explanation(j.explanation) if j.explanation is not None else []
         if told and len(told) > profile.explain_tokens:
-            raise ValueError(f"query_id {j.query_id!r}, doc_id {j.doc_id!r}: an explanation of {len(told)} tokens, "
+            raise ValueError(f"{at}query_id {j.query_id!r}, doc_id {j.doc_id!r}: an explanation of {len(told)} tokens, "
                              f"over explain.max_tokens {profile.explain_tokens}")
         tail = [profile.grade_ids[j.best], *told] if told else []
         rows.append(Row(j, prompt, tail, section_places(told, profile)))

@@ -63,10 +63,12 @@ def judged(tmp_path_factory):
     import random
 
     rng, file = random.Random(0), tmp_path_factory.mktemp("data") / "judged.jsonl"
-    colours, things = ("red", "blue", "tan"), ("hat", "pen", "cup")
+    colours, things = ("red", "blue", "tan", "pink", "grey"), ("hat", "pen", "cup", "bag")
+    asked = [(colour, thing) for colour in colours for thing in things]
+    rng.shuffle(asked)
     rows = []
     for i in range(60):
-        colour, thing = rng.choice(colours), rng.choice(things)
+        colour, thing = asked[i // 3]
         title, text = rng.choice(colours), rng.choice(things)
         grade = int(title == colour) + int(text == thing)
         row = {"query_id": f"q{i // 3}", "query": f"{colour} {thing}", "doc_id": f"d{i}", "title": title, "text": text,
