@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from recipe import judgments
 from recipe.config import ExportStage
-from recipe.measure import distributions, grading
+from recipe.measure import distributions, grading, served
 from recipe.profile import Profile
 from recipe.rows import Row, encode
 
@@ -39,29 +40,64 @@ On {pairs} judgments that the probes were taken from, by the weights as they are
 
 
 def export(stage: ExportStage) -> Path:
-    """Writes the directory and returns it. ValueError if no judgment can be a probe."""
+    """Writes the directory and returns it. ValueError, with nothing written, if no judgment can be a probe
+    or the profile cannot be rewritten."""
     if stage.dtype not in DTYPES:
         raise ValueError(f"dtype: {stage.dtype!r} is none of {list(DTYPES)}")
     source, to = Path(stage.model.path), Path(stage.out)
     profile_path = Path(stage.model.profile or source / "relevance.toml")
     profile = Profile.load(source, profile_path)
-    net = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[stage.dtype])
-    to.mkdir(parents=True, exist_ok=True)
-    net.save_pretrained(to)
-    shutil.copy(source / "tokenizer.json", to / "tokenizer.json")
+    profile.temperature, profile.points = 1.0, []  # of other weights, as the probes are
+    told = rewritten(profile_path, stage.name)
     rows = encode(judgments.read(stage.probes, profile, stage.grades), profile)
+    net = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[stage.dtype])
     p, _ = distributions(net.float().eval(), rows, profile)
-    text = without_probes(profile_path.read_text(encoding="utf-8"))
-    text = re.sub(r'(?m)^name = .*$', f"name = {json.dumps(stage.name)}", text, count=1)
-    text = uncalibrated(text)
     probes = known_answers(rows, p, profile, stage)
-    (to / "relevance.toml").write_text(text + "".join(probes), encoding="utf-8")
+    to.mkdir(parents=True, exist_ok=True)
+    net.to(DTYPES[stage.dtype]).save_pretrained(to)
+    shutil.copy(source / "tokenizer.json", to / "tokenizer.json")
+    (to / "relevance.toml").write_text(told + "".join(probes), encoding="utf-8")
     Profile.load(to)
     (to / "README.md").write_text(card(stage, profile, net, rows, p), encoding="utf-8")
     for file in to.iterdir():  # the server runs as another user
         file.chmod(0o644)
     print(f"{to}: {len(probes)} probes; verdict verify --model {to}; verdict calibrate --model {to} --judgments FILE --write")
     return to
+
+
+def rewritten(path: Path, name: str) -> str:
+    """A relevance.toml under another name, without what is of other weights; all else as it is written.
+
+    ValueError if that cannot be told from its text alone."""
+    text = path.read_text(encoding="utf-8")
+    told = uncalibrated(without_probes(renamed(text, name)))
+    wanted = {k: v for k, v in tomllib.loads(text).items() if k not in ("probes", "calibration")} | {"name": name}
+    try:
+        found = tomllib.loads(told)
+    except tomllib.TOMLDecodeError as problem:
+        found = str(problem)
+    if found != wanted:
+        raise ValueError(f"{path}: name, [[probes]] and [calibration] cannot be replaced as they are written here; "
+                         "write each key and each table's head on a line of its own, without quotes")
+    return told
+
+
+def quoted(text: str) -> str:
+    """A TOML string; ValueError if it cannot be written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is no Unicode text: half a surrogate pair is in it") from None
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def renamed(text: str, name: str) -> str:
+    """A relevance.toml with another name; what a grade is called stands in a table and stays."""
+    line = f"name = {quoted(name)}"
+    table = re.search(r"(?m)^[ \t]*\[", text)
+    head, rest = (text[: table.start()], text[table.start() :]) if table else (text, "")
+    head, count = re.subn(r"(?m)^[ \t]*name[ \t]*=.*$", lambda _: line, head, count=1)
+    return head + rest if count else f"{line}\n{head}{rest}"
 
 
 def without_probes(text: str) -> str:
@@ -76,9 +112,8 @@ def uncalibrated(text: str) -> str:
 
 def known_answers(rows: list[Row], p, profile: Profile, stage: ExportStage) -> list[str]:
     """Probes: clear judgments that the model gets right, the surest of the best and of the worst grade."""
-    values = torch.tensor(profile.values, dtype=torch.double)
-    low, high = float(values.min()), float(values.max())
-    scores = ((torch.tensor(p) @ values - low) / (high - low)).tolist()
+    low, high = min(profile.values), max(profile.values)
+    scores = served(p, profile).tolist()
     ends = {profile.values.index(low): ("max_score", 1), profile.values.index(high): ("min_score", -1)}
     found = []
     for place, (bound, sign) in ends.items():
@@ -99,12 +134,11 @@ def known_answers(rows: list[Row], p, profile: Profile, stage: ExportStage) -> l
 
 def probe(row: Row, profile: Profile, bound: str, at: float) -> str:
     """One [[probes]] table."""
-    quote = lambda text: json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
     judgment = row.judgment
-    lines = ["", "[[probes]]", f"query = {quote(judgment.query)}",
-             f"document = {quote(profile.render_document(judgment.document))}"]
+    lines = ["", "[[probes]]", f"query = {quoted(judgment.query)}",
+             f"document = {quoted(profile.render_document(judgment.document))}"]
     if judgment.instruction is not None:
-        lines.append(f"instruction = {quote(judgment.instruction)}")
+        lines.append(f"instruction = {quoted(judgment.instruction)}")
     return "\n".join([*lines, f"{bound} = {at:.2f}"]) + "\n"
 
 
