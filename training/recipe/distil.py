@@ -17,14 +17,14 @@ from recipe.judgments import Judgment, spread
 from recipe.rows import Row, logits
 
 
-def distilled(run, units: list[list[Row]], whole: list[Judgment], _step: int):
+def distilled(run, units: list[list[Row]], whole: list[list[Judgment]], _step: int):
     """The loss of the stage `distil` (see `loop.Run`)."""
     rows, profile, how, weights = [r for u in units for r in u], run.profile, run.stage.distil, run.stage.loss
     out = logits(run.model, [r.prompt for r in rows], [r.tail for r in rows])
     soft = torch.tensor([r.judgment.target for r in rows], device=out.device)
     loss, figures = sft.parts(out, units, whole, soft, dataclasses.replace(weights, grade=0.0), profile)
     weight = torch.tensor([r.judgment.weight for r in rows], device=out.device)
-    total = max(sum(j.weight for j in whole), 1e-9)
+    total = sft.total_weight(whole)
     answer = out[:, 0][:, profile.grade_ids]
     softened = torch.softmax(soft.clamp(min=1e-6).log() / how.temperature, -1)
     far = F.kl_div(F.log_softmax(answer / how.temperature, -1), softened, reduction="none").sum(-1)

@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import time
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -31,8 +32,8 @@ from recipe.rows import Row, encode
 class Run:
     """A stage while it runs: `loss` says what is learned from a step's rows.
 
-    `loss(run, rows, whole, step)` takes units of rows (lists of rows of one query) of this process, all
-    judgments of the step, and the step's number; it returns the loss as a sum of parts, each divided by
+    `loss(run, rows, whole, step)` takes units of rows (lists of rows of one query) of this process, the
+    judgments of all units of the step, and the step's number; it returns the loss as a sum of parts, each divided by
     what `whole` has of it, and figures to tell by name, as (sum, count)."""
 
     def __init__(self, stage: Stage, loss, resume: bool = False):
@@ -45,6 +46,7 @@ class Run:
         set_seed(optim.seed)
         self.profile = Profile.load(stage.model.path, stage.model.profile or None)
         self.train, self.held = load(stage, self.profile)
+        self._check()
         lengths = [len(self.profile.render_document(j.document)) for j in self.train]  # about as their tokens
         self.plan = Plan(self.train, lengths, optim.batch, stage.data.group, optim.seed,
                          optim.steps, stage.data.curriculum)
@@ -64,6 +66,18 @@ class Run:
             (self.out / "metrics.jsonl").write_text("")
             config = json.dumps(dataclasses.asdict(stage), indent=1)
             (self.out / "config.json").write_text(config + "\n")
+
+    def _check(self) -> None:
+        """Refuses what cannot be a row before anything is learned; each process looks at its share."""
+        problem = ""
+        try:
+            for judgment in self.train[self.rank :: self.world]:
+                encode([judgment], self.profile, self.stage.data.max_tokens)
+        except ValueError as refused:
+            problem = str(refused)
+        problems = [p for p in gather_object([problem]) if p]
+        if problems:
+            raise ValueError(problems[0])
 
     @property
     def bare(self):
@@ -103,7 +117,7 @@ class Run:
     def _update(self):
         """One step of the optimizer: the gradient's norm, and the figures of this process."""
         optim, units = self.stage.optim, self.plan.step(self.step)
-        whole = [self.train[i] for unit in units for i in unit]
+        whole = [[self.train[i] for i in unit] for unit in units]
         encoded = lambda unit: encode([self.train[i] for i in unit], self.profile, self.stage.data.max_tokens)
         mine = [encoded(unit) for unit in units[self.rank :: self.world]]
         per = max(1, optim.micro_batch // self.stage.data.group)
@@ -248,17 +262,23 @@ def load(stage: Stage, profile: Profile) -> tuple[list[Judgment], list[Row]]:
         train = [j for j in train if j.fold not in data.held_folds]
     if not train:
         raise ValueError(f"data.held_folds {data.held_folds}: nothing is left to train on")
-    asked = {j.query_id for j in held}
-    shared = sum(j.query_id in asked for j in train)
+    ids, texts = {j.query_id for j in held}, {plain(j.query) for j in held}
+    shared = [j for j in train if j.query_id in ids or plain(j.query) in texts]
     if shared:
-        raise ValueError(f"data: {shared} judgments to train on have queries that are held out")
+        raise ValueError(f"data: {len(shared)} judgments to train on have queries that are held out, the first in "
+                         f"{shared[0].place}: query_id {shared[0].query_id!r}, {shared[0].query!r}")
+    unexplained = lambda found: [dataclasses.replace(j, explanation=None) for j in found]
+    if data.explanations == "none":
+        train = unexplained(train)
+    if data.explanations == "rule":
+        train = judgments.explained(train, profile)
+    # What is measured are prompts and what the model itself says after them.
+    return train, encode(unexplained(whole_queries(held, stage.watch.pairs)), profile, data.max_tokens)
 
-    def told(found: list[Judgment]) -> list[Judgment]:
-        if data.explanations == "none":
-            return [dataclasses.replace(j, explanation=None) for j in found]
-        return judgments.explained(found, profile) if data.explanations == "rule" else found
 
-    return told(train), encode(whole_queries(held, stage.watch.pairs), profile, data.max_tokens)
+def plain(query: str) -> str:
+    """A query without what does not make it another: case, width and white space."""
+    return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
 
 
 def whole_queries(held: list[Judgment], most: int) -> list[Judgment]:

@@ -91,7 +91,7 @@ class Reinforcement:
     def __init__(self):
         self.reference = None
 
-    def __call__(self, run, units: list[list[Row]], whole: list[Judgment], step: int):
+    def __call__(self, run, units: list[list[Row]], whole: list[list[Judgment]], step: int):
         how, profile = run.stage.rl, run.profile
         rows = [r for u in units for r in u]
         tails = [r.tail if how.supervised else [] for r in rows]
@@ -120,7 +120,7 @@ class Reinforcement:
         """Minus the exact expected reward of the grade, and its divergence from the reference's."""
         how, profile = run.stage.rl, run.profile
         weight = torch.tensor([r.judgment.weight for r in rows], device=answer.device)
-        total = max(sum(j.weight for j in whole), 1e-9)
+        total = sft.total_weight(whole)
         said = torch.softmax(answer, -1)[:, profile.grade_ids]  # another token than a grade earns nothing
         expected = (said * ordinal(target, profile)).sum(-1)
         with torch.no_grad(), run.accelerator.autocast():
@@ -151,7 +151,9 @@ class Reinforcement:
         # The gradient of the log-probability, weighed by the advantage: its value is the advantage's.
         each = -(gain * (now - now.detach()).exp()) + how.kl * far
         mean = (each * there).sum(-1) / there.sum(-1).clamp(min=1)
-        loss = mean.mean() * len(rows) / len(whole)  # the drawn pairs stand for all of this part
+        weight = torch.tensor([t.row.judgment.weight for t in told], device=now.device)
+        # The drawn pairs stand for all of this part.
+        loss = (mean * weight).mean() * len(rows) / sft.total_weight(whole)
         words = float(there.sum())
         figures = {"kl_explanation": (float((far.detach() * there).sum()), words), "tokens_sampled": (words, 1.0),
                    "entropy_explanation": (float((entropy * there).sum()), words)}

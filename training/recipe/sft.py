@@ -16,7 +16,7 @@ from recipe.judgments import Judgment
 from recipe.rows import Row, chosen, logits, padded
 
 
-def supervised(run, units: list[list[Row]], whole: list[Judgment], _step: int):
+def supervised(run, units: list[list[Row]], whole: list[list[Judgment]], _step: int):
     """The loss of the stage `sft` (see `loop.Run`)."""
     rows = [row for unit in units for row in unit]
     out = logits(run.model, [r.prompt for r in rows], [r.tail for r in rows])
@@ -24,12 +24,23 @@ def supervised(run, units: list[list[Row]], whole: list[Judgment], _step: int):
     return parts(out, units, whole, target, run.stage.loss, run.profile)
 
 
-def parts(out, units: list[list[Row]], whole: list[Judgment], target, weights: Loss, profile):
+def total_weight(whole: list[list[Judgment]]) -> float:
+    """Of all judgments of a step."""
+    return max(sum(j.weight for unit in whole for j in unit), 1e-9)
+
+
+def mean_weight(judgments) -> float:
+    """What the list of a unit's documents counts."""
+    found = [j.weight for j in judgments]
+    return sum(found) / len(found)
+
+
+def parts(out, units: list[list[Row]], whole: list[list[Judgment]], target, weights: Loss, profile):
     """The supervised loss of `logits` of rows whose grades should be `target` (rows, grades)."""
     rows = [row for unit in units for row in unit]
     device = out.device
     weight = torch.tensor([r.judgment.weight for r in rows], device=device)
-    total = max(sum(j.weight for j in whole), 1e-9)
+    total = total_weight(whole)
     target = target.to(device)
     answer = out[:, 0]
     grades = F.log_softmax(answer[:, profile.grade_ids], -1)
@@ -41,13 +52,16 @@ def parts(out, units: list[list[Row]], whole: list[Judgment], target, weights: L
     if weights.explanation and told:
         each = explanation(out, rows, weights, profile)
         share = weight * torch.tensor([bool(r.tail) for r in rows], device=device)
-        of = max(sum(j.weight for j in whole if j.explanation is not None), 1e-9)
+        of = total_weight([[j for j in unit if j.explanation is not None] for unit in whole])
         loss = loss + weights.explanation * (each * share).sum() / of
         figures["explanation"] = ((each * share).sum(), share.sum())
     if weights.rank:
-        divergences = listwise(grades, target, [len(u) for u in units], profile, weights.rank_scale)
-        loss = loss + weights.rank * divergences.sum() / max(1, len(whole)) * max(len(u) for u in units)
-        figures["rank"] = (divergences.sum(), sum(len(u) > 1 for u in units))
+        divergences = listwise(grades, target, weight, [len(u) for u in units], profile, weights.rank_scale)
+        counts = torch.tensor([mean_weight(r.judgment for r in u) for u in units], device=device)
+        of = max(sum(map(mean_weight, whole)), 1e-9)
+        loss = loss + weights.rank * (divergences * counts).sum() / of
+        several = torch.tensor([len(u) > 1 for u in units], device=device)
+        figures["rank"] = ((divergences * counts).sum(), (counts * several).sum())
     return loss, {k: (float(torch.as_tensor(a).detach()), float(n)) for k, (a, n) in figures.items()}
 
 
@@ -60,11 +74,13 @@ def explanation(out, rows: list[Row], weights: Loss, profile):
     return -(picked * weight).sum(-1) / weight.sum(-1).clamp(min=1e-9)
 
 
-def listwise(grades, target, sizes: list[int], profile, scale: float):
-    """KL(target || model) of the documents of each unit, by their expected grades in [0, 1]."""
+def listwise(grades, target, weight, sizes: list[int], profile, scale: float):
+    """KL(target || model) of the documents of each unit, by their expected grades in [0, 1]. A document is in
+    its list as often as its weight says."""
     values = torch.tensor(profile.values, device=grades.device)
     low, high = values.min(), values.max()
-    got, wanted = (((p @ values - low) / (high - low) * scale).split(sizes) for p in (grades.exp(), target))
+    often = weight.clamp(min=1e-9).log()
+    got, wanted = (((p @ values - low) / (high - low) * scale + often).split(sizes) for p in (grades.exp(), target))
     each = [F.kl_div(F.log_softmax(g, -1), F.log_softmax(w, -1), log_target=True, reduction="sum")
             for g, w in zip(got, wanted)]
     return torch.stack(each)
