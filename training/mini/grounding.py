@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mini.text import STOP
 from recipe import grounding
-from recipe.grounding import Rule, form, words  # noqa: F401
+from recipe.grounding import Rule, form  # noqa: F401
 
 SECTIONS = ("intent", "match", "gaps", "verdict")
 VERDICTS = ("irrelevant", "related only", "partial match", "exact match")

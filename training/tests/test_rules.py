@@ -17,6 +17,7 @@ from mini import explain
 from mini import grounding
 from mini import metrics
 from mini.text import Bm25, content_words, stems
+from recipe.grounding import words
 
 
 def test_ndcg_by_hand():
@@ -55,7 +56,7 @@ def test_content_words_and_stems():
 
 def test_words_are_those_of_the_server():
     table = json.loads((ROOT / "tests/golden/words.json").read_text(encoding="utf-8"))
-    assert {text: grounding.words(text) for text in table} == table
+    assert {text: words(text) for text in table} == table
 
 
 QUERY, DOCUMENT = "red running shoes", "Shoes for runs who run, in blue"
