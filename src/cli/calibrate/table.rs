@@ -47,14 +47,14 @@ pub(super) fn write(model: &ModelArgs, table: &str) -> Result<(), Failure> {
 /// `file` with its `[calibration]` replaced by `table`, or with `table` at its end.
 fn replaced(file: &str, table: &str) -> String {
     let (mut before, mut after) = (String::new(), String::new());
-    let (mut inside, mut found, mut depth) = (false, false, 0_i32);
+    let (mut inside, mut found, mut open) = (false, false, Open::default());
     for line in file.split_inclusive('\n') {
-        // A line within an array that goes on over lines is no header.
-        if depth == 0 && line.trim_start().starts_with('[') {
-            inside = line.trim_start().starts_with("[calibration]");
+        // A line within an array or a text that goes on over lines is no header.
+        if open.is_nothing() && line.trim_start().starts_with('[') {
+            inside = is_calibration(line);
             found |= inside;
         }
-        depth += brackets(line);
+        open.pass(line);
         if !inside || line.trim().is_empty() {
             if found { &mut after } else { &mut before }.push_str(line);
         }
@@ -66,21 +66,58 @@ fn replaced(file: &str, table: &str) -> String {
     format!("{file}{line_break}{table}")
 }
 
-/// Square brackets opened less those closed, outside of strings and comments.
-fn brackets(line: &str) -> i32 {
-    let (mut depth, mut quoted) = (0, false);
-    let mut escaped = false;
-    for c in line.chars() {
-        match c {
-            '"' if !escaped => quoted = !quoted,
-            '#' if !quoted => break,
-            '[' if !quoted => depth += 1,
-            ']' if !quoted => depth -= 1,
-            _ => {}
-        }
-        escaped = c == '\\' && !escaped;
+/// Whether a header is that of the table, however it is spaced.
+fn is_calibration(header: &str) -> bool {
+    let name = header.trim_start().strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    name.is_some_and(|(name, _)| name.trim().trim_matches(['"', '\'']) == "calibration")
+}
+
+/// What quotes a text, the longest first: the first two go on over lines.
+const QUOTES: [&str; 4] = ["\"\"\"", "'''", "\"", "'"];
+
+/// What is open at the beginning of a line of TOML.
+#[derive(Default)]
+struct Open {
+    brackets: i32,
+    quote: Option<&'static str>,
+}
+
+impl Open {
+    fn is_nothing(&self) -> bool {
+        self.brackets == 0 && self.quote.is_none()
     }
-    depth
+
+    /// Reads a line.
+    fn pass(&mut self, line: &str) {
+        let mut rest = line;
+        while let Some(first) = rest.chars().next() {
+            let step = match self.quote {
+                Some(quote) if rest.starts_with(quote) => {
+                    self.quote = None;
+                    // Before the three that end a long text one or two may stand that are of it.
+                    let more = rest[quote.len()..].chars().take_while(|next| *next == first).count();
+                    quote.len() + if quote.len() > 1 { more.min(2) } else { 0 }
+                }
+                Some(quote) if first == '\\' && quote.starts_with('"') => {
+                    1 + rest[1..].chars().next().map_or(0, char::len_utf8)
+                }
+                Some(_) => first.len_utf8(),
+                None => match QUOTES.into_iter().find(|quote| rest.starts_with(quote)) {
+                    Some(quote) => {
+                        self.quote = Some(quote);
+                        quote.len()
+                    }
+                    None if first == '#' => break,
+                    None => {
+                        self.brackets += i32::from(first == '[') - i32::from(first == ']');
+                        first.len_utf8()
+                    }
+                },
+            };
+            rest = &rest[step..];
+        }
+        self.quote = self.quote.filter(|quote| quote.len() > 1);
+    }
 }
 
 #[cfg(test)]
@@ -95,6 +132,20 @@ mod tests {
         assert_eq!(replaced(old, table), new);
         assert_eq!(replaced(new, table), new);
         assert_eq!(replaced("a = 1\n", table), format!("a = 1\n\n{table}"));
+    }
+
+    #[test]
+    fn what_stands_in_a_text_is_no_table() {
+        let table = "[calibration]\ntemperature = 2.0\n";
+        for text in [
+            "t = \"\"\"\nfrom [0, 3)\n[calibration]\n\\\"\"\" x [\n\"\"\"\"\n",
+            "t = '''\n[calibration]\n\\'''\n",
+            "t = \"[\" # [\nu = '[\"'\nv = \"\\\"[\"\n",
+        ] {
+            let kept = |calibration: &str| format!("{text}{calibration}[[grades]]\ntoken = \"a\"\n");
+            assert_eq!(replaced(&kept("[ calibration ] # ours\ntemperature = 1.0\n"), table), kept(table));
+            assert_eq!(replaced(&kept(""), table), format!("{}\n{table}", kept("")));
+        }
     }
 
     #[test]
