@@ -29,12 +29,13 @@ pub(super) fn fit(mut samples: Vec<(f64, f64, f64)>) -> Vec<[f64; 2]> {
             }
         }
     }
-    let round = |x: f64| (x * 1e4).round() / 1e4;
+    // A pool that is never or always relevant is nudged: the map has to rise on either side of it.
+    let round = |x: f64| ((x * 1e4).round() / 1e4).clamp(1e-4, 1.0 - 1e-4);
     let mut points = vec![[0.0, 0.0]];
     for pool in pools {
         let point = [round(pool.score / pool.weight), round(pool.mean())];
         let last = points[points.len() - 1];
-        if point[0] > last[0] && point[1] > last[1] && point[0] < 1.0 && point[1] < 1.0 {
+        if point[0] > last[0] && point[1] > last[1] {
             points.push(point);
         }
     }
@@ -80,6 +81,13 @@ mod tests {
         for score in [0.1, 0.35, 0.5, 0.77, 0.95] {
             assert!((map.apply(score) - score * score).abs() < 0.01, "{score}: {}", map.apply(score));
         }
+    }
+
+    #[test]
+    fn what_is_never_or_always_relevant_is_kept() {
+        let points = fit(vec![(0.3, 0.0, 1.0), (0.5, 0.5, 1.0), (0.7, 1.0, 1.0)]);
+        assert_eq!(points, [[0.0, 0.0], [0.3, 0.0001], [0.5, 0.5], [0.7, 0.9999], [1.0, 1.0]]);
+        assert_eq!(fit(vec![(0.0, 0.5, 1.0), (1.0, 1.0, 1.0)])[1..3], [[0.0001, 0.5], [0.9999, 0.9999]]);
     }
 
     #[test]
