@@ -155,6 +155,7 @@ fn eval_reads_judgments() {
     let path = file.path().to_str().expect("text").to_owned();
     let output = verdict(&["eval", "--json", "--judgments", &path], "qwen3", "");
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(errors(&output), format!("{path}: 1 of 4 documents have no text and were not scored\n"));
     let stem = file.path().file_stem().expect("named").to_str().expect("text");
     let figures = &lines(&output)[0]["sets"][stem].clone();
     assert_eq!((&figures["queries"], &figures["pairs"]), (&1.into(), &4.into()));
@@ -183,6 +184,32 @@ fn eval_reads_judgments() {
     let output = verdict(&["eval", "--fold", "9", "--judgments", &path], "qwen3", "");
     assert_eq!(output.status.code(), Some(2));
     assert!(errors(&output).contains("has no judgments of the folds asked for"), "{}", errors(&output));
+}
+
+#[test]
+fn eval_asks_as_the_lines_say() {
+    let dir = tempfile::tempdir().expect("made");
+    let figures = |name: &str, more: &str, arguments: &[&str]| {
+        let path = dir.path().join(name).to_str().expect("text").to_owned();
+        let line = |i: usize| {
+            let text = "word ".repeat(i + 1);
+            format!(
+                "{{\"query\": \"x\", \"doc_id\": \"{i}\", \"document\": \"{text}\", \"grade\": \"{}\"{more}}}\n",
+                i % 3
+            )
+        };
+        std::fs::write(&path, (0..9).map(line).collect::<String>()).expect("written");
+        let run = dir.path().join("run").to_str().expect("text").to_owned();
+        let words = [&["eval", "--judgments", &path, "--save-run", &run][..], arguments].concat();
+        let output = verdict(&words, "qwen3", "");
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+        std::fs::read_to_string(&run).expect("written")
+    };
+    let asked = figures("a.jsonl", ", \"instruction\": \"be strict\"", &["--instruction", "be kind"]);
+    assert_eq!(asked, figures("b.jsonl", "", &["--instruction", "be strict"]));
+    assert_ne!(asked, figures("c.jsonl", "", &["--instruction", "be kind"]));
+    let named = figures("d.jsonl", ", \"query_id\": \"a b\"", &[]);
+    assert!(named.lines().all(|line| line.starts_with("a_b Q0 ") && line.split(' ').count() == 6), "{named}");
 }
 
 /// Runs `verdict` without a model.

@@ -13,6 +13,7 @@ use crate::{
 use super::{
     Exit, Failure,
     eval::{self, JudgmentArgs, Scored},
+    load_model,
     local::{Local, ModelArgs},
     output::Output,
 };
@@ -71,32 +72,32 @@ struct Sample {
 /// As `verdict eval`; [`Exit::Usage`] if too few pairs can be scored; [`Exit::Model`] if the probes
 /// do not hold after writing: the file is then as it was.
 pub fn run(args: CalibrateArgs) -> Result<(), Failure> {
-    let sets = eval::load(&args.judgments)?;
-    let judged = sets.iter().flatten().flat_map(|query| &query.judged);
+    let model = load_model(args.model.model.as_deref())?;
+    let sets = eval::load(&args.judgments, &model.profile)?;
+    let judged = sets.iter().flat_map(|set| &set.queries).flat_map(|query| &query.judged);
     let pairs = judged.filter(|judged| !judged.is_blank()).count();
     if pairs < FEWEST {
         let message = format!("{pairs} pairs can be scored; at least {FEWEST} are needed");
         return Err(Failure::new(Exit::Usage, Error::invalid("--judgments", message)));
     }
-    let local = Local::start(&args.model)?;
-    let mut samples = Vec::new();
-    for queries in &sets {
-        let scored = local.runtime.block_on(eval::score(&local.service, queries, &args.judgments, true))?;
+    let local = Local::of(model, &args.model)?;
+    let profile = local.service.profile().clone();
+    let (mut samples, mut queries) = (Vec::new(), 0);
+    for set in &sets {
+        let scored = local.runtime.block_on(eval::score(&local.service, set, &args.judgments, true))?;
         let pairs = scored.iter().map(Vec::len).sum::<usize>();
         let weight = 1.0 / (pairs * sets.len()) as f64;
-        let profile = local.service.profile();
-        let of = |(query, pair): (usize, &Scored)| Sample::new(query % PARTS, pair, profile, weight);
-        let pairs =
-            scored.iter().enumerate().flat_map(|(query, pairs)| pairs.iter().map(move |pair| (query, pair)));
-        samples.extend(pairs.filter_map(of));
+        for query in &scored {
+            let of = |pair: &Scored| Sample::new(queries % PARTS, pair, &profile, weight);
+            let before = samples.len();
+            samples.extend(query.iter().filter_map(of));
+            queries += usize::from(samples.len() > before);
+        }
     }
-    let profile = local.service.profile().clone();
     local.stop()?;
     let all: Vec<&Sample> = samples.iter().collect();
     let mut output = Output::standard();
-    let count = samples.len();
-    output
-        .line(format_args!("# {count} pairs. On queries that the fit did not see, {PARTS} parts in turn:"))?;
+    output.line(format_args!("# {} pairs. {}:", samples.len(), seen(queries)))?;
     output.line(format_args!("# {:24}  calibration error  negative log-likelihood", ""))?;
     let now = |_: &[&Sample]| Ok(profile.calibration.clone());
     output.line(told("as it is now", cross_validated(&samples, &profile, now)?))?;
@@ -108,6 +109,14 @@ pub fn run(args: CalibrateArgs) -> Result<(), Failure> {
     output.line(table.trim_end())?;
     output.flush()?;
     if args.write { table::write(&args.model, &table) } else { Ok(()) }
+}
+
+/// What the figures are of.
+fn seen(queries: usize) -> String {
+    match queries.min(PARTS) {
+        1 => "On the same pairs that were fitted, for there is one query only".to_owned(),
+        parts => format!("On queries that the fit did not see, {parts} parts in turn"),
+    }
 }
 
 fn told(name: &str, (error, loss): (f64, f64)) -> String {
@@ -146,7 +155,7 @@ fn cross_validated(
     for part in 0..PARTS {
         let (held, seen): (Vec<&Sample>, Vec<&Sample>) =
             samples.iter().partition(|sample| sample.part == part);
-        // With queries of one part alone there is nothing else to fit on.
+        // Of one query alone there is nothing else to fit on.
         let calibration = fit(if seen.is_empty() { &held } else { &seen })?;
         read.extend(scores(&held, profile, &calibration)?);
         total += held.iter().map(|sample| sample.weight * sample.loss(calibration.temperature)).sum::<f64>();

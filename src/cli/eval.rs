@@ -9,7 +9,7 @@ mod trec;
 use std::{
     collections::HashSet,
     fmt::Write as _,
-    io::IsTerminal as _,
+    io::{IsTerminal as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -18,31 +18,33 @@ use serde_json::json;
 
 use crate::{
     error::{Error, Result},
+    profile::Profile,
     request::{Document, Items, ScoreOptions, ScoreRequest},
     service::Service,
 };
 
 use super::{
-    Exit, Failure,
+    Exit, Failure, load_model,
     local::{Local, ModelArgs},
     output::Output,
     progress::Progress,
 };
 
-pub(super) use judgments::{Judged, Query, read};
+pub(super) use judgments::{Judged, Judgments, Query};
 use metrics::PerQuery;
 pub(super) use metrics::{Figures, Scored, expected_error};
 
 /// What is read of judgments, here and by `verdict calibrate`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct JudgmentArgs {
-    /// Judged documents, one JSON object a line: query_id, query, doc_id, title, text, grade, max_grade, fold
+    /// Judged documents, one JSON object a line: query_id, query, doc_id, title, text or document, grade,
+    /// max_grade, instruction, fold
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub judgments: Vec<PathBuf>,
     /// Only these folds
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub fold: Vec<i64>,
-    /// Replaces the profile's instruction
+    /// Replaces the profile's instruction; a line's own goes before it
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
 }
@@ -100,19 +102,21 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
         return runs(&args, qrels);
     }
     let names = names(&args.judgments.judgments)?;
-    let sets = load(&args.judgments)?;
-    let local = Local::start(&args.model)?;
+    let model = load_model(args.model.model.as_deref())?;
+    let sets = load(&args.judgments, &model.profile)?;
+    let local = Local::of(model, &args.model)?;
     let mut rows: Vec<(String, Figures)> = Vec::new();
     let (mut tables, mut run_lines, mut pairs) = (Vec::new(), String::new(), Vec::new());
-    for (name, queries) in names.iter().zip(&sets) {
-        let scored = local.runtime.block_on(score(&local.service, queries, &args.judgments, false))?;
+    for (name, set) in names.iter().zip(&sets) {
+        let queries = &set.queries;
+        let scored = local.runtime.block_on(score(&local.service, set, &args.judgments, false))?;
         rows.push((name.clone(), Figures::new(&scored, args.depth)));
         let judged = queries.iter().zip(&scored);
         tables.push((
             name.clone(),
             judged.map(|(query, scored)| PerQuery::new(&query.id, scored, args.depth)).collect(),
         ));
-        run_of(&mut run_lines, queries, &scored);
+        trec::add_run(&mut run_lines, queries, &scored);
         pairs.extend(scored.into_iter().flatten());
     }
     let model = local.service.model().name.clone();
@@ -211,23 +215,15 @@ fn per_query(tables: &[(String, Vec<PerQuery>)], depth: usize) -> String {
     text
 }
 
-/// Adds lines of TREC's kind, best score first.
-fn run_of(text: &mut String, queries: &[Query], scored: &[Vec<Scored>]) {
-    for (query, scored) in queries.iter().zip(scored) {
-        for (rank, pair) in metrics::rank(scored).into_iter().enumerate() {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "{} Q0 {} {} {:.9} verdict", query.id, pair.id, rank + 1, pair.score);
-        }
-    }
-}
-
-/// The judged queries of each file.
-pub(super) fn load(args: &JudgmentArgs) -> Result<Vec<Vec<Query>>, Failure> {
+/// The judgments of each file, for a model of this profile.
+pub(super) fn load(args: &JudgmentArgs, profile: &Profile) -> Result<Vec<Judgments>, Failure> {
     if args.judgments.is_empty() {
         return Err(usage("--judgments", "is missing"));
     }
     let folds: HashSet<i64> = args.fold.iter().copied().collect();
-    let read = |path: &PathBuf| read(path, &folds).map_err(|error| Failure::new(Exit::Usage, error));
+    let read = |path: &PathBuf| {
+        judgments::read(path, &folds, profile).map_err(|error| Failure::new(Exit::Usage, error))
+    };
     args.judgments.iter().map(read).collect()
 }
 
@@ -254,16 +250,16 @@ fn names(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
 /// Scores every judged document; one list per query.
 pub(super) async fn score(
     service: &Service,
-    queries: &[Query],
+    set: &Judgments,
     args: &JudgmentArgs,
     raw: bool,
 ) -> Result<Vec<Vec<Scored>>> {
-    let pairs = queries.iter().map(|query| query.judged.len() as u64).sum();
+    let pairs = set.queries.iter().map(|query| query.judged.len() as u64).sum();
     let mut progress = Progress::new("pairs", Some(pairs));
-    let mut results = stream::iter(queries)
-        .map(|query| score_query(service, query, args.instruction.clone(), raw))
+    let mut results = stream::iter(&set.queries)
+        .map(|query| score_query(service, query, args.instruction.as_deref(), raw))
         .buffered(CONCURRENT);
-    let mut scored = Vec::with_capacity(queries.len());
+    let mut scored = Vec::with_capacity(set.queries.len());
     while let Some(query) = results.next().await {
         let query = query?;
         query.iter().for_each(|_| progress.step(true));
@@ -272,38 +268,67 @@ pub(super) async fn score(
     if std::io::stderr().is_terminal() {
         progress.finish();
     }
+    if let Some(note) = set.note() {
+        // Where standard error cannot be written, the work goes on.
+        let _ = writeln!(std::io::stderr(), "{note}");
+    }
     Ok(scored)
 }
 
-/// A document without text is not sent: it has the lowest score and no logits.
+/// A document without text is not sent: it has the lowest score and no logits. Documents of one
+/// instruction are asked about together.
 async fn score_query(
     service: &Service,
     query: &Query,
-    instruction: Option<String>,
+    instruction: Option<&str>,
     raw: bool,
 ) -> Result<Vec<Scored>> {
-    let sent = || query.judged.iter().enumerate().filter(|(_, judged)| !judged.is_blank());
-    let documents: Vec<_> = sent().map(|(_, judged)| Document::fields(judged.fields())).collect();
-    let mut scored: Vec<Scored> = query.judged.iter().map(unscored).collect();
-    if documents.is_empty() {
-        return Ok(scored);
+    let mut asked: Vec<(Option<&str>, Vec<usize>)> = Vec::new();
+    for (index, judged) in query.judged.iter().enumerate().filter(|(_, judged)| !judged.is_blank()) {
+        let wanted = judged.instruction.as_deref().or(instruction);
+        match asked.iter_mut().find(|(known, _)| *known == wanted) {
+            Some((_, places)) => places.push(index),
+            None => asked.push((wanted, vec![index])),
+        }
     }
-    let items = Items::Documents { query: query.text.clone(), documents };
-    let told = |error: Error| {
-        Error::new(error.code(), format!("query {}: {}", query.id, error.message())).with_cause(error)
-    };
-    let options = ScoreOptions { instruction, raw, ..ScoreOptions::default() };
-    let request = ScoreRequest::new(items, options).map_err(told)?;
-    let response = service.score(request).await.map_err(told)?;
-    for ((index, judged), result) in sent().zip(response.results) {
-        let score = result.score.map_err(|error| {
-            let message = format!("query {}, document {}: {error}", query.id, judged.id);
-            Error::new(error.code(), message).with_cause(error)
-        })?;
-        scored[index].score = score.distribution.score.get();
-        scored[index].logits = score.logits;
+    let mut scored: Vec<Scored> = query.judged.iter().map(unscored).collect();
+    for (instruction, places) in asked {
+        let options =
+            ScoreOptions { instruction: instruction.map(str::to_owned), raw, ..ScoreOptions::default() };
+        score_documents(service, query, &places, options, &mut scored).await?;
     }
     Ok(scored)
+}
+
+/// Scores the documents in these places. Errors begin with the path and line of the document or, where
+/// it is none's alone, of the first.
+async fn score_documents(
+    service: &Service,
+    query: &Query,
+    places: &[usize],
+    options: ScoreOptions,
+    scored: &mut [Scored],
+) -> Result<()> {
+    let judged = || places.iter().map(|&place| &query.judged[place]);
+    let documents = judged().map(|judged| Document::text(judged.text.clone())).collect();
+    let items = Items::Documents { query: query.text.clone(), documents };
+    let told = |error: Error| {
+        let place = judged().next().map_or("", |first| &first.place);
+        let message = format!("{place}: query {}: {}", query.id, error.message());
+        Error::new(error.code(), message).with_cause(error)
+    };
+    let request = ScoreRequest::new(items, options).map_err(told)?;
+    let response = service.score(request).await.map_err(told)?;
+    for (&place, result) in places.iter().zip(response.results) {
+        let Judged { id, place: line, .. } = &query.judged[place];
+        let score = result.score.map_err(|error| {
+            let message = format!("{line}: query {}, document {id}: {error}", query.id);
+            Error::new(error.code(), message).with_cause(error)
+        })?;
+        scored[place].score = score.distribution.score.get();
+        scored[place].logits = score.logits;
+    }
+    Ok(())
 }
 
 fn unscored(judged: &Judged) -> Scored {

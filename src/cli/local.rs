@@ -11,6 +11,7 @@ use crate::{
     engine::{Engine, EngineConfig, EngineGuard},
     error::{Error, Result},
     metrics::Metrics,
+    model::Model,
     request::Limits,
     service::{NO_HURRY, Service},
 };
@@ -58,7 +59,12 @@ pub(super) struct Local {
 impl Local {
     /// Loads the model and starts its engine.
     pub(super) fn start(args: &ModelArgs) -> Result<Self, Failure> {
-        let model = Arc::new(load_model(args.model.as_deref())?);
+        Self::of(load_model(args.model.as_deref())?, args)
+    }
+
+    /// Starts the engine of a model.
+    pub(super) fn of(model: Model, args: &ModelArgs) -> Result<Self, Failure> {
+        let model = Arc::new(model);
         let backend = backend::open(&model, &args.options())
             .map_err(|error| Failure::new(super::Exit::Model, error))?;
         let metrics = Arc::new(Metrics::default());

@@ -127,5 +127,53 @@ fn judgments_that_cannot_be_scored_are_named_by_line_or_query() {
     let long = good.replace("\"query\":\"q0\"", &format!("\"query\":\"{}\"", "q".repeat(20_000)));
     let (code, said) = eval(&long);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("verdict: query 0: query: 20000 bytes, over the limit of 16384"), "{said}");
+    let expected = format!("verdict: {file}: line 1: query 0: query: 20000 bytes, over the limit of 16384");
+    assert!(said.contains(&expected), "{said}");
+}
+
+#[test]
+fn a_document_judged_or_ranked_twice_is_refused_by_line() {
+    let dir = tempfile::tempdir().expect("made");
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).expect("written");
+        dir.path().join(name).to_str().expect("text").to_owned()
+    };
+    let (qrels, run) =
+        (file("qrels", "1 0 a 2\n1 0 b 1\n2 0 a 0\n"), file("run", "1 Q0 a 1 2 x\n2 Q0 a 1 1 x\n"));
+    let (judged, ranked) =
+        (file("judged", "1 0 a 2\n1 0 a 2\n"), file("ranked", "1 Q0 a 1 2 x\n\n1 Q0 a 2 1 x\n"));
+    assert_eq!(plain(&["eval", "--qrels", &qrels, "--run", &run]).status.code(), Some(0));
+    for (qrels, run, place) in
+        [(&judged, &run, format!("{judged}: line 2")), (&qrels, &ranked, format!("{ranked}: line 3"))]
+    {
+        let refused = plain(&["eval", "--qrels", qrels, "--run", run]);
+        assert_eq!(refused.status.code(), Some(2), "{}", errors(&refused));
+        assert_eq!(
+            errors(&refused),
+            format!("verdict: {place}: document \"a\" is there twice for query \"1\"\n")
+        );
+    }
+}
+
+#[test]
+fn a_calibration_of_one_query_does_not_say_that_it_was_not_seen() {
+    let dir = tempfile::tempdir().expect("made");
+    let path = dir.path().join("judged.jsonl");
+    let header = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        let arguments = ["calibrate", "--judgments", path.to_str().expect("text")];
+        let output = command(&arguments, "qwen3").output().expect("runs");
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+        String::from_utf8_lossy(&output.stdout).lines().next().expect("a header").to_owned()
+    };
+    let line = |i: usize| {
+        format!(
+            "{{\"query\": \"q\", \"document\": \"{}\", \"grade\": {}, \"max_grade\": 2}}\n",
+            "word ".repeat(i + 1),
+            i % 3
+        )
+    };
+    let one: String = (0..25).map(line).collect();
+    assert_eq!(header(&one), "# 25 pairs. On the same pairs that were fitted, for there is one query only:");
+    assert_eq!(header(&judgments(5)), "# 25 pairs. On queries that the fit did not see, 5 parts in turn:");
 }

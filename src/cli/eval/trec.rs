@@ -1,10 +1,17 @@
 //! TREC's files: judgments (`qrels`) and runs, evaluated as trec_eval does.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+    path::Path,
+};
 
 use crate::error::{Error, Result};
 
-use super::metrics::{PerQuery, discounted};
+use super::{
+    judgments::Query,
+    metrics::{self, PerQuery, Scored, discounted},
+};
 
 /// Grades by query and document; queries in the file's order.
 #[derive(Debug, Default)]
@@ -28,8 +35,8 @@ impl Qrels {
             if !qrels.grades.contains_key(fields[0]) {
                 qrels.order.push(fields[0].to_owned());
             }
-            qrels.grades.entry(fields[0].to_owned()).or_default().insert(fields[2].to_owned(), grade);
-            Ok(())
+            let grades = qrels.grades.entry(fields[0].to_owned()).or_default();
+            grades.insert(fields[2].to_owned(), grade).map_or(Ok(()), |_| Err(twice(fields)))
         })?;
         Ok(qrels)
     }
@@ -62,7 +69,12 @@ impl Run {
     /// is that of the scores, whatever the ranks say.
     pub(in crate::cli) fn read(path: &Path) -> Result<Self> {
         let mut run = Self::default();
+        let mut seen: HashSet<(String, String)> = HashSet::new();
         each_line(path, 6, |fields| {
+            // Counted twice, a document would make the figures larger than the best.
+            if !seen.insert((fields[0].to_owned(), fields[2].to_owned())) {
+                return Err(twice(fields));
+            }
             // Of 32 bits, as trec_eval reads it: what is equal there is equal here.
             let score = number(fields[4], "score")? as f32;
             run.scores.entry(fields[0].to_owned()).or_default().push((fields[2].to_owned(), score));
@@ -70,6 +82,22 @@ impl Run {
         })?;
         Ok(run)
     }
+}
+
+/// Adds a model's scores as lines of a run, best first.
+pub(in crate::cli) fn add_run(text: &mut String, queries: &[Query], scored: &[Vec<Scored>]) {
+    for (query, scored) in queries.iter().zip(scored) {
+        for (rank, pair) in metrics::rank(scored).into_iter().enumerate() {
+            let (query, id) = (field(&query.id), field(&pair.id));
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{query} Q0 {id} {} {:.9} verdict", rank + 1, pair.score);
+        }
+    }
+}
+
+/// A name that white space does not end.
+fn field(name: &str) -> String {
+    name.split_whitespace().collect::<Vec<_>>().join("_")
 }
 
 fn each_line(path: &Path, count: usize, mut take: impl FnMut(&[&str]) -> Result<(), String>) -> Result<()> {
@@ -86,6 +114,11 @@ fn each_line(path: &Path, count: usize, mut take: impl FnMut(&[&str]) -> Result<
         taken.map_err(|problem| Error::invalid(&origin, format!("line {}: {problem}", index + 1)))?;
     }
     Ok(())
+}
+
+/// Of a document that a query has already.
+fn twice(fields: &[&str]) -> String {
+    format!("document {:?} is there twice for query {:?}", fields[2], fields[0])
 }
 
 fn number(text: &str, name: &str) -> Result<f64, String> {
