@@ -301,7 +301,7 @@ async fn score_query(
 }
 
 /// Scores the documents in these places. Errors begin with the path and line of the document or, where
-/// it is none's alone, of the first.
+/// they are of none alone, of the first.
 async fn score_documents(
     service: &Service,
     query: &Query,
@@ -313,8 +313,16 @@ async fn score_documents(
     let documents = judged().map(|judged| Document::text(judged.text.clone())).collect();
     let items = Items::Documents { query: query.text.clone(), documents };
     let told = |error: Error| {
-        let place = judged().next().map_or("", |first| &first.place);
-        let message = format!("{place}: query {}: {}", query.id, error.message());
+        // A request's error names the document that it is about by its index.
+        let named = error.message().strip_prefix("documents[").and_then(|rest| rest.split_once("]: "));
+        let named = named.and_then(|(index, rest)| Some((judged().nth(index.parse().ok()?)?, rest)));
+        let first = judged().next().map_or("", |first| &first.place);
+        let message = match named {
+            Some((Judged { id, place, .. }, rest)) => {
+                format!("{place}: query {}, document {id}: {rest}", query.id)
+            }
+            None => format!("{first}: query {}: {}", query.id, error.message()),
+        };
         Error::new(error.code(), message).with_cause(error)
     };
     let request = ScoreRequest::new(items, options).map_err(told)?;

@@ -129,6 +129,12 @@ fn judgments_that_cannot_be_scored_are_named_by_line_or_query() {
     assert_eq!(code, Some(1), "{said}");
     let expected = format!("verdict: {file}: line 1: query 0: query: 20000 bytes, over the limit of 16384");
     assert!(said.contains(&expected), "{said}");
+    let long = good.replacen("\"word word word \"", &format!("\"{}\"", "w".repeat((1 << 20) + 1)), 1);
+    let (code, said) = eval(&long);
+    assert_eq!(code, Some(1), "{said}");
+    let expected =
+        format!("verdict: {file}: line 3: query 0, document 2: 1048577 bytes, over the limit of 1048576");
+    assert!(said.contains(&expected), "{said}");
 }
 
 #[test]
