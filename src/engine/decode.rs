@@ -126,12 +126,18 @@ impl ExplainSequence {
     }
 
     pub(super) fn finish(self, reason: FinishReason) {
-        // The client may have left: then there is nobody to tell.
-        let _ = self.job.sink.send(ExplainEvent::Finished(reason));
+        self.end(ExplainEvent::Finished(reason));
     }
 
     pub(super) fn fail(self, error: crate::error::Error) {
-        // As above.
-        let _ = self.job.sink.send(ExplainEvent::Failed(error));
+        self.end(ExplainEvent::Failed(error));
+    }
+
+    /// Who is told of the end finds the memory and the room in the queue free.
+    fn end(self, event: ExplainEvent) {
+        let sink = self.job.sink.clone();
+        drop(self);
+        // The client may have left: then there is nobody to tell.
+        let _ = sink.send(event);
     }
 }

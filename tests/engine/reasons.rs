@@ -75,8 +75,9 @@ fn what_is_kept_for_reasons_to_come_leaves_room_for_those_that_are_there() {
     control.release();
     wait(first).expect("scored");
     let scored: Vec<Scored> = scored.into_iter().map(|answer| wait(answer).expect("scored")).collect();
-    assert!(scored[0].kept.is_some(), "what has room is kept");
-    assert_eq!(engine.kv_blocks().0, 5, "and half of the memory is not taken for it");
+    // Two blocks each. The batch itself may hold one more for a moment, of which the other half had no room.
+    assert_eq!(scored.iter().filter(|scored| scored.kept.is_some()).count(), 2, "what has room is kept");
+    assert!(engine.kv_blocks().0 <= 5, "and half of the memory is not taken for it");
     let (other, end) = collect(explain(&engine, &[1, 2, 3], None, 10, 70));
     assert_eq!((other, end), (vec![11, 12, 13], FinishReason::Stop), "74 tokens are five blocks");
     drop(scored);

@@ -31,8 +31,11 @@ impl Worker {
                 self.answer_job(job, &batch, i, &readings[batch.tree.answer_of[i]], run, took);
             }
         }
-        for (i, sequence) in explain.into_iter().enumerate() {
-            self.advance(sequence, &readings[batch.tree.answer_of[count + i]]);
+        let next: Vec<&Reading> = batch.tree.answer_of[count..].iter().map(|&at| &readings[at]).collect();
+        // It holds the reasons' memory, too.
+        drop(batch);
+        for (sequence, reading) in explain.into_iter().zip(next) {
+            self.advance(sequence, reading);
         }
     }
 
