@@ -49,9 +49,10 @@ pub struct Patience {
     pub left: Duration,
 }
 
+#[cfg(test)]
 impl Patience {
     /// For a request that came at once.
-    pub fn whole(whole: Duration) -> Self {
+    fn whole(whole: Duration) -> Self {
         Self { whole, left: whole }
     }
 }

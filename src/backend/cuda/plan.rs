@@ -34,7 +34,7 @@ pub(super) enum Word {
 const HEADER: usize = Word::Blocks as usize + 1;
 /// Words of a tile and of a run.
 const TILE: usize = 8;
-pub(super) const RUN: usize = 4;
+const RUN: usize = 4;
 
 /// Sizes that grids are made for: those of a batch, or of the graph that it fits into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
