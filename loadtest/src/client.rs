@@ -26,9 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// closed later cut off a request that the server had.
 const CROSSING: Duration = Duration::from_millis(100);
 
-/// How a 504 reads that was given at once, because no retry could succeed. Over gRPC and in other servers'
-/// dialects nothing else tells.
-const HOPELESS: &str = "the request alone is predicted to take";
+/// Whether a retry could succeed, over gRPC and in other servers' dialects, too. A 504 that says no was given at once: the
+/// request was not begun.
+const SHOULD_RETRY: &str = "x-should-retry";
 
 /// How a request ended.
 #[derive(Clone, Debug)]
@@ -153,7 +153,8 @@ impl Client {
                 Ok(Outcome::Unavailable)
             }
             504 => {
-                let hopeless = is_hopeless(&text(response).await?);
+                let hopeless = response.headers().get(SHOULD_RETRY).is_some_and(|value| value == "false");
+                response.into_body().collect().await?;
                 Ok(if hopeless { Outcome::Refused(None) } else { Outcome::Late })
             }
             status => Ok(Outcome::Failed(format!("{status}: {}", text(response).await?))),
@@ -180,8 +181,10 @@ impl Client {
                 tonic::Code::Unavailable if status.metadata().contains_key("retry-after-ms") => {
                     Ok(Outcome::Unavailable)
                 }
-                tonic::Code::DeadlineExceeded if is_hopeless(status.message()) => Ok(Outcome::Refused(None)),
-                tonic::Code::DeadlineExceeded => Ok(Outcome::Late),
+                tonic::Code::DeadlineExceeded => {
+                    let hopeless = status.metadata().get(SHOULD_RETRY).is_some_and(|value| value == "false");
+                    Ok(if hopeless { Outcome::Refused(None) } else { Outcome::Late })
+                }
                 _ => Err(status.into()),
             },
         }
@@ -191,12 +194,6 @@ impl Client {
 async fn text(response: Response<Incoming>) -> Result<String> {
     let body = response.into_body().collect().await?.to_bytes();
     Ok(String::from_utf8_lossy(&body).into_owned())
-}
-
-/// Whether a 504 says that the request was not begun, and that no retry could succeed.
-fn is_hopeless(told: &str) -> bool {
-    told.contains(HOPELESS)
-        || serde_json::from_str::<Value>(told).is_ok_and(|problem| problem["retryable"] == false)
 }
 
 /// Whether a connection was refused: then nothing was sent.

@@ -69,8 +69,10 @@ async fn serve(stream: TcpStream, answers: Arc<Answers>, seen: Arc<Mutex<Vec<Str
             seen.len() - 1
         };
         let (status, text) = answers(&path, number);
-        let head =
-            format!("HTTP/1.1 {status} So\r\nretry-after: 1\r\ncontent-length: {}\r\n\r\n", text.len());
+        let (retry, length) = (!text.contains("\"retryable\": false"), text.len());
+        let head = format!(
+            "HTTP/1.1 {status} So\r\nretry-after: 1\r\nx-should-retry: {retry}\r\ncontent-length: {length}\r\n\r\n"
+        );
         // Who asked may have gone.
         let _ = stream.write_all(format!("{head}{text}").as_bytes()).await;
     }

@@ -26,6 +26,8 @@ pub(super) struct Flight {
     pub(super) batch: Batch,
     pub(super) start: Instant,
     pub(super) assembly: Duration,
+    /// What it should take, until those who wait for it were woken; `None` if that is not known.
+    pub(super) expected: Option<Duration>,
     /// Why what it reads was never written, if so.
     pub(super) doomed: Option<Error>,
 }

@@ -1,6 +1,7 @@
 //! The engine: one thread that owns the backend and loops: receive, schedule,
 //! build the token tree, run one forward pass, answer.
 
+mod awake;
 mod batch;
 pub mod decode;
 pub mod job;
@@ -28,6 +29,7 @@ use crate::{
     error::{Code, Error, Result},
     metrics::{Lane, Metrics},
 };
+use awake::Awake;
 use job::{ExplainEvent, ExplainJob, ScoreJob};
 use kv::KvPool;
 use pace::{Pace, Paces};
@@ -79,6 +81,8 @@ impl EngineConfig {
 enum Message {
     Score(Vec<ScoreJob>),
     Explain(Box<ExplainJob>),
+    /// Something will come.
+    Soon,
     Stop,
 }
 
@@ -98,6 +102,10 @@ struct Shared {
     progress_ms: AtomicU64,
     idle: AtomicBool,
     dead: AtomicBool,
+    /// The device computes by itself.
+    overlaps: bool,
+    /// If so, and there are cores for it.
+    awake: Option<Awake>,
 }
 
 impl Shared {
@@ -142,9 +150,10 @@ impl Engine {
         let (prefix_blocks, explain_blocks) = config.kv_blocks(description.kv_block_bytes);
         backend.reserve_kv(prefix_blocks + explain_blocks)?;
         let (sender, receiver) = mpsc::channel();
+        let started = Instant::now();
         let shared = Arc::new(Shared {
             device: description.device,
-            started: Instant::now(),
+            started,
             stopping: AtomicBool::new(false),
             passes: Mutex::default(),
             batch_tokens: config.batch_tokens,
@@ -155,6 +164,8 @@ impl Engine {
             progress_ms: AtomicU64::new(0),
             idle: AtomicBool::new(true),
             dead: AtomicBool::new(false),
+            overlaps: description.overlaps,
+            awake: (description.overlaps && awake::has_cores()).then(|| Awake::new(started)),
         });
         let (alive, ended) = watch::channel(());
         let worker = Worker::new(backend, config, shared.clone());
@@ -168,6 +179,14 @@ impl Engine {
             .map_err(|error| Error::internal("the engine's thread could not be started").with_cause(error))?;
         let engine = Self { sender, shared };
         Ok((engine.clone(), EngineGuard { engine, thread, ended }))
+    }
+
+    /// Pairs will be queued soon: where the engine sleeps and a device waits for it, it wakes meanwhile.
+    pub fn expect(&self) {
+        if self.shared.overlaps && self.shared.idle.load(Ordering::Relaxed) {
+            // If it has stopped, those who queue will be told.
+            let _ = self.sender.send(Message::Soon);
+        }
     }
 
     /// Queues pairs that belong together; a stopped engine answers their tickets with `Unavailable`.
@@ -200,6 +219,17 @@ impl Engine {
     /// What it computes on.
     pub fn device(&self) -> &str {
         &self.shared.device
+    }
+
+    /// Keeps a thread of the runtime awake when answers are about to be told, until the engine ends; ends at once where
+    /// the processor computes, or has few cores: they have better to do. For a task of its own.
+    pub async fn stay_awake(self) {
+        let shared = Arc::clone(&self.shared);
+        // Those who hold a sender are waited for.
+        drop(self);
+        if let Some(awake) = &shared.awake {
+            awake.stay().await;
+        }
     }
 
     /// What the score lane's passes take; `None` before the first.
@@ -250,6 +280,7 @@ struct LastWords {
 impl Drop for LastWords {
     fn drop(&mut self) {
         self.shared.dead.store(true, Ordering::Release);
+        self.shared.awake.iter().for_each(Awake::end);
     }
 }
 

@@ -89,6 +89,11 @@ impl Paces {
         self.computed.pace(most).map_or(most, |pace| pace.cut_to(time, LEAST_TOKENS).pass_tokens)
     }
 
+    /// What a pass that computes so many tokens should take; `None` before the first.
+    pub(super) fn expected(&self, tokens: usize) -> Option<Duration> {
+        self.computed.pace(usize::MAX).map(|pace| Duration::from_secs_f64(pace.seconds(tokens)))
+    }
+
     /// How long a new request will wait, by prompt tokens, with passes cut as [`Self::cut`] says; `None`
     /// before the first pass.
     pub(super) fn pace(&self, most: usize, time: Duration) -> Option<Pace> {

@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     EngineConfig, Message, Shared,
+    awake::Awake,
     batch::{Batch, Flight},
     decode::ExplainSequence,
     job::{BatchRun, FinishReason, ScoreJob, Scored},
@@ -163,6 +164,7 @@ impl Worker {
                 }
             }
             Message::Explain(job) => self.scheduler.requeue(ExplainSequence::new(*job)),
+            Message::Soon => {}
             Message::Stop => return false,
         }
         true
@@ -223,7 +225,8 @@ impl Worker {
         match self.backend.submit(&batch.tree) {
             Ok(pass) => {
                 batch.remember(&score, &mut self.cache);
-                let flight = Flight { pass, score, explain, batch, start, assembly, doomed: None };
+                let expected = self.shared.passes().expected(batch.tree.tokens.len());
+                let flight = Flight { pass, score, explain, batch, start, assembly, expected, doomed: None };
                 self.flights[lane].push_back(flight);
             }
             Err(error) if error.code() == Code::TooLarge && score.len() + explain.len() > 1 => {
@@ -296,6 +299,7 @@ impl Worker {
     /// first. `None` too if nothing is on its way.
     fn land(&mut self, inbox: &mpsc::Receiver<Message>, open: &mut bool) -> Option<Flight> {
         while self.is_flying() {
+            self.wake_early();
             for lane in &mut self.flights {
                 if lane.front().is_some_and(|flight| self.backend.is_done(&flight.pass)) {
                     return lane.pop_front();
@@ -313,6 +317,16 @@ impl Worker {
             }
         }
         None
+    }
+
+    /// Wakes those who are to be told what the oldest pass of scores gives, shortly before it should be over.
+    fn wake_early(&mut self) {
+        if let (Some(awake), Some(flight)) = (&self.shared.awake, self.flights[SCORE].front_mut())
+            && let Some(expected) = flight.expected
+            && awake.soon(flight.start.max(self.landed), expected, Instant::now())
+        {
+            flight.expected = None;
+        }
     }
 
     /// Takes what a batch gave, has the device go on, and answers.
@@ -334,7 +348,11 @@ impl Worker {
         if self.overlaps && !flight.score.is_empty() {
             self.fill();
         }
+        let scores = !flight.score.is_empty();
         self.answer(flight, result, took);
+        if scores {
+            self.shared.awake.iter().for_each(Awake::rest);
+        }
     }
 
     /// A batch that failed wrote nothing: the cache forgets what it holds, and those behind it that

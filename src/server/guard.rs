@@ -116,6 +116,7 @@ fn cors(origins: &Origins) -> CorsLayer {
     let timeout = HeaderName::from_static("x-request-timeout-ms");
     let (parent, state) = (HeaderName::from_static(TRACEPARENT), HeaderName::from_static(TRACESTATE));
     let server_timing = HeaderName::from_static("server-timing");
+    let should_retry = HeaderName::from_static(http::SHOULD_RETRY);
     CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
@@ -128,7 +129,7 @@ fn cors(origins: &Origins) -> CorsLayer {
             parent.clone(),
             state,
         ])
-        .expose_headers([REQUEST_ID, RETRY_AFTER, server_timing, parent])
+        .expose_headers([REQUEST_ID, RETRY_AFTER, should_retry, server_timing, parent])
         .max_age(REMEMBERED)
 }
 

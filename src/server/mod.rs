@@ -215,6 +215,7 @@ where
         config.capacity,
         Arc::clone(metrics),
     );
+    tokio::spawn(engine.clone().stay_awake());
     probe(&service, &engine, config.stall).await?;
     let (probes, ms) = (model.profile.probes.len(), took.as_millis());
     tracing::info!(model = model.name, device, probes, load_ms = ms, "ready");

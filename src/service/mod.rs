@@ -42,7 +42,7 @@ pub(crate) use prepare::{Names, document_text};
 
 /// Texts up to so many bytes are tokenized where the request is: a hop to
 /// another thread costs about as much.
-const INLINE_BYTES: usize = 1024;
+const INLINE_BYTES: usize = 8 << 10;
 /// Texts up to so many bytes are tokenized on this thread too, but what else it has to do goes to another first: waking
 /// that one is not waited for.
 const IN_PLACE_BYTES: usize = 64 << 10;

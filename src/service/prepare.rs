@@ -206,6 +206,7 @@ pub(crate) fn document_text(
 /// Renders and submits every pair. What fails answers through its ticket.
 pub(super) fn prepare(inner: &Inner, mut work: Work) -> Prepared {
     let started = Instant::now();
+    inner.engine.expect();
     let profile = &inner.model.profile;
     let instruction = work.instruction.as_deref().unwrap_or(&profile.instruction);
     let tokenizer = &inner.model.tokenizer;

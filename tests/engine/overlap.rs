@@ -248,3 +248,17 @@ proptest! {
         prop_assert_eq!(engine.kv_blocks().0, 0, "everything was given back");
     }
 }
+
+#[test]
+fn what_was_expected_may_come_or_not() {
+    let (engine, guard, control) = late(EngineConfig::default());
+    for _ in 0..3 {
+        engine.expect();
+    }
+    assert_eq!(wait(score(&engine, &[1, 2], false, None)).expect("scored").grade_logits, expected(&[1, 2]));
+    engine.expect();
+    until(|| engine.stalled() == Duration::ZERO);
+    assert_eq!(control.passes(), 1, "nothing is computed for it");
+    guard.stop().expect("stops");
+    engine.expect();
+}

@@ -107,6 +107,7 @@ async fn a_full_queue_refuses_whole_requests_with_a_retry() {
         let answer = ask(&server, &dialect).await;
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{}", dialect.name);
         assert_eq!(answer.header("retry-after"), Some("1"), "{}", dialect.name);
+        assert_eq!(answer.header("x-should-retry"), Some("true"), "{}", dialect.name);
         assert!(answer.header("x-request-id").is_some());
         assert_eq!(message(&dialect, &answer), "the queue holds 3 of at most 6 pairs");
         if dialect.name.starts_with("TEI") {

@@ -9,6 +9,7 @@ use tokio::{
     net::TcpStream,
 };
 use verdict::{
+    backend::stub::StubPace,
     config::Settings,
     metrics::{DropReason, Lane},
     server::grpc::{code_of, pb},
@@ -84,6 +85,36 @@ async fn a_request_past_its_deadline_is_dropped_before_any_compute() {
     until(|| dropped() == 3).await;
     assert_eq!(server.metrics.pairs_computed(), 1);
     assert_eq!(server.stub.answers(), 1);
+}
+
+#[tokio::test]
+async fn what_is_too_slow_even_alone_is_told_not_to_come_back() {
+    let server = TestServer::start().await;
+    server.stub.pace(StubPace { overhead: Duration::from_millis(60), token: Duration::ZERO });
+    server.score(&json!({"query": "q", "documents": ["a"]})).await.ok();
+    let passes = server.stub.passes();
+    let hurried = |path: &str, body: &serde_json::Value| {
+        let mut request = post(&server.url(path), body);
+        request.headers_mut().insert("x-request-timeout-ms", 5.into());
+        server.send(request)
+    };
+    let problem = hurried("/score", &json!({"query": "q", "documents": ["b"]})).await;
+    assert_eq!(problem.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!((problem.header("x-should-retry"), problem.header("retry-after")), (Some("false"), None));
+    assert_eq!(problem.json()["retryable"], false);
+    let dialect = hurried("/v2/rerank", &json!({"query": "q", "documents": ["b"]})).await;
+    assert_eq!(dialect.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(dialect.header("x-should-retry"), Some("false"));
+    let wire = pb::ScoreRequest {
+        query: "q".into(),
+        documents: vec![pb::Document { text: Some("b".into()), ..pb::Document::default() }],
+        deadline_ms: Some(5),
+        ..pb::ScoreRequest::default()
+    };
+    let status = within(server.grpc().await.score(wire)).await.expect_err("refused");
+    assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+    assert_eq!(status.metadata().get("x-should-retry").expect("told by the server"), "false");
+    assert_eq!(server.stub.passes(), passes, "none of them was begun");
 }
 
 #[tokio::test]

@@ -70,7 +70,17 @@ const TABLE: [(&str, Place); 47] = [
     ("subtle", Only(&["src/server/guard.rs"])),
     ("thiserror", Only(&["src/error.rs"])),
     ("tokenizers", Only(&["src/tokenize.rs", "src/tokenize/"])),
-    ("tokio", Only(&["src/server/", "src/service/", "src/engine/job.rs", "src/engine/mod.rs", "src/cli/"])),
+    (
+        "tokio",
+        Only(&[
+            "src/server/",
+            "src/service/",
+            "src/engine/awake.rs",
+            "src/engine/job.rs",
+            "src/engine/mod.rs",
+            "src/cli/",
+        ]),
+    ),
     ("tokio-rustls", Only(SERVER)),
     ("tokio-stream", Only(&["src/server/", "src/cli/"])),
     ("toml", Only(&["src/profile.rs", "src/profile/", "src/config/"])),

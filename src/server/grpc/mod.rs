@@ -31,6 +31,7 @@ use crate::{
 
 use super::{
     call::{Call, RequestId},
+    http,
     state::{Phase, State},
 };
 
@@ -303,8 +304,9 @@ pub(crate) fn status(error: &Error) -> Status {
     let row = error.code().row();
     let mut metadata = MetadataMap::new();
     metadata.insert("x-verdict-code", MetadataValue::from_static(row.name));
+    metadata.insert(http::SHOULD_RETRY, MetadataValue::from_static(http::should_retry(error)));
     if error.code() == Code::Unavailable {
-        metadata.insert(super::http::LEAVE, MetadataValue::from_static("true"));
+        metadata.insert(http::LEAVE, MetadataValue::from_static("true"));
     }
     if let Some(wait) = error.retry_after() {
         let milliseconds = MetadataValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
@@ -339,6 +341,8 @@ mod tests {
             let status = status(&error);
             assert_eq!(status.code() as i32, row.grpc);
             assert_eq!(code_of(&status), Some(row.code));
+            let retry = status.metadata().get(http::SHOULD_RETRY).expect("told");
+            assert_eq!(retry, if row.retryable { "true" } else { "false" });
             assert_eq!(status.metadata().get("retry-after-ms").expect("told"), "1500");
             assert_eq!(status.metadata().get("grpc-retry-pushback-ms").expect("told"), "1500");
             assert_eq!(status.message() == "what is wrong", row.code != Code::Internal);

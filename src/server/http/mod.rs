@@ -35,7 +35,7 @@ use super::{
     state::State,
 };
 
-pub(in crate::server) use problem::LEAVE;
+pub(in crate::server) use problem::{LEAVE, SHOULD_RETRY, should_retry};
 pub(crate) use problem::{advise, problem};
 
 const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");

@@ -19,6 +19,10 @@ use super::body::ENCODINGS;
 /// Asks Envoy to count this server as failed at once, and not only at its next health check.
 pub(in crate::server) const LEAVE: &str = "x-envoy-immediate-health-check-fail";
 
+/// Whether the same request may succeed later, in every dialect and over gRPC: `true` or `false`. Clients that Stainless
+/// generates (OpenAI's and others) do as it says.
+pub(in crate::server) const SHOULD_RETRY: &str = "x-should-retry";
+
 #[derive(Serialize)]
 struct Problem<'a> {
     r#type: &'static str,
@@ -62,9 +66,11 @@ pub(crate) fn problem(error: &Error, id: &RequestId) -> Response<Body> {
     response
 }
 
-/// Headers that tell a client or a proxy what to do next: when to try again, how to
-/// show a key, which encodings are read, to send nothing more here.
+/// Headers that tell a client or a proxy what to do next: whether and when to try again,
+/// how to show a key, which encodings are read, to send nothing more here.
 pub(crate) fn advise(headers: &mut HeaderMap, error: &Error) {
+    let retry = HeaderValue::from_static(should_retry(error));
+    headers.insert(HeaderName::from_static(SHOULD_RETRY), retry);
     match error.code() {
         Code::Unauthenticated => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
         Code::UnsupportedMedia => headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS)),
@@ -76,6 +82,11 @@ pub(crate) fn advise(headers: &mut HeaderMap, error: &Error) {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
+}
+
+/// What [`SHOULD_RETRY`] says of an error.
+pub(in crate::server) fn should_retry(error: &Error) -> &'static str {
+    if error.retryable() { "true" } else { "false" }
 }
 
 #[cfg(test)]
@@ -90,6 +101,7 @@ mod tests {
     async fn parts(error: &Error) -> (u16, Option<String>, serde_json::Value) {
         let response = problem(error, &RequestId::now(HeaderValue::from_static("r-1")));
         let status = response.status().as_u16();
+        assert_eq!(response.headers()[SHOULD_RETRY], should_retry(error));
         let retry = response.headers().get(RETRY_AFTER).map(|value| value.to_str().expect("text").to_owned());
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
         let body = response.into_body().collect().await.expect("whole").to_bytes();
@@ -104,6 +116,7 @@ mod tests {
             assert_eq!(body["status"], row.http);
             assert_eq!(body["code"], row.name);
             assert_eq!(body["retryable"], row.retryable);
+            assert_eq!(should_retry(&Error::new(row.code, "")), row.retryable.to_string());
             assert_eq!(body["request_id"], "r-1");
             let said = body["detail"] == "what is wrong";
             assert_eq!(said, row.code != Code::Internal, "{body}");

@@ -144,9 +144,11 @@ fn add_errors(operation: &mut Value, read_only: bool, content: Option<&Value>) {
             "description": format!("`{name}`: {}", meaning(http)),
             "content": content.unwrap_or(&problem),
         });
+        let retry = json!({"description": "Whether the same request may succeed later.", "schema": {"type": "boolean"}});
+        response["headers"] = json!({"x-should-retry": retry});
         if retryable && http != 504 {
-            response["headers"] =
-                json!({"retry-after": {"description": "Seconds.", "schema": {"type": "integer"}}});
+            response["headers"]["retry-after"] =
+                json!({"description": "Seconds.", "schema": {"type": "integer"}});
         }
         responses.entry(http.to_string()).or_insert(response);
     }
