@@ -213,6 +213,8 @@ mod tests {
         }
         assert!((395..=405).contains(&paces.cut(4096, ms(40.0))), "{}", paces.cut(4096, ms(40.0)));
         assert_eq!(paces.cut(300, ms(40.0)), 300);
+        let expected = paces.expected(300).expect("seen").as_secs_f64();
+        assert!((expected - 0.03).abs() < 1e-3, "{expected}: a pass is told without caution");
         let pace = paces.pace(4096, ms(40.0)).expect("seen");
         assert!((795..=805).contains(&pace.pass_tokens), "{pace:?}");
         assert_eq!(pace.turn_tokens, 2 * 4096);

@@ -37,7 +37,6 @@ pub(super) struct Worker {
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
     max_positions: usize,
-    overlaps: bool,
     /// Batches that were submitted, oldest first: of scores, and of explain steps where these have a
     /// lane of their own.
     flights: [VecDeque<Flight>; 2],
@@ -87,10 +86,8 @@ impl Worker {
             explain_sequences: config.explain_sequences,
             explain_every: config.explain_every,
         };
-        let device = backend.describe();
         Self {
-            max_positions: device.max_positions,
-            overlaps: device.overlaps,
+            max_positions: backend.describe().max_positions,
             backend,
             scheduler: Scheduler::new(budget),
             cache: PrefixCache::new(shared.prefix_pool.clone()),
@@ -145,7 +142,7 @@ impl Worker {
 
     fn await_first(&self, inbox: &mpsc::Receiver<Message>) -> std::result::Result<Message, mpsc::RecvError> {
         // Where the processor computes, its cores have better to do.
-        let since = self.overlaps.then(Instant::now);
+        let since = self.shared.overlaps.then(Instant::now);
         while since.is_some_and(|since| since.elapsed() < LINGER) {
             match inbox.try_recv() {
                 Ok(message) => return Ok(message),
@@ -187,7 +184,7 @@ impl Worker {
         match scores {
             0 => score > 0 || (explain > 0 && steps == 0),
             // Behind those that run; a step beside them only when it is its turn.
-            _ => self.overlaps && scores < IN_FLIGHT && self.scheduler.is_full(),
+            _ => self.shared.overlaps && scores < IN_FLIGHT && self.scheduler.is_full(),
         }
     }
 
@@ -200,7 +197,7 @@ impl Worker {
         self.metrics.jobs_taken(Lane::Explain, plan.explain.len());
         plan.dropped.into_iter().for_each(|(job, fate)| self.drop_job(job, fate));
         let explain = self.settle(plan.explain);
-        if self.overlaps {
+        if self.shared.overlaps {
             self.submit(SCORE, plan.score, Vec::new());
             // A device has kernels of its own for steps of single tokens.
             let (steps, parts) = explain.into_iter().partition(ExplainSequence::reads);
@@ -345,7 +342,7 @@ impl Worker {
             (Ok(readings), None) => Ok(readings),
         };
         // Sequences that took a step wait for their turn first: they hold memory that others want.
-        if self.overlaps && !flight.score.is_empty() {
+        if self.shared.overlaps && !flight.score.is_empty() {
             self.fill();
         }
         let scores = !flight.score.is_empty();
