@@ -222,7 +222,8 @@ impl Worker {
         match self.backend.submit(&batch.tree) {
             Ok(pass) => {
                 batch.remember(&score, &mut self.cache);
-                let expected = self.shared.passes().expected(batch.tree.tokens.len());
+                let tokens = batch.tree.tokens.len();
+                let expected = self.shared.awake.as_ref().and_then(|_| self.shared.passes().expected(tokens));
                 let flight = Flight { pass, score, explain, batch, start, assembly, expected, doomed: None };
                 self.flights[lane].push_back(flight);
             }
@@ -342,10 +343,10 @@ impl Worker {
             (Ok(readings), None) => Ok(readings),
         };
         // Sequences that took a step wait for their turn first: they hold memory that others want.
-        if self.shared.overlaps && !flight.score.is_empty() {
+        let scores = !flight.score.is_empty();
+        if self.shared.overlaps && scores {
             self.fill();
         }
-        let scores = !flight.score.is_empty();
         self.answer(flight, result, took);
         if scores {
             self.shared.awake.iter().for_each(Awake::rest);

@@ -40,8 +40,8 @@ use collect::{Collected, PairOutcome};
 use prepare::{Keep, Work};
 pub(crate) use prepare::{Names, document_text};
 
-/// Texts up to so many bytes are tokenized where the request is: a hop to
-/// another thread costs about as much.
+/// Texts up to so many bytes are tokenized where the request is. To wake a thread that takes over what else this one has
+/// to do took 20 to 25 microseconds (two cores of an AMD EPYC, November 2026), and half as many bytes took about a hundred.
 const INLINE_BYTES: usize = 8 << 10;
 /// Texts up to so many bytes are tokenized on this thread too, but what else it has to do goes to another first: waking
 /// that one is not waited for.

@@ -19,8 +19,8 @@ use super::body::ENCODINGS;
 /// Asks Envoy to count this server as failed at once, and not only at its next health check.
 pub(in crate::server) const LEAVE: &str = "x-envoy-immediate-health-check-fail";
 
-/// Whether the same request may succeed later, in every dialect and over gRPC: `true` or `false`. Clients that Stainless
-/// generates (OpenAI's and others) do as it says.
+/// Whether the same request may succeed later, in every dialect and over gRPC: `true` or `false`. OpenAI's client
+/// and Mixedbread's read it.
 pub(in crate::server) const SHOULD_RETRY: &str = "x-should-retry";
 
 #[derive(Serialize)]

@@ -145,7 +145,7 @@ fn add_errors(operation: &mut Value, read_only: bool, content: Option<&Value>) {
             "content": content.unwrap_or(&problem),
         });
         let retry = json!({"description": "Whether the same request may succeed later.", "schema": {"type": "boolean"}});
-        response["headers"] = json!({"x-should-retry": retry});
+        response["headers"] = json!({(http::SHOULD_RETRY): retry});
         if retryable && http != 504 {
             response["headers"]["retry-after"] =
                 json!({"description": "Seconds.", "schema": {"type": "integer"}});
