@@ -23,6 +23,8 @@ use crate::{
 const MOST_OPEN: usize = 20_000;
 /// How often the line of progress is written anew.
 const PROGRESS: Duration = Duration::from_millis(500);
+/// How long a waiting client that got no answer leaves a server alone that did not say.
+const UNTOLD: Duration = Duration::from_millis(100);
 
 /// What every request of a step needs.
 #[derive(Clone)]
@@ -121,7 +123,7 @@ fn send_when_due(
 }
 
 /// Clients that wait for each answer before they ask again, for `span`, without deadlines: what a server does
-/// at most, and how long each answer took. Each asks at least once, and what was begun is counted, however
+/// at most, and how long each answer took. One that is refused waits as it is told. Each asks at least once, and what was begun is counted, however
 /// late it ends. The first client is the `first` of all lanes of requests.
 pub(crate) async fn waiting(
     client: &Client,
@@ -159,13 +161,24 @@ async fn ask_and_wait(shared: Shared, kinds: Vec<Traffic>, seed: u64, lane: Lane
         shared.tally().counts.sent += 1;
         match shared.client.send(&ask, number).await {
             Outcome::Ok(answer) => shared.tally().answered(&answer, sent, sent, shared.goal, &ask),
-            Outcome::Refused(_) => shared.tally().refused(sent.elapsed(), false),
-            other => shared.tally().ended(other),
+            Outcome::Refused(told) => {
+                shared.tally().refused(sent.elapsed(), false);
+                pause(told.unwrap_or(UNTOLD), shared.goal.ends).await;
+            }
+            other => {
+                shared.tally().ended(other);
+                pause(UNTOLD, shared.goal.ends).await;
+            }
         }
         if Instant::now() >= shared.goal.ends {
             return;
         }
     }
+}
+
+/// No longer than until the step ends.
+async fn pause(wait: Duration, ends: Instant) {
+    tokio::time::sleep(wait.min(ends.saturating_duration_since(Instant::now()))).await;
 }
 
 fn choose<'a>(traffic: &[&'a Traffic], random: &mut fastrand::Rng) -> &'a Traffic {

@@ -24,7 +24,7 @@ use crate::{
 };
 
 use super::{
-    Exit, Failure, load_model,
+    Exit, Failure, files, load_model,
     local::{Local, ModelArgs},
     output::Output,
     progress::Progress,
@@ -229,8 +229,7 @@ pub(super) fn load(args: &JudgmentArgs, profile: &Profile) -> Result<Vec<Judgmen
 
 /// A name for each file of judgments: its stem or, where another file has that too, its path.
 fn names(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
-    let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let stems: Vec<String> = paths.iter().map(stem).collect();
+    let stems: Vec<String> = paths.iter().map(|path| files::stem(path)).collect();
     // The mean of several files has a name as well.
     let mean = (paths.len() > 1).then_some(MEAN);
     let is_taken =
@@ -375,6 +374,7 @@ mod tests {
         };
         let named = |paths: &[&str]| names(paths).expect("distinct");
         assert_eq!(named(&["x/a.jsonl", "x/b.jsonl"]), ["a", "b"]);
+        assert_eq!(named(&["x/a.jsonl.gz", "x/b.gz"]), ["a", "b"]);
         assert_eq!(named(&["x/a.jsonl", "y/a.jsonl", "b.jsonl"]), ["x/a.jsonl", "y/a.jsonl", "b"]);
         assert_eq!(named(&["macro.jsonl"]), ["macro"]);
         assert_eq!(named(&["macro.jsonl", "a.jsonl"]), ["macro.jsonl", "a"]);

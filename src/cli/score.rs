@@ -29,7 +29,8 @@ use super::{
 pub struct ScoreArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Requests, one JSON object a line: a body of POST /score, or {"query": …, "document": …}; - is stdin
+    /// Requests, one JSON object a line: a body of POST /score, or {"query": …, "document": …}; gzipped if
+    /// named .gz; - is stdin
     #[arg(long, short, value_name = "FILE", default_value = "-")]
     input: PathBuf,
     /// Where to write the responses, one a line, in the order of the requests; - is stdout

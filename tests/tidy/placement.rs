@@ -45,7 +45,7 @@ const TABLE: [(&str, Place); 47] = [
     ("candle-transformers", Only(REFERENCE)),
     ("clap", Only(&["src/main.rs", "src/cli/", "src/config/"])),
     ("cudarc", Only(CUDA)),
-    ("flate2", Only(&["src/server/http/body/"])),
+    ("flate2", Only(&["src/cli/files.rs", "src/server/http/body/"])),
     ("futures", Only(&["src/server/", "src/service/", "src/cli/"])),
     ("getrandom", Only(SERVER)),
     ("half", Only(&["src/backend/cpu/", "src/backend/cuda/", "src/model/weights.rs", "src/model/weights/"])),

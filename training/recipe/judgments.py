@@ -4,7 +4,7 @@ One judged document a line:
 
 | field | |
 |---|---|
-| `query_id`, `doc_id` | names; by default the query itself and the line's number |
+| `query_id`, `doc_id` | texts or whole numbers; by default the query itself and the line's number |
 | `query` | the text asked |
 | `title`, `text`, or `document` | the document: `document` is a text or an object of the fields that the profile's document template names |
 | `grade` | the name of one of the model's grades, or a number |
@@ -135,7 +135,7 @@ def parse(row: dict, profile: Profile, grades: dict[str, str], name: str = "0", 
         document = {k: row[k] for k in ("title", "text") if k in row}
     if not isinstance(document, (str, dict)) or not profile.render_document(document).strip():
         raise ValueError("document: neither it nor title and text have any text")
-    query_id = str(row.get("query_id", query))
+    query_id = _id(row, "query_id", query)
     fold = row.get("fold", int.from_bytes(hashlib.md5(query_id.encode()).digest()[:4], "big") % FOLDS)
     weight = row.get("weight", 1.0)
     if not isinstance(fold, int) or isinstance(fold, bool):
@@ -147,7 +147,7 @@ def parse(row: dict, profile: Profile, grades: dict[str, str], name: str = "0", 
     instruction = row.get("instruction")
     if instruction is not None:
         _text(row, "instruction", blank=True)
-    return Judgment(query_id, str(row.get("doc_id", name)), query, document, target,
+    return Judgment(query_id, _id(row, "doc_id", name), query, document, target,
                     _explanation(row, profile), instruction, fold, float(weight), value, nearest, place)
 
 
@@ -156,6 +156,13 @@ def _text(row: dict, field: str, blank: bool = False) -> str:
     if not isinstance(value, str) or not (blank or value.strip()):
         raise ValueError(f"{field}: {value!r} is not a text" + ("" if blank else " with something in it"))
     return value
+
+
+def _id(row: dict, field: str, default: str) -> str:
+    value = row.get(field, default)
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        raise ValueError(f"{field}: {value!r} is neither a text nor a whole number")
+    return str(value)
 
 
 def _is_number(value) -> bool:

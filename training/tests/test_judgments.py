@@ -64,6 +64,7 @@ def test_a_value_between_grades_is_shared_in_any_order():
     ({"grade": 1, "weight": -1}, "weight: -1"), ({"distribution": [1, 0]}, "one probability for each"),
     ({"distribution": [0.5, 0, 0]}, "add up to 1"), ({"distribution": {"9": 1}}, "none of the model's grades"),
     ({"grade": 1, "explanation": {"asks": "x"}}, "object of the sections"), ({"grade": 1, "instruction": 3}, "instruction: 3"),
+    ({"grade": 1, "query_id": 1.5}, "query_id: 1.5 is neither"), ({"grade": 1, "doc_id": True}, "doc_id: True is neither"),
 ])
 def test_faulty_lines_are_refused_by_path_line_and_field(profile, tmp_path, fields, problem):
     good = {"query": "q", "text": "t", "grade": 1}
@@ -105,6 +106,13 @@ def test_names_that_are_left_out_or_null_are_given(profile, tmp_path):
     one, other = judgments.read(files, profile)
     assert (one.query_id, one.weight, one.fold) == ("q", 1, other.fold) and one.doc_id != other.doc_id
     assert (one.place, other.place) == (f"{files[0]}: line 1", f"{files[1]}: line 1")
+
+
+def test_a_whole_number_is_a_name(profile, tmp_path):
+    file = tmp_path / "j.jsonl"
+    file.write_text('{"query_id": 7, "query": "q", "doc_id": 12, "text": "t", "grade": 1}\n')
+    (found,) = judgments.read([file], profile)
+    assert (found.query_id, found.doc_id) == ("7", "12")
 
 
 def test_a_document_is_written_as_what_it_was(profile):

@@ -23,6 +23,21 @@ async fn what_waiting_clients_began_counts_though_it_ends_after_the_step() {
     assert_eq!((tally.counts.sent, tally.counts.failed), (2, 2));
 }
 
+#[tokio::test]
+async fn a_waiting_client_that_got_no_answer_leaves_the_server_alone() {
+    let asked = |answer: fn() -> (u16, String)| async move {
+        let server = Fake::start(move |_, _| answer()).await;
+        let client = Client::new(&server.url).expect("a client");
+        let scenario: Scenario = toml::from_str(SCENARIO).expect("a scenario");
+        let kinds: Vec<_> = scenario.traffic.iter().collect();
+        let counts = waiting(&client, &scenario, &kinds, 1, Duration::from_millis(50), FIRST).await.counts;
+        (counts.sent, counts.refused, counts.failed)
+    };
+    // Each would have asked many times; one more as the step ends.
+    assert_eq!(asked(|| (429, r#"{"retry_after_ms": 60000}"#.into())).await, (1, 1, 0));
+    assert_eq!(asked(|| (500, "no".into())).await, (1, 0, 1));
+}
+
 /// One request that has been due for a minute.
 async fn followed(retries: usize, answers: impl Fn(usize) -> (u16, String) + Send + Sync + 'static) -> Tally {
     let server = Fake::start(move |_, number| answers(number)).await;

@@ -6,7 +6,10 @@ use std::{
     path::Path,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    cli::files,
+    error::{Error, Result},
+};
 
 use super::{
     judgments::Query,
@@ -102,8 +105,7 @@ fn field(name: &str) -> String {
 
 fn each_line(path: &Path, count: usize, mut take: impl FnMut(&[&str]) -> Result<(), String>) -> Result<()> {
     let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|cause| Error::invalid(&origin, format!("cannot be read: {cause}")))?;
+    let text = files::text(path)?;
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let taken = if fields.len() == count {
