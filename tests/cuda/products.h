@@ -1,6 +1,9 @@
 // Products for Hopper against double precision, and against themselves.
 #pragma once
 
+#include "attention.h"
+#include "batch.h"
+
 namespace {
 
 using Multiply = void (*)(const TensorMap, const TensorMap, void*, Product);
