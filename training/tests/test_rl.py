@@ -1,5 +1,9 @@
 """Rewards and advantages by hand; what reinforcement does to a grade's distribution."""
 
+import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 
 for package in ("torch", "transformers", "accelerate", "tokenizers"):
@@ -7,10 +11,11 @@ for package in ("torch", "transformers", "accelerate", "tokenizers"):
 
 import torch
 
-from recipe.config import Reward
+from recipe import judgments
+from recipe.config import Reward, Rl
 from recipe.profile import Profile
-from recipe.rl import advantages, ordinal, section_rewards
-from recipe.rows import section_places
+from recipe.rl import Reinforcement, advantages, ordinal, section_rewards
+from recipe.rows import encode, logits, section_places
 
 QUERY, DOCUMENT = "red hat pen", "a red pen"
 TRUE = "asks: red hat pen\nhas: red pen\nlacks: hat\nsays: so"
@@ -47,6 +52,31 @@ def test_advantages_are_by_section_within_the_group():
 
 def test_near_grades_earn_more_than_far_ones(profile):
     assert ordinal(torch.tensor([[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]]), profile).tolist() == [[0, 0.5, 1], [0.75, 0.75, 0.25]]
+
+
+def test_grades_earn_by_their_weights_and_pay_for_leaving_the_reference(tiny, profile):
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    moved = copy.deepcopy(net)
+    with torch.no_grad():
+        moved.get_input_embeddings().weight.mul_(1.3)
+
+    def loss(kl, *lines):
+        unit = [judgments.parse({"query": "red hat", "doc_id": str(i), "text": text, "grade": grade, "weight": weight}, profile, {})
+                for i, (text, grade, weight) in enumerate(lines)]
+        rows, teacher = encode(unit, profile), Reinforcement()
+        teacher.reference = net
+        run = SimpleNamespace(stage=SimpleNamespace(rl=Rl(kl=kl)), profile=profile, accelerator=SimpleNamespace(autocast=nullcontext))
+        answer = logits(moved, [r.prompt for r in rows], [[]] * len(rows))[:, 0]
+        target = torch.tensor([r.judgment.target for r in rows])
+        got, figures = teacher._grades(run, rows, [unit], answer, target)
+        return float(got.detach()), figures["reward_grade"][0], figures["kl_grade"][0]
+
+    one, other = ("red hat", 2, 3.0), ("blue pen", 1, 1.0)
+    (first, earned, far), (second, _, _) = loss(0.5, one), loss(0.5, other)
+    assert first == pytest.approx(0.5 * far - earned) and far > 0 and 0 < earned < 1
+    assert loss(0.5, one, other)[0] == pytest.approx((3 * first + second) / 4) and first != pytest.approx(second)
 
 
 def test_tokens_belong_to_their_line(profile):
