@@ -11,7 +11,7 @@ use clock::median;
 
 use verdict::{
     backend::cpu::{
-        gemm::{PackedMatrix, PackedRows, Target, product},
+        gemm::{PackedMatrix, PackedRows, product},
         isa::Isa,
         peak,
     },
@@ -62,13 +62,7 @@ fn main() {
             let mut out = vec![0.0; m * n];
             let mut run = || {
                 packed.pack(isa, &x, m, &weights);
-                product(
-                    isa,
-                    &packed,
-                    &weights,
-                    0..n,
-                    Target { buffer: &mut out, stride: n, column: 0, add: false },
-                );
+                product(isa, &packed, &weights, &mut out, false);
                 black_box(&out);
             };
             run();

@@ -23,7 +23,7 @@ use verdict::{
 mod prompts;
 use prompts::prompts;
 
-const CHECKPOINTS: [&str; 3] = ["qwen3", "qwen2", "llama3"];
+const CHECKPOINTS: [&str; 4] = ["qwen3", "qwen2", "llama3", "uneven"];
 
 fn model(name: &str) -> Model {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -70,7 +70,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn batch_mates_order_and_cuts_change_nothing(prompts in prompts(), which in 0usize..3) {
+    fn batch_mates_order_and_cuts_change_nothing(prompts in prompts(), which in 0usize..CHECKPOINTS.len()) {
         let model = model(CHECKPOINTS[which]);
         let mut backend = CpuBackend::open(&model, 2).expect("opens");
         let expected: Vec<Vec<u32>> = prompts.iter().map(|(tokens, _)| alone(&mut backend, tokens)).collect();
@@ -93,7 +93,7 @@ proptest! {
 
     #[test]
     fn concurrency_and_cache_state_change_nothing(
-        prompts in prompts(), which in 0usize..3, batch_tokens in 1usize..300, cache_kib in 0usize..200, rounds in 1usize..4
+        prompts in prompts(), which in 0usize..CHECKPOINTS.len(), batch_tokens in 1usize..300, cache_kib in 0usize..200, rounds in 1usize..4
     ) {
         let model = model(CHECKPOINTS[which]);
         let mut backend = CpuBackend::open(&model, 1).expect("opens");

@@ -78,6 +78,9 @@ CHECKPOINTS = {
                                     num_key_value_heads=1, head_dim=128, tie_word_embeddings=True,
                                     rope_scaling=dict(rope_type="yarn", factor=4.0,
                                                       original_max_position_embeddings=64), **QWEN3)),
+    # Of widths that no vector and no tile divides.
+    "uneven": (torch.bfloat16, config("qwen3", hidden_size=44, intermediate_size=52, num_attention_heads=5,
+                                      num_key_value_heads=1, head_dim=10, **QWEN3)),
 }
 
 

@@ -10,8 +10,6 @@
 //! alone, whatever the number of rows, the tile it falls in or the thread that runs it. So a row's
 //! result never depends on its batch mates.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::amx;
@@ -67,27 +65,14 @@ impl PackedRows {
     }
 }
 
-/// Where a product goes: a row-major buffer of `stride` columns, from column `column` on.
-pub struct Target<'a> {
-    /// The whole buffer.
-    pub buffer: &'a mut [f32],
-    /// Its row length.
-    pub stride: usize,
-    /// First column to write.
-    pub column: usize,
-    /// Add to what is there instead of replacing it.
-    pub add: bool,
-}
-
-/// `target[:, ..] = x · w[columns]ᵀ + bias`. `columns` starts at a multiple of `PANEL`. For a gated `w`,
-/// all columns: `target[:, i] = silu(x · gate[i] + bias) · (x · up[i] + bias)`, half as many.
-pub fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, columns: Range<usize>, target: Target<'_>) {
-    debug_assert!(x.fits(w));
-    debug_assert_eq!(columns.start % PANEL, 0);
-    let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
-    let Target { buffer, stride, column, add } = target;
-    let out = SharedRows::new(buffer);
-    let product = Product { isa, x, w, columns, out: &out, stride, column, add };
+/// `to[rows, ..] = x · wᵀ + bias`, or added to what is there. For a gated `w`
+/// `to[.., i] = silu(x · gate[i] + bias) · (x · up[i] + bias)`, half as many.
+pub fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, to: &mut [f32], add: bool) {
+    assert!(x.fits(w), "rows that are packed for another weight");
+    let stride = if w.is_gated() { w.outputs() / 2 } else { w.outputs() };
+    let panels = w.outputs().div_ceil(PANEL);
+    let out = SharedRows::new(&mut to[..x.rows() * stride]);
+    let product = Product { isa, x, w, out: &out, stride, add };
     match &w.panels {
         Panels::Bf16Tiles(tiles) => amx::run(&product, &x.tiles, tiles, panels),
         _ => vector::run(&product, panels),
@@ -99,10 +84,9 @@ pub(super) struct Product<'a> {
     pub(super) isa: Isa,
     pub(super) x: &'a PackedRows,
     pub(super) w: &'a PackedMatrix,
-    columns: Range<usize>,
     pub(super) out: &'a SharedRows<'a>,
+    /// Values of an output row.
     stride: usize,
-    column: usize,
     add: bool,
 }
 
@@ -116,11 +100,11 @@ impl Product<'_> {
     /// earlier depth block is there already.
     pub(super) fn place(&self, row: usize, panel: usize, panels: usize, partial: bool) -> Place {
         let first = panel * PANEL;
-        let column = if self.gated() { first / 2 } else { first - self.columns.start };
+        let column = if self.gated() { first / 2 } else { first };
         Place {
-            at: row * self.stride + self.column + column,
+            at: row * self.stride + column,
             stride: self.stride,
-            width: (panels * PANEL).min(self.columns.end - first),
+            width: (panels * PANEL).min(self.w.outputs() - first),
             add: self.add || partial,
         }
     }

@@ -59,9 +59,8 @@ fn layer(isa: Isa, checkpoint: &Checkpoint, config: &ModelConfig, index: usize) 
     let name = |part: &str| format!("model.layers.{index}.{part}");
     let hidden = config.hidden_size;
     let inner = config.intermediate_size;
-    let q = config.heads * config.head_dim;
-    let kv = config.kv_heads * config.head_dim;
-    let joined = |parts: &[(&str, usize)], depth: usize, bias: bool| {
+    let (q, kv) = (config.query_width(), config.kv_width());
+    let joined = |parts: &[(&str, usize)], depth: usize, bias: bool, gated: bool| {
         let tensors = parts
             .iter()
             .map(|(part, outputs)| checkpoint.tensor(&name(&format!("{part}.weight")), &[*outputs, depth]))
@@ -71,7 +70,7 @@ fn layer(isa: Isa, checkpoint: &Checkpoint, config: &ModelConfig, index: usize) 
             .map(|(part, outputs)| vector(checkpoint, &name(&format!("{part}.bias")), *outputs))
             .take(if bias { parts.len() } else { 0 })
             .collect::<Result<Vec<_>>>()?;
-        pack(isa, &tensors, depth, bias.then(|| biases.concat()))
+        pack(isa, &tensors, depth, bias.then(|| biases.concat()), gated)
     };
     let norm = |part: &str, width: usize| vector(checkpoint, &name(&format!("{part}.weight")), width);
     let head_norm = |part: &str| config.qk_norm.then(|| norm(part, config.head_dim)).transpose();
@@ -80,24 +79,32 @@ fn layer(isa: Isa, checkpoint: &Checkpoint, config: &ModelConfig, index: usize) 
         mlp_norm: norm("post_attention_layernorm", hidden)?,
         query_norm: head_norm("self_attn.q_norm")?,
         key_norm: head_norm("self_attn.k_norm")?,
-        qkv: joined(
-            &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
+        queries: joined(&[("self_attn.q_proj", q)], hidden, config.qkv_bias, false)?,
+        keys_values: joined(
+            &[("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
             hidden,
             config.qkv_bias,
+            false,
         )?,
-        output: joined(&[("self_attn.o_proj", hidden)], q, config.o_bias)?,
-        gate_up: joined(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden, config.mlp_bias)?,
-        down: joined(&[("mlp.down_proj", hidden)], inner, config.mlp_bias)?,
+        output: joined(&[("self_attn.o_proj", hidden)], q, config.o_bias, false)?,
+        gate_up: joined(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], hidden, config.mlp_bias, true)?,
+        down: joined(&[("mlp.down_proj", hidden)], inner, config.mlp_bias, false)?,
     })
 }
 
-/// Packs tensors that share their input; mixed types (rare) meet in f32. Two are an MLP's gate and up.
-fn pack(isa: Isa, tensors: &[Tensor], depth: usize, bias: Option<Vec<f32>>) -> Result<PackedMatrix> {
+/// Packs tensors that share their input; mixed types (rare) meet in f32. `gated`: they are an MLP's gate and up.
+fn pack(
+    isa: Isa,
+    tensors: &[Tensor],
+    depth: usize,
+    bias: Option<Vec<f32>>,
+    gated: bool,
+) -> Result<PackedMatrix> {
     let dtype = tensors[0].dtype;
     if tensors.iter().all(|tensor| tensor.dtype == dtype) {
         let parts: Vec<&[u8]> = tensors.iter().map(Tensor::bytes).collect();
         let packed = match parts[..] {
-            [gate, up] => PackedMatrix::pack_gated(isa, dtype, depth, [gate, up], bias),
+            [gate, up] if gated => PackedMatrix::pack_gated(isa, dtype, depth, [gate, up], bias),
             _ => PackedMatrix::pack(isa, dtype, depth, &parts, bias),
         };
         tensors.iter().for_each(Tensor::release);

@@ -32,7 +32,9 @@ struct Layer {
     mlp_norm: Vec<f32>,
     query_norm: Option<Vec<f32>>,
     key_norm: Option<Vec<f32>>,
-    qkv: PackedMatrix,
+    queries: PackedMatrix,
+    /// Keys, then values.
+    keys_values: PackedMatrix,
     output: PackedMatrix,
     gate_up: PackedMatrix,
     down: PackedMatrix,
@@ -85,12 +87,13 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn describe(&self) -> Description {
-        let layers = self.layers.iter();
-        let packed = layers.map(|l| l.qkv.bytes() + l.output.bytes() + l.gate_up.bytes() + l.down.bytes());
+        let packed = self.layers.iter().flat_map(|layer| {
+            [&layer.queries, &layer.keys_values, &layer.output, &layer.gate_up, &layer.down]
+        });
         let head = self.head.matrix.as_ref().map_or(0, RowMatrix::bytes);
         Description {
             device: format!("cpu ({}, {} threads)", self.isa.name(), self.threads.current_num_threads()),
-            weight_bytes: packed.sum::<usize>() + self.embedding.bytes() + head,
+            weight_bytes: packed.map(PackedMatrix::bytes).sum::<usize>() + self.embedding.bytes() + head,
             kv_block_bytes: Self::block_floats(&self.config) * size_of::<f32>(),
             max_positions: self.positions(),
             overlaps: false,

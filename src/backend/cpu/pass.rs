@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{
     Head, Layer, Rotary,
     attention::{Inputs, Past, Shape},
-    gemm::{PackedMatrix, PackedRows, Target, product},
+    gemm::{PackedMatrix, PackedRows, product},
     head::RowMatrix,
     isa::Isa,
     rows,
@@ -90,11 +90,7 @@ impl<'a> Pass<'a> {
     }
 
     fn kv_width(&self) -> usize {
-        2 * self.config.kv_heads * self.config.head_dim
-    }
-
-    fn q_width(&self) -> usize {
-        self.config.heads * self.config.head_dim
+        2 * self.config.kv_width()
     }
 
     /// Packs `normed` once for all the products that read it.
@@ -110,8 +106,7 @@ impl<'a> Pass<'a> {
         let mut packed = std::mem::take(&mut self.work.packed);
         packed.pack(self.isa, input(self.work), self.rows.len(), w);
         self.packed_is_normed = false;
-        let target = Target { stride: w.outputs(), column: 0, add: true, buffer: &mut self.work.residual };
-        product(self.isa, &packed, w, 0..w.outputs(), target);
+        product(self.isa, &packed, w, &mut self.work.residual, true);
         self.work.packed = packed;
     }
 
@@ -209,12 +204,11 @@ impl Ops for Pass<'_> {
 
     fn keys_values(&mut self, layer: usize) -> Result<()> {
         let weights = &self.layers[layer];
-        self.pack_normed(&weights.qkv);
-        let (width, first) = (self.kv_width(), self.q_width());
+        self.pack_normed(&weights.keys_values);
+        let width = self.kv_width();
         let mut kv = std::mem::take(&mut self.work.kv);
         let rows = sized(&mut kv, self.rows.len() * width);
-        let target = Target { buffer: rows, stride: width, column: 0, add: false };
-        product(self.isa, &self.work.packed, &weights.qkv, first..first + width, target);
+        product(self.isa, &self.work.packed, &weights.keys_values, rows, false);
         self.rotate(rows, width, width / 2, weights.key_norm.as_deref(), 1.0);
         self.work.kv = kv;
         self.write_cache(layer);
@@ -242,12 +236,11 @@ impl Ops for Pass<'_> {
 
     fn queries(&mut self, layer: usize) -> Result<()> {
         let weights = &self.layers[layer];
-        self.pack_normed(&weights.qkv);
-        let width = self.q_width();
+        self.pack_normed(&weights.queries);
+        let width = self.config.query_width();
         let mut q = std::mem::take(&mut self.work.q);
         let rows = sized(&mut q, self.rows.len() * width);
-        let target = Target { buffer: rows, stride: width, column: 0, add: false };
-        product(self.isa, &self.work.packed, &weights.qkv, 0..width, target);
+        product(self.isa, &self.work.packed, &weights.queries, rows, false);
         let scale = 1.0 / (self.config.head_dim as f32).sqrt();
         self.rotate(rows, width, width, weights.query_norm.as_deref(), scale);
         self.work.q = q;
@@ -270,7 +263,7 @@ impl Ops for Pass<'_> {
             kv: &self.work.kv,
             past: &past,
         };
-        let width = self.config.heads * self.config.head_dim;
+        let width = self.config.query_width();
         inputs.run(sized(&mut self.work.attended, self.rows.len() * width));
         self.add_to_residual(&self.layers[layer].output, |work| &work.attended);
         Ok(())
@@ -283,12 +276,10 @@ impl Ops for Pass<'_> {
         let count = self.rows.len();
         let activated = sized(&mut self.work.activated, count * inner);
         if weights.gate_up.is_gated() {
-            let target = Target { buffer: activated, stride: inner, column: 0, add: false };
-            product(self.isa, &self.work.packed, &weights.gate_up, 0..2 * inner, target);
+            product(self.isa, &self.work.packed, &weights.gate_up, activated, false);
         } else {
             let both = sized(&mut self.work.gate_up, count * 2 * inner);
-            let target = Target { buffer: both, stride: 2 * inner, column: 0, add: false };
-            product(self.isa, &self.work.packed, &weights.gate_up, 0..2 * inner, target);
+            product(self.isa, &self.work.packed, &weights.gate_up, both, false);
             let rows = activated.par_chunks_exact_mut(inner).with_min_len(TASK_ROWS);
             rows.zip(self.work.gate_up.par_chunks_exact(2 * inner)).for_each(|(to, both)| {
                 rows::silu_mul(self.isa, &both[..inner], &both[inner..], to);

@@ -28,7 +28,7 @@ impl<'a> SharedRows<'a> {
     #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     #[inline(always)]
     pub(super) unsafe fn slice(&self, from: usize, len: usize) -> &mut [f32] {
-        assert!(from + len <= self.len, "tile outside its buffer");
+        assert!(from <= self.len && len <= self.len - from, "tile outside its buffer");
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }

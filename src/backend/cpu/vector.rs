@@ -43,15 +43,15 @@ kernel! {
 }
 
 /// Every output of `product`, by tasks of row groups and panels.
-pub(super) fn run(product: &Product<'_>, panels: Range<usize>) {
+pub(super) fn run(product: &Product<'_>, panels: usize) {
     let groups = product.x.rows().div_ceil(ROWS);
     let row_tasks = groups.div_ceil(TASK_ROW_PANELS);
-    let column_tasks = panels.len().div_ceil(TASK_COLUMN_PANELS);
+    let column_tasks = panels.div_ceil(TASK_COLUMN_PANELS);
     (0..row_tasks * column_tasks).into_par_iter().for_each(|task| {
         let (i, j) = (task / column_tasks, task % column_tasks);
         let groups = i * TASK_ROW_PANELS..((i + 1) * TASK_ROW_PANELS).min(groups);
-        let first = panels.start + j * TASK_COLUMN_PANELS;
-        Strip { product }.run(groups, first..(first + TASK_COLUMN_PANELS).min(panels.end));
+        let first = j * TASK_COLUMN_PANELS;
+        Strip { product }.run(groups, first..(first + TASK_COLUMN_PANELS).min(panels));
     });
 }
 

@@ -24,7 +24,7 @@ const TASK_BLOCKS: usize = 32;
 const TASKS_PER_THREAD: usize = 4;
 
 /// Every output of `product`, by tasks of row groups and panels.
-pub(in crate::backend::cpu) fn run(product: &Product<'_>, x: &[Tile], w: &[Tile], panels: Range<usize>) {
+pub(in crate::backend::cpu) fn run(product: &Product<'_>, x: &[Tile], w: &[Tile], panels: usize) {
     let groups = product.x.rows().div_ceil(TILE_ROWS);
     let blocks = product.w.depth().div_ceil(BLOCK);
     if groups == 0 || blocks == 0 {
@@ -32,21 +32,21 @@ pub(in crate::backend::cpu) fn run(product: &Product<'_>, x: &[Tile], w: &[Tile]
     }
     let at_a_time = if product.gated() { blocks } else { TASK_BLOCKS.min(blocks) };
     let task_panels = (TASK_TILES / at_a_time).max(2).next_multiple_of(2);
-    let column_tasks = panels.len().div_ceil(task_panels);
+    let column_tasks = panels.div_ceil(task_panels);
     let row_tasks = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(column_tasks);
     let task_groups = groups.div_ceil(row_tasks).next_multiple_of(2);
     let row_tasks = groups.div_ceil(task_groups);
     (0..row_tasks * column_tasks).into_par_iter().for_each(|task| {
         // Tasks that run at the same time read the same weights.
         let (i, j) = (task % row_tasks, task / row_tasks);
-        let first = panels.start + j * task_panels;
+        let first = j * task_panels;
         let strip = Strip {
             product,
             x,
             w,
             blocks,
             groups: i * task_groups..((i + 1) * task_groups).min(groups),
-            panels: first..(first + task_panels).min(panels.end),
+            panels: first..(first + task_panels).min(panels),
         };
         strip.run(at_a_time);
     });

@@ -3,7 +3,7 @@
 
 use super::{super::isa::Isa, unit::Sums, unit::TileUnit, *};
 use crate::{
-    backend::cpu::gemm::{PackedMatrix, PackedRows, Target, product},
+    backend::cpu::gemm::{PackedMatrix, PackedRows, product},
     model::weights::Dtype,
 };
 
@@ -31,8 +31,7 @@ fn run(w: &PackedMatrix, x: &[f32], outputs: usize, bias: f32) -> Vec<f32> {
     let mut packed = PackedRows::default();
     packed.pack(isa, x, rows, w);
     let mut out = vec![bias; rows * outputs];
-    let target = Target { buffer: &mut out, stride: outputs, column: 0, add: bias != 0.0 };
-    product(isa, &packed, w, 0..w.outputs(), target);
+    product(isa, &packed, w, &mut out, bias != 0.0);
     out
 }
 
