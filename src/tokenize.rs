@@ -10,9 +10,12 @@ mod words;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use tokenizers::{AddedVocabulary, NormalizerWrapper, PostProcessorWrapper};
+use tokenizers::{
+    AddedVocabulary, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    pre_tokenizers::metaspace::PrependScheme,
+};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, listed};
 
 use words::Words;
 
@@ -31,10 +34,21 @@ struct Inner {
     controls: BTreeMap<String, Control>,
     /// Ids of the added tokens, sorted.
     control_ids: Vec<u32>,
+    /// What a template has to begin with.
+    beginning: Beginning,
     /// One past the largest id.
     vocab_size: usize,
     /// An upper bound of the bytes of text that one token stands for.
     longest_token_bytes: usize,
+}
+
+/// What the whole tokenizer does where a text begins, and the plain one does not.
+#[derive(Clone, Debug, Default)]
+struct Beginning {
+    /// Control tokens that it puts before a text, as `<|begin_of_text|>`.
+    added: Vec<u32>,
+    /// Whether it puts a space before what begins a text, and before nothing else.
+    spaced: bool,
 }
 
 /// An added token.
@@ -67,8 +81,8 @@ pub struct FoundControl {
 impl Tokenizer {
     /// Reads a `tokenizer.json`; `origin` (its path) begins every error message.
     ///
-    /// Refused with `Invalid`: a file that is no tokenizer, and one whose control
-    /// tokens can be reached by plain text.
+    /// Refused with `Invalid`: a file that is no tokenizer, one whose control
+    /// tokens can be reached by plain text, and one that begins a text in a way that templates cannot express.
     pub fn from_bytes(bytes: &[u8], origin: &str) -> Result<Self> {
         let mut plain = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|cause| Error::invalid(origin, format!("not a tokenizer.json: {cause}")))?;
@@ -81,12 +95,14 @@ impl Tokenizer {
             .get_vocab(true)
             .iter()
             .fold((0, 1), |(id, bytes), (text, &other)| (id.max(other), bytes.max(text.len())));
-        plain.with_added_vocabulary(AddedVocabulary::new());
-        plain.with_post_processor(None::<PostProcessorWrapper>);
         plain.with_padding(None);
         plain
             .with_truncation(None)
             .map_err(|cause| Error::internal("a tokenizer kept its truncation").with_cause(cause))?;
+        let added = added_before(&plain).map_err(|cause| Error::invalid(origin, cause))?;
+        plain.with_added_vocabulary(AddedVocabulary::new());
+        plain.with_post_processor(None::<PostProcessorWrapper>);
+        let spaced = take_first_space(&mut plain);
         let mut control_ids: Vec<u32> = controls.values().map(|control: &Control| control.id).collect();
         control_ids.sort_unstable();
         let vocab_size = largest_id as usize + 1;
@@ -94,8 +110,13 @@ impl Tokenizer {
             |part: serde_json::Result<serde_json::Value>| part.unwrap_or(serde_json::Value::Bool(false));
         let normalizer = part(serde_json::to_value(plain.get_normalizer()));
         let pre_tokenizer = part(serde_json::to_value(plain.get_pre_tokenizer()));
+        if pre_tokenizer.to_string().contains("\"prepend_scheme\":\"first\"") {
+            let problem = "pre_tokenizer: prepend_scheme \"first\" is not supported within a sequence";
+            return Err(Error::invalid(origin, problem));
+        }
         let words = words::splits_at_spaces(&normalizer, &pre_tokenizer).then(Words::default);
-        let inner = Inner { plain, words, controls, control_ids, vocab_size, longest_token_bytes };
+        let beginning = Beginning { added, spaced };
+        let inner = Inner { plain, words, controls, control_ids, beginning, vocab_size, longest_token_bytes };
         let tokenizer = Self { inner: Arc::new(inner) };
         tokenizer.check_controls(origin)?;
         Ok(tokenizer)
@@ -108,12 +129,13 @@ impl Tokenizer {
         plain
             .with_normalizer(None::<NormalizerWrapper>)
             .map_err(|cause| Error::internal("a tokenizer kept its normalizer").with_cause(cause))?;
-        let Inner { controls, control_ids, vocab_size, longest_token_bytes, .. } = &*self.inner;
+        let Inner { controls, control_ids, beginning, vocab_size, longest_token_bytes, .. } = &*self.inner;
         let inner = Inner {
             plain,
             words: None,
             controls: controls.clone(),
             control_ids: control_ids.clone(),
+            beginning: beginning.clone(),
             vocab_size: *vocab_size,
             longest_token_bytes: *longest_token_bytes,
         };
@@ -186,6 +208,31 @@ impl Tokenizer {
         self.inner.control_ids.binary_search(&id).is_ok()
     }
 
+    /// What is wrong with a prompt that begins with these control tokens, and then with a text: Hugging Face
+    /// gives other ids for it.
+    pub fn check_beginning(&self, controls: &[u32]) -> std::result::Result<(), String> {
+        let Beginning { added, spaced } = &self.inner.beginning;
+        if !controls.starts_with(added) {
+            let text = |id| {
+                self.inner
+                    .controls
+                    .iter()
+                    .find(|(_, control)| control.id == id)
+                    .map(|(text, _)| text.as_str())
+            };
+            let added = listed(added.iter().filter_map(|&id| text(id)));
+            return Err(format!("must begin with {added}, which the tokenizer puts before every text"));
+        }
+        if *spaced && controls.is_empty() {
+            return Err(
+                "must begin with a control token: before a text that begins a prompt, and no other, the \
+                        tokenizer puts a space (prepend_scheme \"first\")"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
     /// The first control token in a template's literal text; the longest of those that begin there.
     ///
     /// `Invalid` if that token is defined to swallow white space around it, which a template
@@ -236,6 +283,33 @@ impl Tokenizer {
     pub fn decode_stream(&self) -> DecodeStream {
         DecodeStream { tokenizer: self.clone(), ids: Vec::new(), window: 0, sent: 0, started: false }
     }
+}
+
+/// The ids that a tokenizer's post-processor puts before a text.
+fn added_before(whole: &tokenizers::Tokenizer) -> std::result::Result<Vec<u32>, String> {
+    let ids = |added| {
+        whole.encode("a", added).map(|found| found.get_ids().to_vec()).map_err(|error| error.to_string())
+    };
+    let (bare, all) = (ids(false)?, ids(true)?);
+    if bare.is_empty() {
+        return Ok(Vec::new());
+    }
+    let place = all.windows(bare.len()).position(|ids| ids == bare);
+    let place = place.ok_or("post_processor: it changes the tokens of a text, which is not supported")?;
+    Ok(all[..place].to_vec())
+}
+
+/// Makes a tokenizer that puts a space before what begins a text, and before nothing else, put none; returns
+/// whether it was one.
+fn take_first_space(plain: &mut tokenizers::Tokenizer) -> bool {
+    let Some(PreTokenizerWrapper::Metaspace(metaspace)) = plain.get_pre_tokenizer() else { return false };
+    if metaspace.get_prepend_scheme() != PrependScheme::First {
+        return false;
+    }
+    let mut metaspace = metaspace.clone();
+    metaspace.set_prepend_scheme(PrependScheme::Never);
+    plain.with_pre_tokenizer(Some(PreTokenizerWrapper::Metaspace(metaspace)));
+    true
 }
 
 fn cannot_encode(cause: tokenizers::Error) -> Error {

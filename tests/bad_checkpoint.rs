@@ -120,6 +120,75 @@ fn a_tensor_of_the_wrong_shape() {
 }
 
 #[test]
+fn a_tied_head_that_is_another() {
+    let tied = || {
+        Broken::new("llama3").replace(
+            "config.json",
+            "\"tie_word_embeddings\": false",
+            "\"tie_word_embeddings\": true",
+        )
+    };
+    let message = "tie_word_embeddings is true in config.json, but lm_head.weight is not model.embed_tokens.weight: \
+                   say false, or remove it";
+    assert_eq!(tied().refusal(), message);
+    let embedding = std::cell::RefCell::new(Vec::new());
+    let same = tied().rewrite(|name, shape, data| {
+        if name == "model.embed_tokens.weight" {
+            embedding.replace(data.clone());
+        }
+        Some((shape, data))
+    });
+    let same = same.rewrite(|name, shape, data| {
+        Some((shape, if name == "lm_head.weight" { embedding.borrow().clone() } else { data }))
+    });
+    Model::load(same.dir.path()).expect("it is there twice");
+}
+
+#[test]
+fn an_adapter_that_is_not_merged() {
+    for file in ["README.md", "model.safetensors"] {
+        let broken = Broken::new("qwen3");
+        std::fs::write(broken.path("README.md"), "").expect("written");
+        std::fs::write(broken.path("adapter_config.json"), "{}").expect("written");
+        let expected = "adapter_config.json: an adapter is not merged here; save the model that has it merged \
+                        (PEFT's merge_and_unload)";
+        assert_eq!(broken.remove(file).refusal(), expected);
+    }
+}
+
+#[test]
+fn an_added_token_that_only_the_tokenizers_config_has() {
+    let with = |token: &str| {
+        let broken = Broken::new("qwen3");
+        let config = format!(
+            "{{\"added_tokens_decoder\": {{\"300\": {{\"content\": \"{token}\", \"special\": true}}}}}}"
+        );
+        std::fs::write(broken.path("tokenizer_config.json"), config).expect("written");
+        broken
+    };
+    let expected = "tokenizer_config.json: added tokens that tokenizer.json does not have: [\"<|mine|>\"]";
+    assert_eq!(with("<|mine|>").refusal(), expected);
+    Model::load(with("<|im_end|>").dir.path()).expect("both have it");
+}
+
+#[test]
+fn a_template_without_what_the_tokenizer_puts_before_a_text() {
+    let with = |token: &str| {
+        let processor = format!(
+            r#""post_processor":{{"type":"TemplateProcessing","single":[{{"SpecialToken":{{"id":"{token}","type_id":0}}}},{{"Sequence":{{"id":"A","type_id":0}}}}],"pair":[{{"Sequence":{{"id":"A","type_id":0}}}},{{"Sequence":{{"id":"B","type_id":1}}}}],"special_tokens":{{"{token}":{{"id":"{token}","ids":[ID],"tokens":["{token}"]}}}}}},"#
+        );
+        let model = Model::load(Broken::new("qwen3").dir.path()).expect("loads");
+        let id = model.tokenizer.control(token).expect("known").to_string();
+        let broken = Broken::new("qwen3");
+        broken.replace("tokenizer.json", "\"post_processor\":null,", &processor.replace("ID", &id))
+    };
+    let expected = "relevance.toml: prompt.template: must begin with [\"<|endoftext|>\"], which the tokenizer puts \
+                    before every text";
+    assert_eq!(with("<|endoftext|>").refusal(), expected);
+    Model::load(with("<|im_start|>").dir.path()).expect("it does");
+}
+
+#[test]
 fn a_config_of_another_model() {
     let broken = Broken::new("qwen3").replace("config.json", "\"hidden_size\": 64", "\"hidden_size\": 128");
     assert_eq!(broken.refusal(), "tensor model.embed_tokens.weight has shape [304, 64], expected [304, 128]");

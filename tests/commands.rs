@@ -209,6 +209,16 @@ fn eval_asks_as_the_lines_say() {
     assert_eq!(asked, figures("b.jsonl", "", &["--instruction", "be strict"]));
     assert_ne!(asked, figures("c.jsonl", "", &["--instruction", "be kind"]));
     let named = figures("d.jsonl", ", \"query_id\": \"a b\"", &[]);
+    let twice = dir.path().join("twice.jsonl");
+    let line =
+        |id: &str| format!("{{\"query\": \"x\", \"doc_id\": \"{id}\", \"document\": \"d\", \"grade\": 0}}\n");
+    std::fs::write(&twice, line("a b") + &line("a_b")).expect("written");
+    let (twice, run) = (twice.display().to_string(), dir.path().join("run").display().to_string());
+    let output = verdict(&["eval", "--judgments", &twice, "--save-run", &run], "qwen3", "");
+    assert_eq!(output.status.code(), Some(2));
+    let expected =
+        format!("--save-run: {twice}: line 2: document \"a_b\" of query \"x\" would be there twice");
+    assert!(errors(&output).contains(&expected), "{}", errors(&output));
     assert!(named.lines().all(|line| line.starts_with("a_b Q0 ") && line.split(' ').count() == 6), "{named}");
 }
 

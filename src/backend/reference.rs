@@ -101,8 +101,9 @@ fn positions(config: &ModelConfig) -> usize {
 
 /// The scaling object of either spelling, unless it says that there is none.
 fn rope_scaling(raw: &Value) -> Option<(&str, &Value)> {
-    let object =
-        [&raw["rope_parameters"], &raw["rope_scaling"]].into_iter().find(|value| value.is_object())?;
+    let object = [&raw["rope_parameters"], &raw["rope_scaling"]]
+        .into_iter()
+        .find(|value| value.as_object().is_some_and(|keys| !keys.is_empty()))?;
     let kind = object["rope_type"].as_str().or(object["type"].as_str())?;
     (kind != "default").then_some((kind, object))
 }

@@ -104,6 +104,9 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
     let names = names(&args.judgments.judgments)?;
     let model = load_model(args.model.model.as_deref())?;
     let sets = load(&args.judgments, &model.profile)?;
+    if args.save_run.is_some() {
+        trec::check_names(&sets).map_err(|problem| usage("--save-run", problem))?;
+    }
     let local = Local::of(model, &args.model)?;
     let mut rows: Vec<(String, Figures)> = Vec::new();
     let (mut tables, mut run_lines, mut pairs) = (Vec::new(), String::new(), Vec::new());
@@ -116,7 +119,9 @@ pub fn run(args: EvalArgs) -> Result<(), Failure> {
             name.clone(),
             judged.map(|(query, scored)| PerQuery::new(&query.id, scored, args.depth)).collect(),
         ));
-        trec::add_run(&mut run_lines, queries, &scored);
+        if args.save_run.is_some() {
+            trec::add_run(&mut run_lines, queries, &scored);
+        }
         pairs.extend(scored.into_iter().flatten());
     }
     let model = local.service.model().name.clone();
@@ -339,8 +344,8 @@ async fn score_documents(
 }
 
 fn unscored(judged: &Judged) -> Scored {
-    let (target, max_grade) = (judged.target(), judged.max_grade);
-    Scored { id: judged.id.clone(), score: 0.0, target, max_grade, logits: None }
+    let Judged { id, target, scale, .. } = judged.clone();
+    Scored { id, score: 0.0, target, scale, logits: None }
 }
 
 /// A header and a line a set.
@@ -353,10 +358,13 @@ fn table(rows: &[(String, Figures)]) -> String {
     );
     for (name, row) in rows {
         let Figures { queries, pairs, ndcg, accuracy, macro_f1, kappa, mrr, calibration_error, .. } = row;
+        let known =
+            |figure: &Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.4}"));
+        let (ndcg, mrr) = (known(ndcg), known(mrr));
         // Writing to a string does not fail.
         let _ = write!(
             text,
-            "\n{name:width$}  {queries:7}  {pairs:6}  {ndcg:8.4}  {mrr:6.4}  {accuracy:8.4}  {macro_f1:8.4}  {kappa:11.4}  {calibration_error:17.4}"
+            "\n{name:width$}  {queries:7}  {pairs:6}  {ndcg:>8}  {mrr:>6}  {accuracy:8.4}  {macro_f1:8.4}  {kappa:11.4}  {calibration_error:17.4}"
         );
     }
     text

@@ -2,7 +2,7 @@
 
 mod rope;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 
@@ -15,6 +15,17 @@ pub enum Architecture {
     Qwen2,
     /// LlamaForCausalLM (Llama 3 family).
     Llama,
+}
+
+impl Architecture {
+    /// How transformers' names of its classes begin.
+    fn family(self) -> &'static str {
+        match self {
+            Self::Qwen3 => "Qwen3",
+            Self::Qwen2 => "Qwen2",
+            Self::Llama => "Llama",
+        }
+    }
 }
 
 /// Everything the forward pass needs to know about a decoder's shape.
@@ -60,6 +71,8 @@ pub struct ModelConfig {
 #[derive(Debug, Deserialize)]
 struct Raw {
     model_type: Option<String>,
+    architectures: Option<Vec<String>>,
+    is_causal: Option<bool>,
     vocab_size: Option<usize>,
     hidden_size: Option<usize>,
     intermediate_size: Option<usize>,
@@ -74,7 +87,9 @@ struct Raw {
     mlp_bias: Option<bool>,
     tie_word_embeddings: Option<bool>,
     use_sliding_window: Option<bool>,
-    sliding_window: Option<usize>,
+    /// Where the key is not there, transformers takes one of 4,096 tokens; null is none.
+    #[serde(default, deserialize_with = "given")]
+    sliding_window: Option<Option<usize>>,
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
     partial_rotary_factor: Option<f64>,
@@ -83,6 +98,11 @@ struct Raw {
     rope_parameters: Option<rope::Raw>,
     original_max_position_embeddings: Option<usize>,
     quantization_config: Option<serde_json::Value>,
+}
+
+/// `Some` for a key that is there, with null too.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<usize>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 /// No dimension may pass it: products of four of them then fit 128 bits, of two 64,
@@ -177,6 +197,16 @@ impl Raw {
     }
 
     fn refuse_unsupported(&self, architecture: Architecture) -> Checked<()> {
+        if let Some(names) = self.architectures.as_ref().filter(|names| !names.is_empty()) {
+            let family = architecture.family();
+            let known = [format!("{family}ForCausalLM"), format!("{family}Model")];
+            if !names.iter().any(|name| known.contains(name)) {
+                return Err(format!("architectures {names:?} is not supported; supported is {:?}", known[0]));
+            }
+        }
+        if self.is_causal == Some(false) {
+            return Err("is_causal: attention in both directions is not supported".to_owned());
+        }
         if let Some(other) = self.hidden_act.as_deref().filter(|name| !["silu", "swish"].contains(name)) {
             return Err(format!("hidden_act {other:?} is not supported; supported is silu"));
         }
@@ -200,7 +230,7 @@ impl Raw {
     fn slides(&self) -> bool {
         let layers = self.num_hidden_layers.unwrap_or(usize::MAX);
         self.use_sliding_window == Some(true)
-            && self.sliding_window.is_some()
+            && self.sliding_window != Some(None)
             && self.max_window_layers.is_none_or(|first| first < layers)
     }
 
@@ -215,7 +245,17 @@ impl Raw {
     }
 
     fn rope(&self, head_dim: usize, max_positions: usize) -> Checked<rope::Rope> {
-        let raw = self.rope_parameters.clone().or_else(|| self.rope_scaling.clone()).unwrap_or_default();
+        let nothing = rope::Raw::default();
+        let given = [&self.rope_parameters, &self.rope_scaling].into_iter().flatten();
+        let given: Vec<&rope::Raw> = given.filter(|raw| **raw != nothing).collect();
+        let raw = match given[..] {
+            // transformers takes rope_scaling, and forgets what rope_parameters has of its own, as the theta.
+            [new, old] if new != old => {
+                return Err("rope_parameters and rope_scaling differ: leave one of them".to_owned());
+            }
+            [raw, ..] => raw.clone(),
+            [] => nothing,
+        };
         let theta = raw.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
         let original = self.original_max_position_embeddings;
         rope::Rope::new(&raw, head_dim, theta, max_positions, original)

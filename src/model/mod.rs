@@ -4,10 +4,10 @@ pub mod config;
 pub mod forward;
 pub mod weights;
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, listed},
     profile::{Grade, Profile},
     tokenize::Tokenizer,
 };
@@ -55,12 +55,16 @@ impl Model {
         if !dir.is_dir() {
             return Err(Error::invalid(&origin, "no such directory"));
         }
+        refuse_adapter(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         let config_json = read(dir, CONFIG)?;
         let tokenizer_json = read(dir, TOKENIZER)?;
         let profile = if dir.join(PROFILE).is_file() { Some(read(dir, PROFILE)?) } else { None };
         let names = names(dir, &config_json);
-        Self::from_files(&origin, &config_json, &tokenizer_json, profile.as_deref(), &names, checkpoint)
+        let model =
+            Self::from_files(&origin, &config_json, &tokenizer_json, profile.as_deref(), &names, checkpoint)?;
+        check_added_tokens(&model.tokenizer, dir)?;
+        Ok(model)
     }
 
     /// The model that is embedded in the program: verdict-mini.
@@ -94,6 +98,7 @@ impl Model {
             }
         };
         checkpoint.check_layout(&config)?;
+        checkpoint.check_tied_head(&config)?;
         let name = profile.name.clone();
         Ok(Self { profile, tokenizer, config, checkpoint, name })
     }
@@ -115,6 +120,9 @@ pub mod bundled {
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// What PEFT writes beside an adapter's weights.
+const ADAPTER: &str = "adapter_config.json";
 /// Our own file in a checkpoint's directory.
 const PROFILE: &str = "relevance.toml";
 
@@ -122,6 +130,50 @@ fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
     let path = dir.join(name);
     std::fs::read(&path)
         .map_err(|cause| Error::invalid(&path.display().to_string(), format!("cannot be read: {cause}")))
+}
+
+/// transformers would add it to the weights, or call the directory no model.
+fn refuse_adapter(dir: &Path) -> Result<()> {
+    let path = dir.join(ADAPTER);
+    if !path.exists() {
+        return Ok(());
+    }
+    let problem =
+        "an adapter is not merged here; save the model that has it merged (PEFT's merge_and_unload)";
+    Err(Error::invalid(&path.display().to_string(), problem))
+}
+
+/// The part of `tokenizer_config.json` that is read.
+#[derive(serde::Deserialize)]
+struct TokenizerConfig {
+    added_tokens_decoder: Option<HashMap<String, AddedToken>>,
+}
+
+#[derive(serde::Deserialize)]
+struct AddedToken {
+    content: String,
+}
+
+/// transformers adds what only `tokenizer_config.json` has; here it would be plain text.
+fn check_added_tokens(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+    let path = dir.join(TOKENIZER_CONFIG);
+    let Ok(json) = std::fs::read(&path) else { return Ok(()) };
+    let origin = path.display().to_string();
+    let config: TokenizerConfig =
+        serde_json::from_slice(&json).map_err(|cause| Error::invalid(&origin, cause))?;
+    let mut unknown: Vec<&str> = config
+        .added_tokens_decoder
+        .iter()
+        .flat_map(HashMap::values)
+        .map(|token| token.content.as_str())
+        .collect();
+    unknown.retain(|text| tokenizer.control(text).is_none());
+    unknown.sort_unstable();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let unknown = listed(unknown);
+    Err(Error::invalid(&origin, format!("added tokens that {TOKENIZER} does not have: {unknown}")))
 }
 
 /// What a checkpoint is called: its directory (in the Hugging Face cache, which names

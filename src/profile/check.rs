@@ -57,6 +57,8 @@ pub(super) fn profile(file: File, tokenizer: &Tokenizer, config: &ModelConfig) -
 fn template(table: &PromptTable, tokenizer: &Tokenizer) -> Checked<Template> {
     let text = table.template.as_deref().ok_or("prompt.template is missing")?;
     let template = Template::parse(text, tokenizer).map_err(|error| format!("prompt.{error}"))?;
+    let begins = tokenizer.check_beginning(&template.first_controls());
+    begins.map_err(|problem| format!("prompt.template: {problem}"))?;
     match &table.instruction_format {
         None => Ok(template),
         Some(format) => template.with_instruction_format(format).map_err(|error| format!("prompt.{error}")),

@@ -133,6 +133,12 @@ impl Template {
         Ok(template)
     }
 
+    /// The control tokens that every prompt begins with.
+    pub fn first_controls(&self) -> Vec<u32> {
+        let control = |block: &Block| if let Block::Control(id) = block { Some(*id) } else { None };
+        self.head.iter().map_while(control).collect()
+    }
+
     /// Sets the text around an instruction: `format` holds `{instruction}` once, and
     /// replaces that placeholder when an instruction is given; nothing does otherwise.
     pub fn with_instruction_format(mut self, format: &str) -> Result<Self> {

@@ -163,6 +163,41 @@ const FORGEABLE: &[u8] = br#"{
             "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
 }"#;
 
+/// A space, shown as ▁, before what begins a text; or `scheme`.
+fn spaced(scheme: &str) -> String {
+    r#"{
+  "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null, "decoder": null,
+  "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "SCHEME", "split": false},
+  "added_tokens": [{"id": 4, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": true}],
+  "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": {"▁": 0, "a": 1, "b": 2, "▁a": 3, "<s>": 4}, "merges": [["▁", "a"]]}
+}"#
+    .replace("SCHEME", scheme)
+}
+
+#[test]
+fn a_space_before_the_first_word_alone_is_before_no_text_behind_a_control_token() {
+    let json = spaced("first");
+    let whole = tokenizers::Tokenizer::from_bytes(json.as_bytes()).expect("loads");
+    let theirs = whole.encode("<s>a ba<s>ab", true).expect("encodes").get_ids().to_vec();
+    let ours = Tokenizer::from_bytes(json.as_bytes(), "dir/tokenizer.json").expect("loads");
+    let start = ours.control("<s>").expect("known");
+    let encode = |text| ours.encode(text).expect("encodes");
+    assert_eq!([vec![start], encode("a ba"), vec![start], encode("ab")].concat(), theirs);
+    assert_eq!(ours.check_beginning(&[start]), Ok(()));
+    let problem = ours.check_beginning(&[]).expect_err("refused");
+    assert!(problem.starts_with("must begin with a control token"), "{problem}");
+    let always = Tokenizer::from_bytes(spaced("always").as_bytes(), "t").expect("loads");
+    assert_eq!((always.encode("a").expect("encodes"), always.check_beginning(&[])), (vec![3], Ok(())));
+    let within = json
+        .replace("\"pre_tokenizer\": {", "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{");
+    let within = within.replace("\"split\": false}", "\"split\": false}]}");
+    let error = Tokenizer::from_bytes(within.as_bytes(), "dir/tokenizer.json").expect_err("refused");
+    assert!(error.message().ends_with("\"first\" is not supported within a sequence"), "{error}");
+}
+
 #[test]
 fn what_is_no_tokenizer_is_refused_by_path() {
     let error = Tokenizer::from_bytes(b"{}", "dir/tokenizer.json").expect_err("refused");

@@ -17,6 +17,8 @@ use crate::{
     profile::{Profile, ScoreRead},
 };
 
+use super::metrics::Scale;
+
 /// The longest scale of grades: tables and pictures have a row and a column for each.
 const MOST_GRADES: f64 = 1000.0;
 
@@ -42,14 +44,16 @@ pub(in crate::cli) struct Query {
 #[derive(Clone, Debug)]
 pub(in crate::cli) struct Judged {
     pub(in crate::cli) id: String,
-    pub(in crate::cli) max_grade: f64,
+    /// The grade as a part of the best one, in \[0, 1\].
+    pub(in crate::cli) target: f64,
+    /// The grades that it is one of.
+    pub(in crate::cli) scale: Scale,
     /// As the profile renders it.
     pub(in crate::cli) text: String,
     /// The line's own.
     pub(in crate::cli) instruction: Option<String>,
     /// Path and line, for errors.
     pub(in crate::cli) place: String,
-    grade: f64,
 }
 
 #[derive(Deserialize)]
@@ -84,11 +88,6 @@ impl Judgments {
 }
 
 impl Judged {
-    /// The grade as a part of the best one, in \[0, 1\].
-    pub(in crate::cli) fn target(&self) -> f64 {
-        self.grade / self.max_grade
-    }
-
     /// Whether there is nothing to score.
     pub(in crate::cli) fn is_blank(&self) -> bool {
         self.text.trim().is_empty()
@@ -102,18 +101,19 @@ pub(in crate::cli) fn read(path: &Path, folds: &HashSet<i64>, profile: &Profile)
     let origin = path.display().to_string();
     let text = files::text(path)?;
     let mut found = Judgments { origin: origin.clone(), ..Judgments::default() };
+    let own = scale(profile);
     let mut seen = Seen::default();
     let mut places: HashMap<String, usize> = HashMap::new();
     for (number, text) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let refused = |problem: String| Error::invalid(&origin, format!("line {number}: {problem}"));
         let line = parse(text).map_err(refused)?;
-        let grade = grade(&line, profile).map_err(refused)?;
+        let grade = grade(&line, profile, &own).map_err(refused)?;
         let text = document(&line, profile).map_err(refused)?;
         seen.check(&line, number).map_err(refused)?;
         if !folds.is_empty() && !line.fold.is_some_and(|fold| folds.contains(&fold)) {
             continue;
         }
-        let Some((grade, max_grade)) = grade else {
+        let Some((target, scale)) = grade else {
             found.ungraded += 1;
             continue;
         };
@@ -124,11 +124,11 @@ pub(in crate::cli) fn read(path: &Path, folds: &HashSet<i64>, profile: &Profile)
         });
         found.queries[place].judged.push(Judged {
             id: line.doc_id.unwrap_or_else(|| number.to_string()),
-            max_grade,
+            target,
+            scale,
             text,
             instruction: line.instruction,
             place: format!("{origin}: line {number}"),
-            grade,
         });
     }
     if found.queries.is_empty() {
@@ -189,7 +189,11 @@ fn id<'de, D: Deserializer<'de>>(given: D, field: &str) -> Result<Option<String>
 }
 
 fn parse(line: &str) -> Result<Line, String> {
+    let object = line.trim_start().starts_with('{');
     let line: Line = serde_json::from_str(line).map_err(|cause| cause.to_string())?;
+    if !object {
+        return Err("is an array, not an object".to_owned());
+    }
     if line.query.trim().is_empty() {
         let id = line.query_id.as_ref().unwrap_or(&line.query);
         return Err(format!("query: is empty (query_id {id:?})"));
@@ -211,24 +215,28 @@ fn document(line: &Line, profile: &Profile) -> Result<String, String> {
     }
 }
 
-/// The grade and the best one of its scale: the line's own or, for names and where it has none, the
-/// model's. `None` where a teacher's distribution stands for it.
-fn grade(line: &Line, profile: &Profile) -> Result<Option<(f64, f64)>, String> {
-    let (grade, max_grade) = match (&line.grade, line.max_grade) {
-        (None, _) if line.distribution.is_some() => return Ok(None),
-        (None, _) => return Err("grade: is missing".to_owned()),
-        (Some(Value::String(name)), _) => {
-            let (low, high) = ends(profile);
-            (named(name, profile)? - low, high - low)
-        }
-        (Some(given), max_grade) => {
-            let grade = given.as_f64().ok_or("grade: is neither a name nor a number")?;
-            match max_grade {
-                Some(max_grade) => (grade, max_grade),
-                None => own(grade, ends(profile))?,
-            }
-        }
+/// The grade as a part of the best one, and the scale: the line's own or, for names and where it has none,
+/// the model's. `None` where a teacher's distribution stands for it.
+fn grade(line: &Line, profile: &Profile, own: &Scale) -> Result<Option<(f64, Scale)>, String> {
+    let (low, high) = ends(profile);
+    let of_model = |value: f64| ((value - low) / (high - low), own.clone());
+    let given = match &line.grade {
+        None if line.distribution.is_some() => return Ok(None),
+        None => return Err("grade: is missing".to_owned()),
+        Some(Value::String(name)) => return Ok(Some(of_model(named(name, profile)?))),
+        Some(given) => given.as_f64().ok_or("grade: is neither a name nor a number")?,
     };
+    match line.max_grade {
+        Some(max_grade) => whole(given, max_grade).map(Some),
+        None if (low..=high).contains(&given) => Ok(Some(of_model(given))),
+        None => Err(format!(
+            "grade {given} is not in the model's {low} to {high}; say max_grade if the scale is another"
+        )),
+    }
+}
+
+/// A grade on a scale of whole numbers.
+fn whole(grade: f64, max_grade: f64) -> Result<(f64, Scale), String> {
     if max_grade > MOST_GRADES {
         // With all of its digits a large number is no message.
         return Err(format!("max_grade: {max_grade:?}, over the limit of {MOST_GRADES}"));
@@ -236,17 +244,22 @@ fn grade(line: &Line, profile: &Profile) -> Result<Option<(f64, f64)>, String> {
     if !(max_grade > 0.0 && (0.0..=max_grade).contains(&grade)) {
         return Err(format!("grade {grade} is not in 0 to max_grade {max_grade}"));
     }
-    // Grades are counted as whole numbers, which a shorter scale has not.
-    Ok(Some(if max_grade < 1.0 { (grade / max_grade, 1.0) } else { (grade, max_grade) }))
+    // A shorter scale has no whole numbers but its ends.
+    Ok((grade / max_grade, Scale::Whole(max_grade.max(1.0))))
 }
 
-fn own(grade: f64, (low, high): (f64, f64)) -> Result<(f64, f64), String> {
-    if !(low..=high).contains(&grade) {
-        return Err(format!(
-            "grade {grade} is not in the model's {low} to {high}; say max_grade if the scale is another"
-        ));
-    }
-    Ok((grade - low, high - low))
+/// The model's grades, as parts of the best one.
+fn scale(profile: &Profile) -> Scale {
+    let (low, high) = ends(profile);
+    let mut parts = match profile.read {
+        ScoreRead::Softmax { .. } => vec![0.0, 1.0],
+        ScoreRead::Expected => {
+            profile.grades.iter().map(|grade| (grade.value - low) / (high - low)).collect()
+        }
+    };
+    parts.sort_by(f64::total_cmp);
+    parts.dedup();
+    Scale::Model(parts.into())
 }
 
 /// A grade's value by its name.

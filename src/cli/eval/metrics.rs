@@ -1,6 +1,37 @@
 //! Figures of merit of scored judgments. Pure.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+
+/// The grades that a judgment could have been.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::cli) enum Scale {
+    /// 0, 1, 2 and so on, up to the best.
+    Whole(f64),
+    /// Those of the model, as parts of the best in \[0, 1\], rising.
+    Model(Arc<[f64]>),
+}
+
+impl Scale {
+    /// The place of the grade nearest to a part of the best; of two as near the higher one.
+    fn nearest(&self, part: f64) -> usize {
+        match self {
+            // Not negative by construction, and a longer scale than a table holds is not read.
+            Self::Whole(best) => (part * best).round() as usize,
+            Self::Model(grades) => {
+                grades.windows(2).filter(|pair| part >= f64::midpoint(pair[0], pair[1])).count()
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Whole(best) => best.round() as usize + 1,
+            Self::Model(grades) => grades.len(),
+        }
+    }
+}
 
 /// A scored judgment.
 #[derive(Clone, Debug)]
@@ -11,8 +42,8 @@ pub(in crate::cli) struct Scored {
     pub(in crate::cli) score: f64,
     /// The judged grade as a part of the best, in \[0, 1\].
     pub(in crate::cli) target: f64,
-    /// The best grade.
-    pub(in crate::cli) max_grade: f64,
+    /// The grades that it is one of.
+    pub(in crate::cli) scale: Scale,
     /// The grades' logits, if they were asked for.
     pub(in crate::cli) logits: Option<Vec<f32>>,
 }
@@ -24,16 +55,17 @@ pub(in crate::cli) struct Figures {
     pub(in crate::cli) pairs: usize,
     /// Ranks that count for nDCG.
     pub(in crate::cli) depth: usize,
-    /// nDCG at that depth with gains grade/max_grade; over queries with a relevant document.
-    pub(in crate::cli) ndcg: f64,
-    /// How often the score, rounded on the judgments' scale, is the judged grade.
+    /// nDCG at that depth with gains grade/max_grade; over queries with a relevant document, `None` without.
+    pub(in crate::cli) ndcg: Option<f64>,
+    /// How often the grade nearest to the score on the judgments' scale is the judged one.
     pub(in crate::cli) accuracy: f64,
     /// F1 of each grade that was judged or predicted, averaged over grades.
     pub(in crate::cli) macro_f1: f64,
     /// Cohen's kappa with quadratic weights (Cohen, 1968) of judged and predicted grades.
     pub(in crate::cli) kappa: f64,
-    /// Reciprocal rank of the first document with the best grade; over queries that have one.
-    pub(in crate::cli) mrr: f64,
+    /// Reciprocal rank of the first document with the best grade; over queries that have one, `None`
+    /// without.
+    pub(in crate::cli) mrr: Option<f64>,
     /// Expected calibration error: mean distance of score and grade/max_grade over ten bins of the score.
     pub(in crate::cli) calibration_error: f64,
 }
@@ -83,18 +115,18 @@ impl Figures {
         }
     }
 
-    /// The mean over sets, whatever their sizes.
+    /// The mean over sets, whatever their sizes; of a figure that some have not, over the others.
     pub(in crate::cli) fn mean(sets: &[Figures]) -> Self {
-        let of = |figure: fn(&Figures) -> f64| mean(sets.iter().map(figure));
+        let of = |figure: fn(&Figures) -> f64| mean(sets.iter().map(figure)).unwrap_or(0.0);
         Self {
             queries: sets.iter().map(|set| set.queries).sum(),
             pairs: sets.iter().map(|set| set.pairs).sum(),
             depth: sets.first().map_or(0, |set| set.depth),
             macro_f1: of(|set| set.macro_f1),
             kappa: of(|set| set.kappa),
-            ndcg: of(|set| set.ndcg),
+            ndcg: mean(sets.iter().filter_map(|set| set.ndcg)),
             accuracy: of(|set| set.accuracy),
-            mrr: of(|set| set.mrr),
+            mrr: mean(sets.iter().filter_map(|set| set.mrr)),
             calibration_error: of(|set| set.calibration_error),
         }
     }
@@ -118,9 +150,7 @@ impl Figures {
 impl Scored {
     /// The judged grade and the one nearest to the score.
     fn grades(&self) -> (usize, usize) {
-        // Not negative by construction, and a longer scale than a table holds is not read.
-        let grade = |share: f64| (share * self.max_grade).round() as usize;
-        (grade(self.target), grade(self.score))
+        (self.scale.nearest(self.target), self.scale.nearest(self.score))
     }
 
     fn is_right(&self) -> bool {
@@ -141,14 +171,15 @@ pub(super) fn rank(query: &[Scored]) -> Vec<&Scored> {
     ranked
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
+/// `None` of nothing.
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (sum, count) = values.fold((0.0, 0_usize), |(sum, count), value| (sum + value, count + 1));
-    if count == 0 { 0.0 } else { sum / count as f64 }
+    (count > 0).then(|| sum / count as f64)
 }
 
 /// How often each judged grade (row) was predicted as each grade (column).
 pub(in crate::cli) fn confusion(pairs: &[&Scored]) -> Vec<Vec<usize>> {
-    let size = pairs.iter().map(|pair| pair.max_grade.round() as usize + 1).max().unwrap_or_default();
+    let size = pairs.iter().map(|pair| pair.scale.len()).max().unwrap_or_default();
     let mut counts = vec![vec![0; size]; size];
     for pair in pairs {
         let (judged, predicted) = pair.grades();
@@ -166,7 +197,7 @@ fn macro_f1(counts: &[Vec<usize>]) -> f64 {
         let all = counts[grade].iter().sum::<usize>() + column(counts, grade);
         (all > 0).then(|| 2.0 * counts[grade][grade] as f64 / all as f64)
     };
-    mean((0..counts.len()).filter_map(of))
+    mean((0..counts.len()).filter_map(of)).unwrap_or(0.0)
 }
 
 /// 0 where chance alone agrees as well, 1 where all agree.
@@ -226,7 +257,7 @@ mod tests {
     use super::*;
 
     fn pair(id: &str, score: f64, target: f64) -> Scored {
-        Scored { id: id.to_owned(), score, target, max_grade: 2.0, logits: None }
+        Scored { id: id.to_owned(), score, target, scale: Scale::Whole(2.0), logits: None }
     }
 
     #[test]
@@ -236,8 +267,8 @@ mod tests {
         let figures = Figures::new(&[query, vec![pair("d", 0.1, 0.0)]], 10);
         let log3 = 3_f64.log2();
         let expected = (1.0 + 0.5 / 2.0) / (1.0 + 0.5 / log3);
-        assert!((figures.ndcg - expected).abs() < 1e-12);
-        assert!((figures.mrr - 1.0).abs() < 1e-12);
+        assert!((figures.ndcg.expect("relevant") - expected).abs() < 1e-12);
+        assert_eq!(figures.mrr, Some(1.0));
         // Rounded on 0 to 2: a 0 (judged 1), b 2 (2), c 1 (0), d 0 (0).
         assert!((figures.accuracy - 0.5).abs() < 1e-12);
         // F1: grade 0 is 2*1/(2+2), 1 is 0, 2 is 1. Kappa: seen 1 + 1, by chance 22/4.
@@ -258,9 +289,24 @@ mod tests {
 
     #[test]
     fn the_macro_average_weighs_sets_alike() {
-        let one = Figures { queries: 1, pairs: 1, ndcg: 1.0, ..Figures::default() };
-        let many = Figures { queries: 99, pairs: 99, ndcg: 0.5, ..Figures::default() };
+        let one = Figures { queries: 1, pairs: 1, ndcg: Some(1.0), ..Figures::default() };
+        let many = Figures { queries: 99, pairs: 99, ndcg: Some(0.5), ..Figures::default() };
         let mean = Figures::mean(&[one, many]);
-        assert_eq!((mean.queries, mean.ndcg), (100, 0.75));
+        assert_eq!((mean.queries, mean.ndcg), (100, Some(0.75)));
+        let nothing_relevant = Figures::new(&[vec![pair("a", 0.2, 0.0)]], 10);
+        assert_eq!((nothing_relevant.ndcg, nothing_relevant.mrr), (None, None));
+        assert_eq!(Figures::mean(&[one, nothing_relevant]).ndcg, Some(1.0));
+    }
+
+    #[test]
+    fn the_nearest_grade_is_one_of_the_scale() {
+        let model = Scale::Model([0.0, 0.1, 1.0].into());
+        assert_eq!([0.0, 0.04, 0.06, 0.5, 0.56, 1.0].map(|part| model.nearest(part)), [0, 0, 1, 1, 2, 2]);
+        // As on the whole numbers, where grades are as far apart as those.
+        let thirds = Scale::Model([0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0].into());
+        for part in (0..=1000).map(|i| f64::from(i) / 1000.0) {
+            assert_eq!(thirds.nearest(part), Scale::Whole(3.0).nearest(part), "{part}");
+        }
+        assert_eq!((model.len(), thirds.len(), Scale::Whole(3.0).len()), (3, 4, 4));
     }
 }

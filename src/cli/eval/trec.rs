@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{
-    judgments::Query,
+    judgments::{Judgments, Query},
     metrics::{self, PerQuery, Scored, discounted},
 };
 
@@ -85,6 +85,25 @@ impl Run {
         })?;
         Ok(run)
     }
+}
+
+/// A run has no place for two documents of one name, and none for white space in it.
+pub(in crate::cli) fn check_names(sets: &[Judgments]) -> Result<(), String> {
+    let mut seen = HashSet::new();
+    for query in sets.iter().flat_map(|set| &set.queries) {
+        for judged in &query.judged {
+            let name = (field(&query.id), field(&judged.id));
+            if seen.contains(&name) {
+                let (query, document) = name;
+                let place = &judged.place;
+                return Err(format!(
+                    "{place}: document {document:?} of query {query:?} would be there twice"
+                ));
+            }
+            seen.insert(name);
+        }
+    }
+    Ok(())
 }
 
 /// Adds a model's scores as lines of a run, best first.

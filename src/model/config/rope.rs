@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::Checked;
 
 /// `rope_scaling`, or `rope_parameters` as transformers 5 writes it.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub(super) struct Raw {
     rope_type: Option<String>,
     /// The older spelling; some files hold both.

@@ -3,8 +3,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::error::Code;
 
-/// Qwen3-0.6B's, with changes; null removes a field.
-fn config(changes: Value) -> Result<ModelConfig> {
+/// Qwen3-0.6B's, with changes.
+fn config_json(changes: Value) -> Value {
     let mut config = json!({
         "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072,
         "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
@@ -15,7 +15,11 @@ fn config(changes: Value) -> Result<ModelConfig> {
     for (name, value) in changes.as_object().expect("object") {
         config[name] = value.clone();
     }
-    ModelConfig::from_json(config.to_string().as_bytes(), "dir/config.json")
+    config
+}
+
+fn config(changes: Value) -> Result<ModelConfig> {
+    ModelConfig::from_json(config_json(changes).to_string().as_bytes(), "dir/config.json")
 }
 
 fn refusal(changes: Value) -> String {
@@ -60,6 +64,15 @@ fn both_spellings_of_rope_are_read() {
     let both =
         json!({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0}});
     assert_eq!(frequency(both), old / 2.0);
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4});
+    let theta = json!({"rope_type": "default", "rope_theta": 1e4});
+    assert_eq!(
+        refusal(json!({"rope_scaling": &yarn, "rope_parameters": theta})),
+        "rope_parameters and rope_scaling differ: leave one of them"
+    );
+    let scaled = frequency(json!({"rope_scaling": &yarn}));
+    assert_eq!(frequency(json!({"rope_scaling": &yarn, "rope_parameters": {}})), scaled);
+    assert_eq!(frequency(json!({"rope_scaling": &yarn, "rope_parameters": &yarn})), scaled);
 }
 
 #[test]
@@ -75,6 +88,21 @@ fn what_is_not_supported_is_refused_by_name() {
     );
     let sliding = json!({"use_sliding_window": true, "sliding_window": 4096, "max_window_layers": 20});
     assert_eq!(refusal(sliding), "use_sliding_window: sliding windows are not supported");
+    let mut default = config_json(json!({"use_sliding_window": true, "max_window_layers": 20}));
+    default.as_object_mut().expect("object").remove("sliding_window");
+    let refused = ModelConfig::from_json(default.to_string().as_bytes(), "c").expect_err("refused");
+    assert_eq!(refused.message(), "c: use_sliding_window: sliding windows are not supported");
+    assert!(config(json!({"use_sliding_window": true, "max_window_layers": 20})).is_ok(), "null is none");
+    assert_eq!(
+        refusal(json!({"is_causal": false})),
+        "is_causal: attention in both directions is not supported"
+    );
+    assert!(config(json!({"is_causal": true, "architectures": ["Qwen3ForCausalLM"]})).is_ok());
+    assert!(config(json!({"architectures": ["Qwen3Model"]})).is_ok());
+    assert_eq!(
+        refusal(json!({"architectures": ["Qwen3ForSequenceClassification"]})),
+        "architectures [\"Qwen3ForSequenceClassification\"] is not supported; supported is \"Qwen3ForCausalLM\""
+    );
     let layers = json!({"layer_types": ["full_attention", "sliding_attention"]});
     assert!(refusal(layers).starts_with("layer_types: \"sliding_attention\""));
     assert!(refusal(json!({"quantization_config": {"bits": 4}})).starts_with("quantization_config"));

@@ -1,14 +1,20 @@
 //! Which tensors a decoder of a given shape has.
 
-use crate::{error::Result, model::config::ModelConfig};
+use crate::{
+    error::{Error, Result},
+    model::config::ModelConfig,
+};
 
 use super::Checkpoint;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// Name and shape of every tensor the forward pass reads, as transformers names them.
 pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let (hidden, mlp) = (config.hidden_size, config.intermediate_size);
     let (query, kv) = (config.query_width(), config.kv_width());
-    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden])];
+    let mut tensors = vec![(EMBEDDING.to_owned(), vec![config.vocab_size, hidden])];
     for layer in 0..config.layers {
         let mut add = |name: &str, shape: &[usize], bias: bool| {
             tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
@@ -32,12 +38,30 @@ pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     }
     tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
     if !config.tied_head {
-        tensors.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
+        tensors.push((HEAD.to_owned(), vec![config.vocab_size, hidden]));
     }
     tensors
 }
 
 impl Checkpoint {
+    /// `Invalid` if there is a head beside the embedding that is said to be it, and is another. Some
+    /// checkpoints have it twice; which of two different ones is meant depends on transformers' version.
+    pub fn check_tied_head(&self, config: &ModelConfig) -> Result<()> {
+        if !config.tied_head || !self.contains(HEAD) {
+            return Ok(());
+        }
+        let shape = [config.vocab_size, config.hidden_size];
+        let (head, embedding) = (self.located(HEAD, &shape)?, self.located(EMBEDDING, &shape)?);
+        if head.dtype == embedding.dtype && head.bytes() == embedding.bytes() {
+            head.release();
+            return Ok(());
+        }
+        let problem = format!(
+            "tie_word_embeddings is true in config.json, but {HEAD} is not {EMBEDDING}: say false, or remove it"
+        );
+        Err(Error::invalid(self.origin(), problem))
+    }
+
     /// `Invalid`, naming the first tensor that is missing or of the wrong shape or type.
     /// Reads no values.
     pub fn check_layout(&self, config: &ModelConfig) -> Result<()> {

@@ -63,6 +63,10 @@ fn a_bad_line_is_named() {
         let expected = format!("line 2: max_grade: {max_grade}, over the limit of 1000");
         assert_eq!(refused(&format!("{good}\n{long}")), expected);
     }
+    assert_eq!(
+        refused("[\"q\", \"x\", \"d\", null, \"t\", null, 2, 3, null, null, null]"),
+        "line 1: is an array, not an object"
+    );
     assert!(refused("{\"query\": 5}").starts_with("line 1: invalid type"));
     let expected = "line 1: query_id: \"1.5\" is neither a text nor a whole number";
     assert!(refused("{\"query_id\": 1.5}").starts_with(expected));
@@ -96,17 +100,18 @@ fn lines_are_those_that_training_reads() {
         {"query": "red shoes", "document": {"brand": "Ours"}, "grade": 0.1, "max_grade": 0.2}"#;
     let found = read_all(text, &profile()).expect("reads");
     let shown = |query: &Query| {
-        let document = |j: &Judged| (j.id.clone(), j.text.clone(), j.grade, j.max_grade);
+        let document = |j: &Judged| (j.id.clone(), j.text.clone(), j.target, j.scale.clone());
         (query.id.clone(), query.judged.iter().map(document).collect::<Vec<_>>())
     };
-    let document = |id: &str, text: &str, grade, most| (id.to_owned(), text.to_owned(), grade, most);
+    let document = |id: &str, text: &str, target, scale| (id.to_owned(), text.to_owned(), target, scale);
+    let own = || Scale::Model([0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0].into());
     let others = [
-        document("2", "Lamp", 0.0, 3.0),
-        document("44", " as it is ", 3.0, 3.0),
-        document("5", "", 0.5, 1.0),
+        document("2", "Lamp", 0.0, own()),
+        document("44", " as it is ", 1.0, own()),
+        document("5", "", 0.5, Scale::Whole(1.0)),
     ];
     let expected = [
-        ("q1".to_owned(), vec![document("d7", "Crimson sneaker", 2.0, 3.0)]),
+        ("q1".to_owned(), vec![document("d7", "Crimson sneaker", 2.0 / 3.0, Scale::Whole(3.0))]),
         ("red shoes".to_owned(), others.to_vec()),
     ];
     assert_eq!(found.queries.iter().map(shown).collect::<Vec<_>>(), expected);
@@ -121,12 +126,23 @@ fn lines_are_those_that_training_reads() {
 }
 
 #[test]
+fn a_model_of_uneven_grades_has_a_scale_of_its_own() {
+    let mut profile = profile();
+    for (grade, value) in profile.grades.iter_mut().zip([10.0, 0.0, 10.0, 100.0]) {
+        grade.value = value;
+    }
+    let line = "{\"query\": \"x\", \"text\": \"t\", \"grade\": 10}";
+    let judged = &read_all(line, &profile).expect("reads").queries[0].judged[0];
+    assert_eq!((judged.target, judged.scale.clone()), (0.1, Scale::Model([0.0, 0.1, 1.0].into())));
+}
+
+#[test]
 fn names_are_read_as_the_score_is() {
     let mut profile = profile();
     profile.read = ScoreRead::Softmax { positive: 2, negative: 3 };
     let grade = |grade: &str| {
         let text = format!("{{\"query\": \"x\", \"text\": \"t\", \"grade\": {grade}}}");
-        read_all(&text, &profile).map(|found| found.queries[0].judged[0].target())
+        read_all(&text, &profile).map(|found| found.queries[0].judged[0].target)
     };
     assert_eq!(grade("\"2\"").expect("reads"), 1.0);
     assert_eq!(grade("\"3\"").expect("reads"), 0.0);
