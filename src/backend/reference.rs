@@ -1,5 +1,6 @@
 //! The reference backend: candle-transformers' own models in f32, for `verdict verify`
-//! and tests. It reads `config.json` by itself, so that an error in our reading shows.
+//! and tests. It reads the norms' epsilon and the rotary embedding from `config.json` by itself, so that an error
+//! in our reading of them shows; sizes, and what is refused, are ours.
 
 use std::{collections::HashMap, path::Path};
 
