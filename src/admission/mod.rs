@@ -117,6 +117,19 @@ impl Admission {
         }
     }
 
+    /// Refuses a request whose deadline had gone by when all of it had come; no retry helps one that had none.
+    pub fn gone_by(&self, deadline: Duration) -> Error {
+        if deadline < Duration::from_millis(1) {
+            self.shared.metrics.rejected(Rejection::Hopeless);
+            return Error::new(Code::DeadlineExceeded, "the deadline was over when the request began")
+                .without_retry();
+        }
+        self.shared.metrics.rejected(Rejection::Late);
+        let message =
+            format!("the deadline of {} ms had gone by when all of the request had come", whole_ms(deadline));
+        Error::new(Code::DeadlineExceeded, message)
+    }
+
     /// Takes one sequence to explain, or `None` if the explain lane is full.
     pub fn explain(&self) -> Option<Permit> {
         let mut ledger = self.shared.ledger();

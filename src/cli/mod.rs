@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod eval;
 mod files;
 pub mod local;
+mod log;
 mod output;
 mod progress;
 pub mod prompt;

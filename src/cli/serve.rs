@@ -1,21 +1,25 @@
 //! `verdict serve`.
 
-use std::{io::IsTerminal as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     backend::{self, Device, Options},
-    config::{ApiKeys, Config, DeviceName, LogFormat, ServeArgs},
+    config::{ApiKeys, Config, DeviceName, ServeArgs},
     error::{Error, Result},
     server::{self, Server},
 };
 
-use super::{Exit, Failure, open_model};
+use super::{Exit, Failure, log, open_model};
 
 /// How long threads that still compute may hold the process back after it is done.
 const LINGER: Duration = Duration::from_millis(500);
+/// What the log gets to write why the process ends at once.
+const LAST_LINE: Duration = Duration::from_millis(50);
+/// Files that are open beside connections: the model, pipes, what libraries hold; and some to spare.
+const OTHER_FILES: u64 = 128;
 
 /// Serves until told to stop.
 ///
@@ -23,8 +27,9 @@ const LINGER: Duration = Duration::from_millis(500);
 ///
 /// A failure with its exit code: see `verdict serve --help`.
 pub fn run(args: ServeArgs) -> Result<(), Failure> {
-    let config = Config::load(args).map_err(|error| Failure::new(Exit::Usage, error))?;
-    start_log(&config)?;
+    let mut config = Config::load(args).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let _log = log::start(&config)?;
+    fit_connections(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -40,6 +45,31 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         };
         Failure::new(exit, failure.error().clone())
     })
+}
+
+/// Takes as many file descriptors as the system lets this process have, and no more connections than they are enough
+/// for: at the limit nobody could be told anything any more, the probes of the orchestrator first.
+fn fit_connections(config: &mut Config) {
+    let wanted = config.connections as u64 + server::ADMIN_CONNECTIONS as u64 + OTHER_FILES;
+    let limits = getrlimit(Resource::Nofile);
+    // None is no limit.
+    let most = limits.maximum.unwrap_or(u64::MAX);
+    let mut have = limits.current.unwrap_or(u64::MAX);
+    if have < wanted
+        && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted.min(most)), ..limits }).is_ok()
+    {
+        have = wanted.min(most);
+    }
+    if have < wanted {
+        let left = (config.connections as u64).saturating_sub(wanted - have).max(1);
+        tracing::warn!(
+            max_connections = config.connections,
+            file_descriptors = have,
+            connections = left,
+            "fewer connections than max_connections: there are too few file descriptors (ulimit -n)"
+        );
+        config.connections = left as usize;
+    }
 }
 
 async fn serve(config: Config) -> Result<(), server::Failure> {
@@ -77,6 +107,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
         tokio::spawn(async move {
             either(&mut terminate, &mut interrupt).await;
             tracing::warn!("told to stop twice; stopping at once");
+            tokio::time::sleep(LAST_LINE).await;
             std::process::exit(Exit::Runtime as i32);
         });
     })
@@ -87,22 +118,4 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-}
-
-fn start_log(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log).map_err(|cause| {
-        let message = format!("{:?}: {cause}", config.log);
-        Failure::new(Exit::Usage, Error::invalid("log", message).with_cause(cause))
-    })?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // A log that cannot be written would be told of on the same full disk, and end the process.
-        .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal());
-    let started = match config.log_format {
-        LogFormat::Text => log.with_target(false).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-    };
-    started.map_err(|cause| Failure::from(anyhow::anyhow!("the log could not be started: {cause}")))
 }

@@ -173,18 +173,26 @@ impl Settings {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|cause| Error::invalid(&name, format!("cannot be read: {cause}")).with_cause(cause))?;
-        toml::from_str(&text).map_err(|cause| refused(&name, &text, &cause))
+        let read = toml::Deserializer::parse(&text).map_err(|cause| (String::new(), cause));
+        let read = read.and_then(|toml| {
+            serde_path_to_error::deserialize(toml)
+                .map_err(|error| (format!("{}: ", error.path()), error.into_inner()))
+        });
+        read.map_err(|(key, cause)| refused(&name, &text, &key, &cause))
     }
 }
 
 /// Where in the file what is wrong. The parser's own words are not kept as a cause: they repeat
 /// the line, and a line may hold API keys.
-fn refused(name: &str, text: &str, cause: &toml::de::Error) -> Error {
+fn refused(name: &str, text: &str, key: &str, cause: &toml::de::Error) -> Error {
     let Some(span) = cause.span() else { return Error::invalid(name, cause.message()) };
     let before = &text[..text.floor_char_boundary(span.start)];
     let line = before.matches('\n').count() + 1;
     let column = before.chars().rev().take_while(|&character| character != '\n').count() + 1;
-    Error::invalid(name, format!("line {line}, column {column}: {}", cause.message()))
+    let said = cause.message().replace("expected usize", "expected a whole number from 0 up");
+    // The key of what is unknown is in the message.
+    let key = if said.starts_with("unknown field") { "" } else { key };
+    Error::invalid(name, format!("line {line}, column {column}: {key}{said}"))
 }
 
 #[cfg(test)]

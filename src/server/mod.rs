@@ -49,7 +49,7 @@ pub use state::Phase;
 /// After the last answer, how long connections may take to be closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections of the admin port at once: its callers are few.
-const ADMIN_CONNECTIONS: usize = 256;
+pub(crate) const ADMIN_CONNECTIONS: usize = 256;
 /// And how long sending the last spans may take.
 const FLUSH: Duration = Duration::from_secs(2);
 

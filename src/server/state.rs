@@ -96,6 +96,14 @@ impl State {
         self.phase.subscribe()
     }
 
+    /// Resolves `patience` after the server was told to stop; then no unsent body is waited for any more.
+    pub(crate) async fn draining_for(&self, patience: Duration) -> Error {
+        let _ = self.phases().wait_for(|phase| *phase == Phase::Draining).await;
+        tokio::time::sleep(patience).await;
+        self.metrics.rejected(Rejection::Unavailable);
+        unavailable("the server is shutting down")
+    }
+
     /// Whether the engine's thread runs and is not stuck.
     pub(crate) fn is_alive(&self) -> bool {
         self.running.get().is_none_or(|running| running.engine.is_alive(self.stall))

@@ -232,7 +232,7 @@ impl Service {
         let inner = &self.inner;
         let deadline = request.arrived().unwrap_or(arrived) + patience;
         if deadline <= arrived {
-            return Err(deadline_exceeded(patience));
+            return Err(inner.admission.gone_by(patience));
         }
         let patience = Patience { whole: patience, left: deadline - arrived };
         let (mut work, answers, options) = Work::new(request, keep, deadline, &inner.model.profile)?;

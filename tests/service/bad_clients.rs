@@ -72,6 +72,7 @@ async fn a_body_that_trickles_is_not_waited_for() {
     let answer = String::from_utf8(rest(&mut slow).await).expect("text");
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
     assert!(answer.contains("body: not sent within 300 ms"), "{answer}");
+    assert_eq!(server.metric("verdict_rejections_total{reason=\"late\"}").await, 1.0);
     assert_eq!(server.held_pairs(), 0);
     serves(&server).await;
 }

@@ -134,8 +134,12 @@ async fn a_deadline_counts_from_the_head_of_a_request() {
         let mut answer = String::new();
         within(slow.read_to_string(&mut answer)).await.expect("answered");
         assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
-        assert!(answer.contains("the deadline of 300 ms passed before all scores were there"), "{answer}");
+        assert!(
+            answer.contains("the deadline of 300 ms had gone by when all of the request had come"),
+            "{answer}"
+        );
     }
+    assert_eq!(server.metric("verdict_rejections_total{reason=\"late\"}").await, 3.0);
     assert_eq!(server.stub.passes(), 0);
 }
 

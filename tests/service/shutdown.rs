@@ -4,6 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::StatusCode;
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use verdict::{
     backend::stub::Fault,
@@ -81,6 +85,28 @@ async fn the_grace_period_bounds_draining() {
     assert_eq!(cut.error().message(), "the grace period of 20ms ended before 1 requests did");
     assert!(within(stuck).await.expect("no panic").is_err(), "its connection was closed");
     stub.release();
+}
+
+#[tokio::test]
+async fn a_body_that_was_only_begun_holds_up_no_end() {
+    let server = TestServer::start().await;
+    let address = server.url("").trim_start_matches("http://").to_owned();
+    let mut slow = TcpStream::connect(address).await.expect("connects");
+    let head =
+        "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+    slow.write_all(head.as_bytes()).await.expect("sent");
+    let metrics = server.metrics.clone();
+    // Its body has begun to be read once memory is held for it.
+    while server.metric("verdict_body_bytes").await == 0.0 {
+        tokio::task::yield_now().await;
+    }
+    within(server.stop()).await.expect("a clean end");
+    let mut answer = String::new();
+    within(slow.read_to_string(&mut answer)).await.expect("text");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the server is shutting down"), "{answer}");
+    let counted = metrics.text().expect("text");
+    let counted = String::from_utf8_lossy(&counted);
+    assert!(counted.contains("verdict_rejections_total{reason=\"unavailable\"} 1"), "{counted}");
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ const CUDA: &[&str] = &["src/backend/cuda/"];
 const REFERENCE: &[&str] = &["src/backend/reference.rs"];
 
 /// Every dependency, and its place.
-const TABLE: [(&str, Place); 47] = [
+const TABLE: [(&str, Place); 48] = [
     ("ahash", Only(&["src/tokenize/"])),
     ("anyhow", Only(&["src/main.rs", "src/cli/"])),
     ("axum", Only(SERVER)),
@@ -63,10 +63,11 @@ const TABLE: [(&str, Place); 47] = [
     ("prost", Only(GRPC)),
     ("prost-types", Only(GRPC)),
     ("rayon", Only(COMPUTE)),
+    ("rustix", Only(&["src/cli/serve.rs"])),
     ("safetensors", Only(&["src/model/weights.rs", "src/model/weights/"])),
     ("serde", But(PURE)),
     ("serde_json", But(PURE)),
-    ("serde_path_to_error", Only(&["src/server/http/", "src/cli/"])),
+    ("serde_path_to_error", Only(&["src/server/http/", "src/cli/", "src/config/"])),
     ("subtle", Only(&["src/server/guard.rs"])),
     ("thiserror", Only(&["src/error.rs"])),
     ("tokenizers", Only(&["src/tokenize.rs", "src/tokenize/"])),

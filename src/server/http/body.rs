@@ -2,6 +2,8 @@
 
 mod inflate;
 
+use std::time::Duration;
+
 use axum::{
     body::Body,
     http::{
@@ -14,11 +16,15 @@ use http_body_util::BodyExt as _;
 
 use crate::{
     error::{Code, Error, Result},
+    metrics::Rejection,
     server::{bodies::Held, state::State},
 };
 
 pub(super) use inflate::ENCODINGS;
 use inflate::Encoding;
+
+/// How long a server that stops waits for bodies that were begun.
+const UNSENT: Duration = Duration::from_secs(1);
 
 /// The whole body of a JSON request, inflated if it was sent compressed, and its share of the memory
 /// of all bodies: keep it as long as what the body says is kept.
@@ -28,7 +34,7 @@ use inflate::Encoding;
 /// `UnsupportedMedia` for another content type or encoding, `Invalid` for a
 /// connection that breaks or a body that does not inflate, `TooLarge` past the
 /// limit as sent or as inflated, `Overloaded` where other bodies leave no memory for it, `DeadlineExceeded` if the client takes too long
-/// to send it.
+/// to send it, `Unavailable` if the server stops before.
 pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &State) -> Result<(Bytes, Held)> {
     check_type(headers)?;
     let encoding = Encoding::of(headers.get(CONTENT_ENCODING))?;
@@ -39,9 +45,13 @@ pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &Sta
         return Err(Error::too_large("body", "bytes", state.body_bytes, length));
     }
     let mut held = state.bodies.share();
-    let collected =
-        tokio::time::timeout(state.read_timeout, collect(body, state.body_bytes, &mut held)).await;
+    let collected = tokio::time::timeout(state.read_timeout, collect(body, state.body_bytes, &mut held));
+    let collected = tokio::select! {
+        collected = collected => collected,
+        stopped = state.draining_for(UNSENT) => return Err(stopped),
+    };
     let body = collected.map_err(|_| {
+        state.metrics.rejected(Rejection::Late);
         let message = format!("body: not sent within {} ms", state.read_timeout.as_millis());
         Error::new(Code::DeadlineExceeded, message)
     })??;
