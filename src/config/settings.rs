@@ -183,7 +183,7 @@ pub struct Settings {
         help_heading = "Admission (past it: 429 with Retry-After)"
     )]
     pub queue_explanations: Option<usize>,
-    /// Most memory of request bodies, of all requests that are being read or answered, in MiB [default: 256]
+    /// Most memory of request bodies, of all requests that are being read or answered, and of answers not taken yet, in MiB [default: 256]
     #[arg(
         long,
         value_name = "N",
@@ -218,7 +218,7 @@ pub struct Settings {
     /// With work and no finished forward pass for so long, the server is not ready, and a start ends [default: 120s]
     #[arg(long, value_name = "TIME", env = "VERDICT_STALL", help_heading = "Operation")]
     pub stall: Option<Span>,
-    /// How long a client may take to send a request's head, its body, its next request, and to take some of an answer [default: 75s]
+    /// How long a client may take to send a request's head, its body or a message of a stream, its next request, and to take some of an answer [default: 75s]
     #[arg(long, value_name = "TIME", env = "VERDICT_READ_TIMEOUT", help_heading = "Operation")]
     pub read_timeout: Option<Span>,
     /// How often a quiet event stream gets a comment [default: 15s]

@@ -216,7 +216,10 @@ impl ServerMetrics {
     fn register(of: &Register<'_>) -> Self {
         Self {
             connections: of.gauge("verdict_connections", "Open connections on the main port."),
-            body_bytes: of.gauge("verdict_body_bytes", "Bytes of request bodies held."),
+            body_bytes: of.gauge(
+                "verdict_body_bytes",
+                "Bytes of request bodies, and of answers not taken yet, that are held.",
+            ),
             ready: of.gauge("verdict_ready", "1 while the server takes requests."),
             started: of
                 .gauge("verdict_start_time_seconds", "When the process started, in seconds since 1970."),

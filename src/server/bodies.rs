@@ -1,4 +1,4 @@
-//! Memory of request bodies, of all requests together.
+//! Memory of request bodies, and of answers that were not taken yet, of all requests together.
 
 use std::{
     sync::{
@@ -28,6 +28,11 @@ impl Bodies {
         Arc::new(Self { limit, held: AtomicUsize::new(0), metrics })
     }
 
+    /// One was not sent in time.
+    pub(crate) fn late(&self) {
+        self.metrics.rejected(Rejection::Late);
+    }
+
     /// Bytes that are held now.
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
@@ -52,6 +57,9 @@ impl Held {
     ///
     /// `Overloaded` with when to try again, where the limit leaves no room for them.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let Bodies { limit, held, metrics } = &*self.bodies;
         let fits = |held: usize| held.checked_add(bytes).filter(|sum| sum <= limit);
         match held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
@@ -66,6 +74,13 @@ impl Held {
                 Err(Error::new(Code::Overloaded, message).with_retry_after(RETRY))
             }
         }
+    }
+
+    /// Takes `bytes` more that are there already, as an answer is: past the limit too, and then there is no room for
+    /// bodies until some are given back.
+    pub(crate) fn keep(&mut self, bytes: usize) {
+        self.bodies.held.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
     }
 
     /// Gives back `bytes`, or all there are.
@@ -101,6 +116,10 @@ mod tests {
         two.grow(usize::MAX).expect_err("no sum goes past the end of numbers");
         drop(two);
         assert_eq!(bodies.held(), 50);
+        one.keep(100);
+        assert_eq!(bodies.held(), 150, "what is there is counted");
+        bodies.share().grow(1).expect_err("and leaves no room");
+        bodies.share().grow(0).expect("what needs none is not refused");
         one.shrink(1000);
         drop(one);
         assert_eq!(bodies.held(), 0, "nothing is given back twice");

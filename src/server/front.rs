@@ -20,8 +20,11 @@ use crate::{
 use super::{
     bodies::Bodies,
     call::{REQUEST_ID, RequestIds},
-    dialects, grpc, http,
+    dialects, grpc, guard, http,
 };
+
+/// The longest message, in bytes, of a call that needs no key: it names a service.
+const OPEN_MESSAGE: usize = 4 << 10;
 
 /// Serves both protocols on one port.
 pub(crate) struct Front {
@@ -63,10 +66,7 @@ impl Front {
         let path = request.uri().path().to_owned();
         let answer = match &self.grpc {
             Some(calls) if grpc => {
-                let request = request.map(|body| {
-                    let body = grpc::sent_within(&path, body, self.read_timeout);
-                    grpc::measured(body, calls.bodies.share(), calls.message_bytes)
-                });
+                let request = request.map(|body| grpc::measured(body, &path, self.measure(calls, &path)));
                 calls.routes.clone().call(request)
             }
             _ => self.http.clone().call(request.map(Body::new)),
@@ -89,6 +89,22 @@ impl Front {
         }
         response.headers_mut().insert(REQUEST_ID, id.name);
         response
+    }
+
+    /// Where an answer to a request of `path` counts until it is taken: not one that needs no key, which is the same
+    /// for all.
+    pub(crate) fn memory(&self, path: &str) -> Option<&Arc<Bodies>> {
+        self.grpc.as_ref().map(|calls| &calls.bodies).filter(|_| !guard::is_open(path))
+    }
+
+    /// What the messages of a call may take. Who has no key takes nothing of the memory of those who have one.
+    fn measure(&self, calls: &Calls, path: &str) -> grpc::Measure {
+        let (held, most) = if guard::is_open(path) {
+            (None, OPEN_MESSAGE.min(calls.message_bytes))
+        } else {
+            (Some(calls.bodies.share()), calls.message_bytes)
+        };
+        grpc::Measure { bodies: Arc::clone(&calls.bodies), held, most, limit: self.read_timeout }
     }
 }
 

@@ -36,7 +36,7 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// Paths without secrets and without work, which need no key: health for load
 /// balancers, the pages and their files, and the description of the interface.
-fn is_open(path: &str) -> bool {
+pub(super) fn is_open(path: &str) -> bool {
     matches!(path, "/" | "/health" | "/docs" | "/openapi.json" | "/.well-known/live" | "/.well-known/ready")
         || path.starts_with("/playground/")
         || path.starts_with("/docs/")

@@ -21,7 +21,8 @@ use crate::metrics::Metrics;
 
 use super::{
     front::Front,
-    patience::{Activity, Taken, until_sent},
+    patience::{Activity, Taken},
+    sending::until_sent,
 };
 
 /// After a failed accept (out of file descriptors, mostly) the next one waits a little.
@@ -35,7 +36,7 @@ const HEAD_BYTES: u32 = 32 << 10;
 /// Requests on one HTTP/2 connection that were reset before they were looked at; a peer that
 /// resets more is parted with.
 const RESETS: usize = 20;
-/// After an idle connection was told to end, how long it may take.
+/// After an idle connection was told to end, how long it may take, unless it was asked something meanwhile.
 const PARTING: Duration = Duration::from_secs(5);
 /// After the listener closed, how long connections that look idle are kept: what a client has sent by then
 /// is answered, with a refusal, and not cut off.
@@ -169,16 +170,18 @@ async fn requests(
     let (requests, stopped) = (activity.clone(), stop.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let one_by_one = request.version() < Version::HTTP_2;
+        let bodies = front.memory(request.uri().path()).cloned();
         let (busy, answer, stopped) = (requests.begin(), Arc::clone(&front).call(request), stopped.clone());
         async move {
             let mut response = answer.await;
             if one_by_one && *stopped.borrow() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(until_sent(response, busy))
+            Ok::<_, Infallible>(until_sent(response, busy, limit, bodies.as_ref()))
         }
     });
-    let connection = builder.serve_connection(TokioIo::new(Taken::new(stream, limit)), service);
+    let stream = Taken::new(stream, limit, activity.clone());
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let result = tokio::select! {
         biased;
@@ -194,7 +197,12 @@ async fn requests(
         // HTTP/1 looks after its own head; this is for HTTP/2, and for a connection that never says which it is.
         () = activity.idle(limit) => {
             connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(PARTING, connection).await.unwrap_or(Ok(()))
+            activity.touch();
+            tokio::select! {
+                biased;
+                result = connection => result,
+                () = activity.idle(limit.min(PARTING)) => Ok(()),
+            }
         }
     };
     if let Err(error) = result {

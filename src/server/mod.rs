@@ -14,6 +14,7 @@ mod listen;
 mod openapi;
 mod patience;
 mod playground;
+mod sending;
 mod state;
 mod tls;
 
@@ -50,6 +51,8 @@ pub use state::Phase;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections of the admin port at once: its callers are few.
 pub(crate) const ADMIN_CONNECTIONS: usize = 256;
+/// And how long one of them may say nothing: they are few, and a probe does not wait.
+const ADMIN_PATIENCE: Duration = Duration::from_secs(5);
 /// And how long sending the last spans may take.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -289,7 +292,7 @@ impl Ports {
         let admin_port = listen::Port {
             front: Front::new(admin::router(Arc::clone(state)), None, read_timeout, None),
             tls: None,
-            read_timeout,
+            read_timeout: read_timeout.min(ADMIN_PATIENCE),
             connections: ADMIN_CONNECTIONS,
             metrics: None,
         };

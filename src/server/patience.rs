@@ -1,5 +1,5 @@
 //! How long a connection may keep us waiting: for what it was going to ask, and
-//! for it to take what it was sent.
+//! for it to take what it was sent; and how it is noticed that it has left.
 
 use std::{
     io,
@@ -9,12 +9,7 @@ use std::{
     time::Duration,
 };
 
-use axum::body::Body;
-use bytes::Bytes;
-use hyper::{
-    Response,
-    body::{Body as _, Frame, SizeHint},
-};
+use bytes::{Buf as _, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep},
@@ -22,13 +17,29 @@ use tokio::{
 
 /// After our side has ended, how long what the peer still sends is read.
 const LINGER: Duration = Duration::from_secs(1);
-/// Bytes read at a time then.
+/// Bytes read at a time then, and ahead.
 const UNREAD: usize = 4096;
+/// Bytes that are read ahead of who reads from the stream.
+const AHEAD: usize = 16 << 10;
+/// After the end of what a peer sends was seen ahead, how long who reads may take to come to it.
+const MOMENT: Duration = Duration::from_millis(100);
 
-/// A stream whose peer has to take something of what is written within `limit`.
+/// A stream whose peer has to take something of what is written within `limit`, and is seen to leave while its
+/// request is being answered.
+///
+/// Hyper reads nothing while it answers one request and has bytes of what follows, so it does not see the end of
+/// the stream behind them, be they no more than an empty line. Whatever it leaves unread is then read here, up to
+/// a limit, and kept for it.
 pub(super) struct Taken<S> {
     stream: S,
     limit: Duration,
+    activity: Activity,
+    /// What was read ahead.
+    ahead: BytesMut,
+    /// Whether who reads waits for the peer: then it will see the end by itself.
+    reading: bool,
+    /// Set once the end was seen ahead.
+    leaving: Option<Pin<Box<Sleep>>>,
     /// Set while the peer takes nothing.
     waiting: Option<Pin<Box<Sleep>>>,
     /// Whether our side has ended.
@@ -38,8 +49,18 @@ pub(super) struct Taken<S> {
 }
 
 impl<S> Taken<S> {
-    pub(super) fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, waiting: None, ended: false, lingering: None }
+    pub(super) fn new(stream: S, limit: Duration, activity: Activity) -> Self {
+        Self {
+            stream,
+            limit,
+            activity,
+            ahead: BytesMut::new(),
+            reading: false,
+            leaving: None,
+            waiting: None,
+            ended: false,
+            lingering: None,
+        }
     }
 
     /// What a write came to, or an error when it has waited for too long.
@@ -49,7 +70,10 @@ impl<S> Taken<S> {
         result: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if result.is_ready() {
-            self.waiting = None;
+            if self.waiting.take().is_some() {
+                // It takes what it is sent, if slowly.
+                self.activity.touch();
+            }
             return result;
         }
         let limit = self.limit;
@@ -59,6 +83,29 @@ impl<S> Taken<S> {
 }
 
 impl<S: AsyncRead + Unpin> Taken<S> {
+    /// Reads ahead; an error once the peer has left.
+    fn poll_left(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let mut space = [0; UNREAD];
+        while self.leaving.is_none() && self.ahead.len() < AHEAD {
+            let mut buffer = ReadBuf::new(&mut space);
+            let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(context, &mut buffer) else { break };
+            read?;
+            if buffer.filled().is_empty() {
+                self.leaving = Some(Box::pin(sleep(MOMENT)));
+            }
+            self.ahead.extend_from_slice(buffer.filled());
+            // Who reads may want it.
+            context.waker().wake_by_ref();
+        }
+        if let Some(leaving) = &mut self.leaving
+            && leaving.as_mut().poll(context).is_ready()
+        {
+            let message = "the peer left before it was answered";
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, message));
+        }
+        Ok(())
+    }
+
     /// Reads what a peer sends that was answered before it had sent all. Closing over bytes that nobody read
     /// resets the connection, and takes the answer from a peer that has not read it.
     fn poll_unread(&mut self, context: &mut Context<'_>) -> Poll<()> {
@@ -87,7 +134,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Taken<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        self.leaving = None;
+        if self.ahead.is_empty() {
+            let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+            self.reading = result.is_pending();
+            return result;
+        }
+        let length = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead[..length]);
+        self.ahead.advance(length);
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
+        self.reading = false;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -115,6 +175,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Taken<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A connection that was worked on is flushed last.
+        if !self.reading && self.activity.is_busy() {
+            self.poll_left(context)?;
+        }
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -145,6 +209,16 @@ impl Activity {
     pub(super) fn begin(&self) -> Busy {
         self.seen().requests += 1;
         Busy(self.clone())
+    }
+
+    /// Something has happened that is as good as a request.
+    pub(super) fn touch(&self) {
+        self.seen().last = Instant::now();
+    }
+
+    /// Whether there are requests.
+    pub(super) fn is_busy(&self) -> bool {
+        self.seen().requests > 0
     }
 
     /// Resolves when there was no request for `limit`.
@@ -178,40 +252,6 @@ impl Drop for Busy {
     }
 }
 
-/// Lets a request count until the end of its answer, if that is a stream; what is
-/// there as a whole is on its way already.
-pub(super) fn until_sent(response: Response<Body>, busy: Busy) -> Response<Body> {
-    if response.body().size_hint().exact().is_some() {
-        return response;
-    }
-    response.map(|body| Body::new(Sending { body, _busy: busy }))
-}
-
-struct Sending {
-    body: Body,
-    _busy: Busy,
-}
-
-impl hyper::body::Body for Sending {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -222,7 +262,7 @@ mod tests {
     async fn a_peer_that_takes_nothing_is_given_up() {
         let limit = Duration::from_millis(50);
         let (ours, mut theirs) = tokio::io::duplex(4);
-        let mut stream = Taken::new(ours, limit);
+        let mut stream = Taken::new(ours, limit, Activity::new());
         stream.write_all(b"1234").await.expect("room");
         let began = Instant::now();
         let error = stream.write_all(b"5").await.expect_err("nothing is taken");
@@ -236,7 +276,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_peer_still_sends_is_read_before_it_is_parted_with() {
         let (ours, mut theirs) = tokio::io::duplex(4);
-        let mut stream = Taken::new(ours, Duration::from_secs(60));
+        let mut stream = Taken::new(ours, Duration::from_secs(60), Activity::new());
         theirs.write_all(b"1234").await.expect("room");
         let sending = tokio::spawn(async move {
             theirs.write_all(&[b'x'; 100]).await.expect("read");
@@ -249,7 +289,7 @@ mod tests {
         // One that says nothing more is not waited for.
         let (ours, _theirs) = tokio::io::duplex(4);
         let began = Instant::now();
-        Taken::new(ours, Duration::from_secs(60)).shutdown().await.expect("ended");
+        Taken::new(ours, Duration::from_secs(60), Activity::new()).shutdown().await.expect("ended");
         assert!(began.elapsed() < LINGER);
     }
 
@@ -258,7 +298,7 @@ mod tests {
         // Far from each wait, under all of them together.
         let limit = Duration::from_secs(2);
         let (ours, mut theirs) = tokio::io::duplex(1);
-        let mut stream = Taken::new(ours, limit);
+        let mut stream = Taken::new(ours, limit, Activity::new());
         let slow = tokio::spawn(async move {
             for _ in 0..5 {
                 sleep(limit / 4).await;
@@ -289,14 +329,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_counts_until_its_end() {
+    async fn a_peer_that_leaves_is_seen_behind_what_is_not_read_yet() {
         let activity = Activity::new();
-        let whole = until_sent(Response::new(Body::from("whole")), activity.begin());
-        assert_eq!(activity.seen().requests, 0);
-        let body = Body::from_stream(futures::stream::iter([Ok::<_, io::Error>("a piece")]));
-        let stream = until_sent(Response::new(body), activity.begin());
-        assert_eq!(activity.seen().requests, 1);
-        drop((whole, stream));
-        assert_eq!(activity.seen().requests, 0);
+        let (ours, mut theirs) = tokio::io::duplex(100);
+        let mut stream = Taken::new(ours, Duration::from_secs(60), activity.clone());
+        theirs.write_all(b"12").await.expect("room");
+        drop(theirs);
+        stream.flush().await.expect("without a request nobody looks");
+        let busy = activity.begin();
+        let left = std::future::poll_fn(|context| match Pin::new(&mut stream).poll_flush(context) {
+            Poll::Ready(Err(error)) => Poll::Ready(error),
+            _ => Poll::Pending,
+        });
+        assert_eq!(left.await.kind(), io::ErrorKind::ConnectionAborted);
+        let mut read = Vec::new();
+        stream.read_to_end(&mut read).await.expect("its end");
+        assert_eq!(read, b"12");
+        drop(busy);
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_slowly_is_activity() {
+        let activity = Activity::new();
+        let (ours, mut theirs) = tokio::io::duplex(1);
+        let mut stream = Taken::new(ours, Duration::from_secs(60), activity.clone());
+        let before = activity.seen().last;
+        stream.write_all(b"1").await.expect("room");
+        assert_eq!(activity.seen().last, before, "it may not be there yet");
+        let (written, read) = tokio::join!(stream.write_all(b"2"), async {
+            tokio::task::yield_now().await;
+            theirs.read_u8().await
+        });
+        written.expect("taken");
+        assert_eq!(read.expect("there"), b'1');
+        assert!(activity.seen().last > before);
     }
 }

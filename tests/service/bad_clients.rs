@@ -22,16 +22,16 @@ async fn impatient() -> TestServer {
 }
 
 /// Others are served.
-async fn serves(server: &TestServer) {
+pub(crate) async fn serves(server: &TestServer) {
     server.score(&json!({"query": "q", "documents": ["d"]})).await.ok();
 }
 
-async fn connect(server: &TestServer) -> TcpStream {
+pub(crate) async fn connect(server: &TestServer) -> TcpStream {
     within(TcpStream::connect(server.address)).await.expect("connected")
 }
 
 /// Everything until the server closes the connection.
-async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+pub(crate) async fn rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut read = Vec::new();
     // A reset is a close too.
     let _ = within(stream.read_to_end(&mut read)).await;
@@ -96,6 +96,7 @@ async fn a_call_whose_request_never_comes_is_ended() {
     let trailers = body.trailers().cloned().unwrap_or_default();
     let status = head.headers.get("grpc-status").or_else(|| trailers.get("grpc-status")).expect("a status");
     assert_eq!(status, "4", "DEADLINE_EXCEEDED");
+    assert_eq!(server.metric("verdict_rejections_total{reason=\"late\"}").await, 1.0);
     serves(&server).await;
 }
 
@@ -187,7 +188,7 @@ async fn connections_of_the_admin_port_are_not_counted_with_the_others() {
 }
 
 /// What a client of HTTP/2 says first: the preface and empty settings.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// `POST / HTTP/2` as HPACK: three indexed fields, and an authority of one letter.
 const POST: &[u8] = &[0x83, 0x86, 0x84, 0x01, 0x01, b'x'];
 const HEADERS: u8 = 1;
@@ -195,13 +196,13 @@ const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const END_HEADERS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// The kinds of the frames in what a server sent, and the first word of each payload.
-fn frames(mut bytes: &[u8]) -> Vec<(u8, u32)> {
+pub(crate) fn frames(mut bytes: &[u8]) -> Vec<(u8, u32)> {
     let mut found = Vec::new();
     while let Some((head, rest)) = bytes.split_at_checked(9) {
         let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);

@@ -20,5 +20,6 @@ mod overload;
 mod pages;
 mod process;
 mod shutdown;
+mod slow_clients;
 mod tei_grpc;
 mod traces;

@@ -2,62 +2,61 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use axum::body::{Body, Bytes};
-use hyper::body::{Frame, Incoming, SizeHint};
-use tokio::time::{Sleep, sleep};
-use tonic::Status;
+use tokio::time::{Instant, Sleep, sleep};
 
-use crate::error::{Code, Error};
-
-use super::status;
+use crate::{
+    error::{Code, Error},
+    server::bodies::Bodies,
+};
 
 /// Calls whose clients send messages when they like.
 const STREAMS: [&str; 3] = ["/ScoreStream", "/RerankStream", "/ServerReflectionInfo"];
 
-/// A request's body that fails as `DEADLINE_EXCEEDED` where a part of it takes
-/// longer than `limit`; those of calls that stay open are left as they are.
-pub(in crate::server) fn sent_within(path: &str, body: Incoming, limit: Duration) -> Body {
-    if STREAMS.iter().any(|stream| path.ends_with(stream)) {
-        return Body::new(body);
-    }
-    Body::new(Sent { body, limit, waiting: None })
-}
-
-struct Sent {
-    body: Incoming,
+/// How long a client may still keep its call waiting: for its one message, or, on calls that stay open, for a
+/// message from its first byte to its last. Only the time counts in which we wait.
+pub(super) struct Late {
     limit: Duration,
+    left: Duration,
+    /// Set while we wait.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Whether the call stays open.
+    stream: bool,
+    /// What counts those that are late.
+    bodies: Arc<Bodies>,
 }
 
-impl hyper::body::Body for Sent {
-    type Data = Bytes;
-    type Error = Status;
+impl Late {
+    pub(super) fn of(path: &str, limit: Duration, bodies: Arc<Bodies>) -> Self {
+        let stream = STREAMS.iter().any(|stream| path.ends_with(stream));
+        Self { limit, left: limit, waiting: None, stream, bodies }
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            self.waiting = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(|error| Status::from_error(error.into()))));
+    /// Something was sent; with the end of a message in it, or without.
+    pub(super) fn sent(&mut self, end: bool) {
+        if let Some(waiting) = self.waiting.take() {
+            self.left = waiting.deadline().saturating_duration_since(Instant::now());
         }
-        let limit = self.limit;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(limit)));
+        if end && self.stream {
+            self.left = self.limit;
+        }
+    }
+
+    /// Nothing is there, of a message that has begun or of none: resolves once that has lasted too long.
+    pub(super) fn poll(&mut self, begun: bool, context: &mut Context<'_>) -> Poll<Error> {
+        if self.stream && !begun {
+            return Poll::Pending;
+        }
+        let left = self.left;
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(left)));
         waiting.as_mut().poll(context).map(|()| {
-            let message = format!("body: not sent within {} ms", limit.as_millis());
-            Some(Err(status(&Error::new(Code::DeadlineExceeded, message))))
+            self.bodies.late();
+            let message = format!("body: not sent within {} ms", self.limit.as_millis());
+            Error::new(Code::DeadlineExceeded, message)
         })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

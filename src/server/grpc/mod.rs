@@ -41,8 +41,7 @@ pub mod pb {
     tonic::include_proto!("relevance.v1");
 }
 
-pub(super) use late::sent_within;
-pub(super) use measured::measured;
+pub(super) use measured::{Measure, measured};
 use pb::relevance_service_server::{RelevanceService, RelevanceServiceServer};
 
 /// What reflection serves.

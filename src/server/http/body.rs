@@ -16,7 +16,6 @@ use http_body_util::BodyExt as _;
 
 use crate::{
     error::{Code, Error, Result},
-    metrics::Rejection,
     server::{bodies::Held, state::State},
 };
 
@@ -51,7 +50,7 @@ pub(in crate::server) async fn read(headers: &HeaderMap, body: Body, state: &Sta
         stopped = state.draining_for(UNSENT) => return Err(stopped),
     };
     let body = collected.map_err(|_| {
-        state.metrics.rejected(Rejection::Late);
+        state.bodies.late();
         let message = format!("body: not sent within {} ms", state.read_timeout.as_millis());
         Error::new(Code::DeadlineExceeded, message)
     })??;
