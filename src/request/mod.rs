@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 
 pub use crate::prompt::Truncation;
 pub use limits::Limits;
+pub(crate) use limits::VALUE_BYTES;
 
 /// What was found: a text, or fields that the profile renders.
 #[derive(Clone, Debug, PartialEq)]

@@ -28,6 +28,11 @@ impl Bodies {
         Arc::new(Self { limit, held: AtomicUsize::new(0), metrics })
     }
 
+    /// Bytes that may be held.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes that are held now.
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     config::Config,
@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) body_bytes: usize,
     pub(crate) bodies: Arc<Bodies>,
+    /// Turns at reading bodies that are not small. Half the cores are left to everything else.
+    pub(crate) reading: Arc<Semaphore>,
     pub(crate) read_timeout: Duration,
     pub(crate) keep_alive: Duration,
     pub(crate) connections: usize,
@@ -55,6 +57,7 @@ struct Running {
 impl State {
     pub(crate) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         metrics.ready(false);
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             phase: watch::Sender::new(Phase::Starting),
             in_flight: AtomicUsize::new(0),
@@ -62,6 +65,7 @@ impl State {
             running: OnceLock::new(),
             stall: config.stall,
             bodies: Bodies::new(config.bodies, Arc::clone(&metrics)),
+            reading: Arc::new(Semaphore::new(threads.div_ceil(2))),
             metrics,
             body_bytes: config.limits.body_bytes,
             read_timeout: config.read_timeout,
