@@ -211,6 +211,22 @@ impl Service {
         Ok(scores)
     }
 
+    /// A request with the texts that its documents are rendered to, as they would be later: where fields are many times
+    /// what is left of them, they need not wait.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Service::score`] that are told of what is asked alone.
+    pub(crate) fn rendered(&self, request: ScoreRequest) -> Result<ScoreRequest> {
+        self.check(&request)?;
+        let (names, blank) = (Names::of(request.items()), request.options().blank);
+        request.with_documents(|index, document| {
+            let field = || names.document(index);
+            let (id, text) = document_text(document, blank, self.profile(), field)?;
+            Ok(Document::text(text).with_id(id))
+        })
+    }
+
     /// Admits, tokenizes, submits, and waits for every score or the deadline.
     async fn run_within(
         &self,

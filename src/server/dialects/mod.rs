@@ -180,8 +180,10 @@ async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<B
         let limits = service.limits();
         // Where fields of documents are picked, the others are no part of them.
         let lists = D::fields(&keys).lists(!keys.has("rank_fields"));
-        room.make(weight.as_ref(), lists, limits, body.len(), held)?;
-        read::<D>(&body, &keys, service.profile(), limits)
+        room.make(weight.as_ref(), lists, limits, body.len(), held, |large| {
+            let (request, kept) = read::<D>(&body, &keys, service.profile(), limits)?;
+            Ok((if large { service.rendered(request)? } else { request }, kept))
+        })
     })
     .await?;
     if let Some(timeout) = timeout {

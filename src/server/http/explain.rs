@@ -14,8 +14,9 @@ use futures::Stream;
 
 use crate::{
     error::Result,
+    request::ExplainRequest,
     server::call::Call,
-    service::{ExplainItem, ExplainStream},
+    service::{ExplainItem, ExplainStream, Service},
 };
 
 use super::{body, failed, large, scores, server_timing, timeout, wants_json, wire, write};
@@ -44,7 +45,9 @@ async fn explained(call: &mut Call, request: Request<Body>) -> Result<ExplainStr
     call.enter()?;
     let (head, body) = request.into_parts();
     let (body, held) = body::read(&head.headers, body, call.state()).await?;
-    let (mut request, _held) = large::request(call, body, held, wire::explain).await?;
+    let rendered =
+        |service: &Service, request: ExplainRequest| request.with_score(|score| service.rendered(score));
+    let (mut request, _held) = large::request(call, body, held, wire::explain, rendered).await?;
     if let Some(timeout) = timeout(&head.headers)? {
         request.limit_deadline(timeout);
     }

@@ -8,12 +8,13 @@ use crate::{
     error::{Error, Result},
     request::Limits,
     server::{bodies::Held, call::Call, state::State},
+    service::Service,
 };
 
 use super::weigh::{Lists, Weight};
 
-/// Bodies up to so many bytes are read where they arrived: that takes a millisecond at most, and what is made of them,
-/// of `{"a":0}` eighty times as many bytes, is there only for as long.
+/// Bodies up to so many bytes are read where they arrived: that takes a few milliseconds at most, and what is made of
+/// them, of `{"a":0}` ninety times as many bytes, is there only for as long.
 const SMALL: usize = 64 << 10;
 /// How many times the bytes of the largest body what is made of one may take.
 const MOST_TIMES: usize = 8;
@@ -33,11 +34,15 @@ pub(super) async fn request<T: Send + 'static>(
     body: Bytes,
     held: Held,
     read: fn(&[u8]) -> Result<T>,
+    rendered: fn(&Service, T) -> Result<T>,
 ) -> Result<(T, Held)> {
-    let (limits, room) = (call.service()?.limits().clone(), Room::of(call.state()));
+    let (service, room) = (call.service()?.clone(), Room::of(call.state()));
     apart(call.state(), body, held, move |body, held| {
-        room.make(weigh(&body, &limits)?.as_ref(), OWN, &limits, body.len(), held)?;
-        read(&body)
+        let weight = weigh(&body, service.limits())?;
+        room.make(weight.as_ref(), OWN, service.limits(), body.len(), held, |large| {
+            let request = read(&body)?;
+            if large { rendered(&service, request) } else { Ok(request) }
+        })
     })
     .await
 }
@@ -91,21 +96,23 @@ impl Room {
         Self { largest_body: state.body_bytes, bodies: state.bodies.limit() }
     }
 
-    /// Adds what will be made of a body of `sent` bytes to its share of the memory.
+    /// What `make` makes of a body of `sent` bytes, in memory that is held until then: what is left of one that is large,
+    /// as `make` is told, is texts.
     ///
     /// # Errors
     ///
     /// `TooLarge` for documents that are too many or too large, and for what would take too much memory at any time;
-    /// `Overloaded` where there is none now.
-    pub(in crate::server) fn make(
+    /// `Overloaded` where there is none now; those of `make`.
+    pub(in crate::server) fn make<T>(
         self,
         weight: Option<&Weight>,
         lists: Lists,
         limits: &Limits,
         sent: usize,
         held: &mut Held,
-    ) -> Result<()> {
-        let Some(weight) = weight else { return Ok(()) };
+        make: impl FnOnce(bool) -> Result<T>,
+    ) -> Result<T> {
+        let Some(weight) = weight else { return make(false) };
         weight.check(lists, limits)?;
         let free = sent * FREE_TIMES;
         let most = (self.largest_body * MOST_TIMES).min(self.bodies.saturating_sub(sent) + free);
@@ -113,7 +120,11 @@ impl Room {
             let unit = format!("bytes in memory, {sent} as sent");
             return Err(Error::too_large("body", &unit, most, weight.memory));
         }
-        held.grow(weight.memory.saturating_sub(free))
+        let more = weight.memory.saturating_sub(free);
+        held.grow(more)?;
+        let made = make(true);
+        held.shrink(more);
+        made
     }
 }
 
@@ -157,17 +168,23 @@ mod tests {
         let (bodies, room) = (Bodies::new(1000, Arc::default()), Room { largest_body: 200, bodies: 1000 });
         let make = |memory, held: &mut Held| {
             let weight = Weight::heavy(memory);
-            room.make(Some(&weight), OWN, &limits, 100, held).map_err(|error| error.message().to_owned())
+            let made = room.make(Some(&weight), OWN, &limits, 100, held, |large| Ok((large, bodies.held())));
+            made.map_err(|error| error.message().to_owned())
         };
         let mut held = bodies.share();
         held.grow(100).expect("room");
-        assert_eq!((make(200, &mut held), bodies.held()), (Ok(()), 100), "as large as many a body");
-        assert_eq!((make(900, &mut held), bodies.held()), (Ok(()), 800));
+        assert_eq!(make(200, &mut held), Ok((true, 100)), "as large as many a body");
+        assert_eq!(make(900, &mut held), Ok((true, 800)));
+        assert_eq!(bodies.held(), 100, "it is made");
+        let mut other = bodies.share();
+        other.grow(700).expect("room");
         let full = "body: 300 bytes more; bodies hold 800 of at most 1000 bytes";
         assert_eq!(make(500, &mut held), Err(full.to_owned()));
         let never = "body: 1101 bytes in memory, 100 as sent, over the limit of 1100";
         assert_eq!(make(1101, &mut held), Err(never.to_owned()));
-        room.make(None, OWN, &limits, 100, &mut held).expect("small");
+        let small = room.make(None, OWN, &limits, 100, &mut held, |large| Ok((large, bodies.held())));
+        assert_eq!(small.expect("made"), (false, 800));
+        drop(other);
         drop(held);
         assert_eq!(bodies.held(), 0);
     }

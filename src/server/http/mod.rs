@@ -27,7 +27,7 @@ use axum::{
 use crate::{
     error::{Code, Error, Result},
     metrics::Lane,
-    service::{ScoreResponse, Timing},
+    service::{ScoreResponse, Service, Timing},
 };
 
 use super::{
@@ -82,7 +82,7 @@ async fn scored(call: &mut Call, request: Request<Body>) -> Result<ScoreResponse
     call.enter()?;
     let (head, body) = request.into_parts();
     let (body, held) = body::read(&head.headers, body, call.state()).await?;
-    let (mut request, _held) = large::request(call, body, held, wire::score).await?;
+    let (mut request, _held) = large::request(call, body, held, wire::score, Service::rendered).await?;
     if let Some(timeout) = timeout(&head.headers)? {
         request.limit_deadline(timeout);
     }
