@@ -18,7 +18,7 @@ use crate::{
     service::Service,
 };
 
-use super::bodies::Bodies;
+use super::{bodies::Bodies, readers::Readers};
 
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) bodies: Arc<Bodies>,
     /// Turns at reading bodies that are not small. Half the cores are left to everything else.
     pub(crate) reading: Arc<Semaphore>,
+    /// As many as there are turns.
+    pub(crate) readers: Readers,
     pub(crate) read_timeout: Duration,
     pub(crate) keep_alive: Duration,
     pub(crate) connections: usize,
@@ -66,6 +68,7 @@ impl State {
             stall: config.stall,
             bodies: Bodies::new(config.bodies, Arc::clone(&metrics)),
             reading: Arc::new(Semaphore::new(threads.div_ceil(2))),
+            readers: Readers::new(threads.div_ceil(2)),
             metrics,
             body_bytes: config.limits.body_bytes,
             read_timeout: config.read_timeout,

@@ -72,7 +72,7 @@ pub(in crate::server) async fn apart<T: Send + 'static>(
     }
     let turn = Arc::clone(&state.reading).acquire_owned().await.map_err(failed)?;
     // A client that leaves takes nothing back: turn and memory are held until the work is done.
-    let made = tokio::task::spawn_blocking(move || {
+    let made = state.readers.run(move || {
         let made = work(body, &mut held)?;
         drop(turn);
         Ok((made, held))
