@@ -28,6 +28,7 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .btree_map(".")
         .build_transport(true)
+        .codec_path("crate::server::grpc::weighed::WeighedCodec")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! runs a copy of the tokenizer without added tokens, and [`Tokenizer::control`]
 //! is the only way to such a token's id.
 
+mod blanks;
 mod words;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
@@ -17,6 +18,7 @@ use tokenizers::{
 
 use crate::error::{Error, Result, listed};
 
+use blanks::Short;
 use words::Words;
 
 /// A checkpoint's tokenizer. Cheap to clone.
@@ -30,6 +32,8 @@ struct Inner {
     plain: tokenizers::Tokenizer,
     /// Words seen before, if this tokenizer can be used word by word.
     words: Option<Words>,
+    /// Whether a run of white space is to it what one space is.
+    single_spaced: bool,
     /// Text of every added token, and its id.
     controls: BTreeMap<String, Control>,
     /// Ids of the added tokens, sorted.
@@ -115,8 +119,18 @@ impl Tokenizer {
             return Err(Error::invalid(origin, problem));
         }
         let words = words::splits_at_spaces(&normalizer, &pre_tokenizer).then(Words::default);
+        let single_spaced = words.is_some() && words::spaces_singly(&normalizer);
         let beginning = Beginning { added, spaced };
-        let inner = Inner { plain, words, controls, control_ids, beginning, vocab_size, longest_token_bytes };
+        let inner = Inner {
+            plain,
+            words,
+            single_spaced,
+            controls,
+            control_ids,
+            beginning,
+            vocab_size,
+            longest_token_bytes,
+        };
         let tokenizer = Self { inner: Arc::new(inner) };
         tokenizer.check_controls(origin)?;
         Ok(tokenizer)
@@ -133,6 +147,7 @@ impl Tokenizer {
         let inner = Inner {
             plain,
             words: None,
+            single_spaced: false,
             controls: controls.clone(),
             control_ids: control_ids.clone(),
             beginning: beginning.clone(),
@@ -169,7 +184,11 @@ impl Tokenizer {
     pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         match &self.inner.words {
             _ if text.is_empty() => Ok(()),
-            Some(words) => words.tokens(text, |id, _| ids.push(id), |word| self.encode_whole(word)),
+            Some(words) => {
+                let short = self.short(text);
+                let text = short.as_ref().map_or(text, Short::text);
+                words.tokens(text, |id, _| ids.push(id), |word| self.encode_whole(word))
+            }
             None => {
                 let encoding = self.inner.plain.encode_fast(text, false).map_err(cannot_encode)?;
                 ids.extend_from_slice(encoding.get_ids());
@@ -183,9 +202,17 @@ impl Tokenizer {
     /// Tokens that are parts of one character all have that character's range.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
         let Some(words) = &self.inner.words else { return self.encode_whole(text) };
+        let short = self.short(text);
+        let text = short.as_ref().map_or(text, Short::text);
+        let whole = |range: Range<usize>| short.as_ref().map_or(range.clone(), |short| short.whole(&range));
         let mut tokens = Vec::new();
-        words.tokens(text, |id, range| tokens.push((id, range)), |word| self.encode_whole(word))?;
+        words.tokens(text, |id, range| tokens.push((id, whole(range))), |word| self.encode_whole(word))?;
         Ok(tokens)
+    }
+
+    /// The text without what white space this tokenizer leaves out, if there is any.
+    fn short(&self, text: &str) -> Option<Short> {
+        self.inner.single_spaced.then(|| Short::of(text)).flatten()
     }
 
     /// Ids and offsets by the tokenizer itself, without memory.

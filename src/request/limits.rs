@@ -6,6 +6,10 @@ use crate::error::{Error, Result};
 
 use super::{Body, Document, Items, ScoreRequest};
 
+/// What a value counts that is no text: numbers and constants are a few characters each, and a list or an object is
+/// work and memory even where there is nothing in it.
+pub(crate) const VALUE_BYTES: usize = 8;
+
 /// The largest request a server takes. Past any of these it is `TooLarge`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -15,7 +19,7 @@ pub struct Limits {
     pub query_bytes: usize,
     /// UTF-8 bytes of an instruction.
     pub instruction_bytes: usize,
-    /// UTF-8 bytes of one document's text, or of its fields' names and values.
+    /// UTF-8 bytes of one document's text, or of its fields' names and values; a value that is no text counts eight.
     pub document_bytes: usize,
     /// Bytes of a request's body.
     pub body_bytes: usize,
@@ -61,9 +65,7 @@ impl Limits {
         }
         match request.items() {
             Items::Documents { query, documents } => {
-                if count > self.documents {
-                    return Err(Error::too_large("documents", "documents", self.documents, count));
-                }
+                self.check_count("documents", count)?;
                 over("query", self.query_bytes, query.len())?;
                 for (index, document) in documents.iter().enumerate() {
                     let bytes = bytes(document);
@@ -73,9 +75,7 @@ impl Limits {
                 }
             }
             Items::Pairs(pairs) => {
-                if count > self.documents {
-                    return Err(Error::too_large("pairs", "pairs", self.documents, count));
-                }
+                self.check_count("pairs", count)?;
                 for (index, pair) in pairs.iter().enumerate() {
                     if pair.query.len() > self.query_bytes {
                         over(&format!("pairs[{index}].query"), self.query_bytes, pair.query.len())?;
@@ -89,23 +89,38 @@ impl Limits {
         }
         Ok(())
     }
+
+    /// Checks how many there are of `what`, documents or pairs.
+    ///
+    /// # Errors
+    ///
+    /// `TooLarge`, naming them, the limit and the value.
+    pub(crate) fn check_count(&self, what: &str, count: usize) -> Result<()> {
+        if count > self.documents {
+            return Err(Error::too_large(what, what, self.documents, count));
+        }
+        Ok(())
+    }
 }
 
 fn bytes(document: &Document) -> usize {
     match document.body() {
         Body::Text(text) => text.len(),
-        Body::Fields(fields) => fields.iter().map(|(name, value)| name.len() + value_bytes(value)).sum(),
+        Body::Fields(fields) => fields_bytes(fields),
     }
+}
+
+fn fields_bytes(fields: &serde_json::Map<String, serde_json::Value>) -> usize {
+    fields.iter().map(|(name, value)| name.len() + value_bytes(value)).sum()
 }
 
 fn value_bytes(value: &serde_json::Value) -> usize {
     use serde_json::Value;
     match value {
         Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(value_bytes).sum(),
-        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + value_bytes(value)).sum(),
-        // Numbers and constants are a few characters each.
-        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+        Value::Array(items) => VALUE_BYTES + items.iter().map(value_bytes).sum::<usize>(),
+        Value::Object(fields) => VALUE_BYTES + fields_bytes(fields),
+        Value::Null | Value::Bool(_) | Value::Number(_) => VALUE_BYTES,
     }
 }
 
@@ -164,7 +179,7 @@ mod tests {
         let fields = serde_json::json!({"title": "12", "tags": ["3", {"a": "4"}]});
         let serde_json::Value::Object(fields) = fields else { unreachable!("an object") };
         let items = Items::Documents { query: "q".into(), documents: vec![Document::fields(fields)] };
-        assert_eq!(refusal(items, ScoreOptions::default()), "documents[0]: 14 bytes, over the limit of 8");
+        assert_eq!(refusal(items, ScoreOptions::default()), "documents[0]: 30 bytes, over the limit of 8");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 
 pub use crate::prompt::Truncation;
 pub use limits::Limits;
+pub(crate) use limits::VALUE_BYTES;
 
 /// What was found: a text, or fields that the profile renders.
 #[derive(Clone, Debug, PartialEq)]
@@ -212,6 +213,31 @@ impl ScoreRequest {
         self.arrived
     }
 
+    /// With other documents, each made of the one in its place.
+    ///
+    /// # Errors
+    ///
+    /// The first of `make`.
+    pub(crate) fn with_documents(
+        mut self,
+        make: impl Fn(usize, Document) -> Result<Document>,
+    ) -> Result<Self> {
+        let made = |(index, document)| make(index, document);
+        self.items = match self.items {
+            Items::Documents { query, documents } => {
+                let documents = documents.into_iter().enumerate().map(made).collect::<Result<_>>()?;
+                Items::Documents { query, documents }
+            }
+            Items::Pairs(pairs) => {
+                let pairs = pairs.into_iter().enumerate().map(|(index, Pair { query, document })| {
+                    Ok(Pair { query, document: make(index, document)? })
+                });
+                Items::Pairs(pairs.collect::<Result<_>>()?)
+            }
+        };
+        Ok(self)
+    }
+
     /// What to score; never empty.
     pub fn items(&self) -> &Items {
         &self.items
@@ -283,6 +309,15 @@ impl ExplainRequest {
     #[must_use]
     pub fn arrived_at(self, arrived: Instant) -> Self {
         Self { score: self.score.arrived_at(arrived), ..self }
+    }
+
+    /// With what `make` makes of what is scored.
+    ///
+    /// # Errors
+    ///
+    /// Those of `make`.
+    pub(crate) fn with_score(self, make: impl FnOnce(ScoreRequest) -> Result<ScoreRequest>) -> Result<Self> {
+        Ok(Self { score: make(self.score)?, ..self })
     }
 
     /// Which documents are explained.

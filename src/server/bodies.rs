@@ -33,6 +33,11 @@ impl Bodies {
         self.metrics.rejected(Rejection::Late);
     }
 
+    /// Bytes that may be held.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes that are held now.
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)

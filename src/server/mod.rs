@@ -14,6 +14,7 @@ mod listen;
 mod openapi;
 mod patience;
 mod playground;
+mod readers;
 mod sending;
 mod state;
 mod tls;

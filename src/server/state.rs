@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     config::Config,
@@ -18,7 +18,7 @@ use crate::{
     service::Service,
 };
 
-use super::bodies::Bodies;
+use super::{bodies::Bodies, readers::Readers};
 
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,10 @@ pub(crate) struct State {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) body_bytes: usize,
     pub(crate) bodies: Arc<Bodies>,
+    /// Turns at reading bodies that are not small. Half the cores are left to everything else.
+    pub(crate) reading: Arc<Semaphore>,
+    /// As many as there are turns.
+    pub(crate) readers: Readers,
     pub(crate) read_timeout: Duration,
     pub(crate) keep_alive: Duration,
     pub(crate) connections: usize,
@@ -55,6 +59,7 @@ struct Running {
 impl State {
     pub(crate) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         metrics.ready(false);
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             phase: watch::Sender::new(Phase::Starting),
             in_flight: AtomicUsize::new(0),
@@ -62,6 +67,8 @@ impl State {
             running: OnceLock::new(),
             stall: config.stall,
             bodies: Bodies::new(config.bodies, Arc::clone(&metrics)),
+            reading: Arc::new(Semaphore::new(threads.div_ceil(2))),
+            readers: Readers::new(threads.div_ceil(2)),
             metrics,
             body_bytes: config.limits.body_bytes,
             read_timeout: config.read_timeout,

@@ -6,13 +6,14 @@ mod prepare;
 mod response;
 mod sections;
 mod stages;
+mod turns;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     admission::{Admission, Capacity, Load, Patience},
@@ -20,7 +21,6 @@ use crate::{
         Engine,
         job::{Scored, Ticket},
         kv::KeptSequence,
-        stopped,
     },
     error::{Code, Error, Result, shown},
     grade::Score,
@@ -37,8 +37,9 @@ pub use explain::{ExplainItem, ExplainStream, ReasonDone};
 pub use response::{Explanation, PairScore, ScoreResponse, ScoreResult, Timing, Usage};
 
 use collect::{Collected, PairOutcome};
-use prepare::{Keep, Work};
+use prepare::{Keep, Preparing, Work};
 pub(crate) use prepare::{Names, document_text};
+use turns::Turns;
 
 /// Texts up to so many bytes are tokenized where the request is. To wake a thread that takes over what else this one has
 /// to do took 20 to 25 microseconds (two cores of an AMD EPYC, November 2026), and half as many bytes took about a hundred.
@@ -63,9 +64,8 @@ struct Inner {
     limits: Limits,
     metrics: Arc<Metrics>,
     capacity: Capacity,
-    /// Bounds the threads that tokenize long texts.
-    tokenizing: Semaphore,
-    tokenizing_threads: usize,
+    /// Of the threads that tokenize long texts.
+    turns: Arc<Turns>,
 }
 
 /// All pairs of a request, scored or failed.
@@ -97,17 +97,8 @@ impl Service {
     ) -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let admission = Admission::new(capacity, Arc::clone(&metrics));
-        let tokenizing = Semaphore::new(threads);
-        let inner = Inner {
-            model,
-            engine,
-            admission,
-            limits,
-            metrics,
-            capacity,
-            tokenizing,
-            tokenizing_threads: threads,
-        };
+        let turns = Turns::new(threads);
+        let inner = Inner { model, engine, admission, limits, metrics, capacity, turns };
         Self { inner: Arc::new(inner) }
     }
 
@@ -201,7 +192,7 @@ impl Service {
 
     /// Most threads that tokenize long texts at once.
     pub fn tokenizing_threads(&self) -> usize {
-        self.inner.tokenizing_threads
+        self.inner.turns.threads()
     }
 
     /// Most tokens of one reason; `None` if the model does not explain.
@@ -218,6 +209,22 @@ impl Service {
         let scores = self.run_within(patience, request, keep, trace).await?;
         self.inner.metrics.time_to_score(scores.timing.total);
         Ok(scores)
+    }
+
+    /// A request with the texts that its documents are rendered to, as they would be later: where fields are many times
+    /// what is left of them, they need not wait.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Service::score`] that are told of what is asked alone.
+    pub(crate) fn rendered(&self, request: ScoreRequest) -> Result<ScoreRequest> {
+        self.check(&request)?;
+        let (names, blank) = (Names::of(request.items()), request.options().blank);
+        request.with_documents(|index, document| {
+            let field = || names.document(index);
+            let (id, text) = document_text(document, blank, self.profile(), field)?;
+            Ok(Document::text(text).with_id(id))
+        })
     }
 
     /// Admits, tokenizes, submits, and waits for every score or the deadline.
@@ -270,18 +277,14 @@ impl Service {
         trace: Option<&Trace>,
     ) -> Result<Scores> {
         let inner = &self.inner;
-        let prepared = if work.bytes() <= INLINE_BYTES {
-            prepare::prepare(inner, work)
+        let bytes = work.bytes();
+        let mut preparing = Preparing::new(Arc::clone(inner), work);
+        if bytes <= INLINE_BYTES {
+            preparing.all();
         } else {
-            let _turn = inner.tokenizing.acquire().await.map_err(|cause| stopped().with_cause(cause))?;
-            if work.bytes() <= IN_PLACE_BYTES && may_block_in_place() {
-                tokio::task::block_in_place(|| prepare::prepare(inner, work))
-            } else {
-                let inner = Arc::clone(inner);
-                let task = tokio::task::spawn_blocking(move || prepare::prepare(&inner, work));
-                task.await.map_err(|cause| Error::internal("tokenizing failed").with_cause(cause))?
-            }
-        };
+            preparing = inner.turns.run(preparing, bytes <= IN_PLACE_BYTES, Preparing::step).await?;
+        }
+        let prepared = preparing.end();
         inner.metrics.tokenized(prepared.took);
         if let Some(trace) = trace {
             stages::tokenized(trace, &prepared);
@@ -310,11 +313,6 @@ impl Service {
         }
         (ScoreResponse { model: Arc::clone(&self.inner.model), results, usage, timing }, sequences)
     }
-}
-
-/// Whether this runtime has other threads that take over what this one has to do.
-fn may_block_in_place() -> bool {
-    tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
 }
 
 fn deadline_exceeded(patience: Duration) -> Error {

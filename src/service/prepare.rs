@@ -17,11 +17,14 @@ use crate::{
     request::{Body, Document, Items, ScoreOptions, ScoreRequest},
 };
 
-use super::{Inner, Ticket};
+use super::{Inner, Ticket, turns::Step};
 
 /// Jobs are submitted together, so that they share a batch; of a long request,
 /// in portions of so many tokens, so that the engine starts while the rest is tokenized.
 const PORTION_TOKENS: usize = 8192;
+/// Texts are rendered in steps of about so many bytes, between which others have their turn: a third of a millisecond
+/// where words were met before, a few hundredths of a second where nothing was.
+const STEP_BYTES: usize = 128 << 10;
 
 /// Which pairs' KV may be needed for explaining.
 pub(super) enum Keep {
@@ -203,64 +206,120 @@ pub(crate) fn document_text(
     Ok((id, text))
 }
 
-/// Renders and submits every pair. What fails answers through its ticket.
-pub(super) fn prepare(inner: &Inner, mut work: Work) -> Prepared {
-    let started = Instant::now();
-    inner.engine.expect();
-    let profile = &inner.model.profile;
-    let instruction = work.instruction.as_deref().unwrap_or(&profile.instruction);
-    let tokenizer = &inner.model.tokenizer;
-    let filled = profile.template.for_instruction(tokenizer, instruction, profile.max_tokens);
-    let mut queries = Queries { filled, last: None };
-    let mut portion: Vec<ScoreJob> = Vec::with_capacity(work.pairs.len().min(64));
-    let mut portion_tokens = 0;
-    let mut first = None;
-    let mut prepared = Vec::with_capacity(work.pairs.len());
-    let grounding = profile.explain.as_ref().and_then(|explain| explain.grounding.as_ref());
-    for (index, mut pair) in std::mem::take(&mut work.pairs).into_iter().enumerate() {
-        let query = work.query(index);
-        let outcome = wanted(&pair.ticket, work.deadline)
-            .and_then(|()| queries.render(query, &pair.text, work.truncation));
-        let grounded = grounding.filter(|_| outcome.is_ok() && work.keep.contains(index));
-        let facts = grounded.map(|rule| rule.facts(query, &pair.text)).transpose();
-        let outcome = outcome.and_then(|prompt| Ok((prompt, facts?)));
-        let document = work.return_documents.then_some(pair.text);
-        let (prompt, facts) = match outcome {
-            Ok((prompt, facts)) => {
-                let prompt = Arc::new(prompt);
-                if let Some(permit) = &mut pair.permit {
-                    permit.correct(prompt.tokens.len());
-                }
-                portion_tokens += prompt.tokens.len();
-                portion.push(ScoreJob {
-                    prompt: Arc::clone(&prompt),
-                    request: work.request,
-                    keep_kv: work.keep.contains(index),
-                    deadline: Some(work.deadline),
-                    enqueued: started,
-                    permit: pair.permit,
-                    ticket: pair.ticket,
-                });
-                (Some(prompt), facts)
-            }
-            Err(error) => {
-                pair.ticket.fail(work.names.place(index, error));
-                (None, None)
-            }
-        };
-        prepared.push(PreparedPair { id: pair.id, document, enqueued: started, prompt, facts });
-        if portion_tokens >= PORTION_TOKENS {
-            let enqueued = submit(inner, &mut portion);
-            stamp(&mut prepared, enqueued, started);
-            first = first.or(Some(enqueued));
-            portion_tokens = 0;
-        }
+/// A request whose pairs are rendered and submitted, a step after the other. What fails answers through its ticket.
+pub(super) struct Preparing {
+    inner: Arc<Inner>,
+    work: Work,
+    /// What is left of its pairs.
+    pairs: std::iter::Enumerate<std::vec::IntoIter<WorkPair>>,
+    prepared: Vec<PreparedPair>,
+    started: Instant,
+    /// When the first portion was submitted, and the last.
+    submitted: Option<(Instant, Instant)>,
+}
+
+impl Preparing {
+    pub(super) fn new(inner: Arc<Inner>, mut work: Work) -> Self {
+        let pairs = std::mem::take(&mut work.pairs);
+        let prepared = Vec::with_capacity(pairs.len());
+        let pairs = pairs.into_iter().enumerate();
+        Self { inner, work, pairs, prepared, started: Instant::now(), submitted: None }
     }
-    let enqueued = submit(inner, &mut portion);
-    stamp(&mut prepared, enqueued, started);
-    // Not the time since `started`: from submitting on, the engine competes for this thread's core.
-    let first = first.unwrap_or(enqueued);
-    Prepared { pairs: prepared, start: started, first, took: enqueued - started }
+
+    /// Everything at once.
+    pub(super) fn all(&mut self) {
+        self.portion(usize::MAX);
+    }
+
+    /// As many pairs as others are to wait for.
+    pub(super) fn step(&mut self) -> Step {
+        self.portion(STEP_BYTES);
+        if self.pairs.len() == 0 { Step::Last } else { Step::More }
+    }
+
+    /// Pairs of up to about so many bytes, and at least one.
+    fn portion(&mut self, most: usize) {
+        if self.prepared.is_empty() {
+            // Waiting for a turn is not rendering.
+            self.started = Instant::now();
+        }
+        let Self { inner, work, pairs, prepared, started, submitted } = self;
+        inner.engine.expect();
+        let profile = &inner.model.profile;
+        let instruction = work.instruction.as_deref().unwrap_or(&profile.instruction);
+        let tokenizer = &inner.model.tokenizer;
+        let filled = profile.template.for_instruction(tokenizer, instruction, profile.max_tokens);
+        let mut queries = Queries { filled, last: None };
+        let mut portion: Vec<ScoreJob> = Vec::with_capacity(pairs.len().min(64));
+        let (mut portion_tokens, mut bytes) = (0, 0_usize);
+        while bytes < most
+            && let Some((index, pair)) = pairs.next()
+        {
+            bytes = bytes.saturating_add(pair.text.len());
+            let (pair, job) = render(inner, work, &mut queries, index, pair, *started);
+            prepared.push(pair);
+            if let Some(job) = job {
+                portion_tokens += job.prompt.tokens.len();
+                portion.push(job);
+            }
+            if portion_tokens >= PORTION_TOKENS {
+                submit(inner, &mut portion, prepared, *started, submitted);
+                portion_tokens = 0;
+            }
+        }
+        submit(inner, &mut portion, prepared, *started, submitted);
+    }
+
+    /// The request once every pair is submitted.
+    pub(super) fn end(self) -> Prepared {
+        let start = self.started;
+        // Not the time until now: from submitting on, the engine competes for this thread's core.
+        let (first, last) = self.submitted.unwrap_or((start, start));
+        Prepared { pairs: self.prepared, start, first, took: last - start }
+    }
+}
+
+/// Renders one pair: what is kept of it, and its job if that went well.
+fn render<'a>(
+    inner: &Inner,
+    work: &'a Work,
+    queries: &mut Queries<'a>,
+    index: usize,
+    mut pair: WorkPair,
+    enqueued: Instant,
+) -> (PreparedPair, Option<ScoreJob>) {
+    let explain = inner.model.profile.explain.as_ref();
+    let grounding = explain.and_then(|explain| explain.grounding.as_ref());
+    let query = work.query(index);
+    let outcome =
+        wanted(&pair.ticket, work.deadline).and_then(|()| queries.render(query, &pair.text, work.truncation));
+    let grounded = grounding.filter(|_| outcome.is_ok() && work.keep.contains(index));
+    let facts = grounded.map(|rule| rule.facts(query, &pair.text)).transpose();
+    let outcome = outcome.and_then(|prompt| Ok((prompt, facts?)));
+    let document = work.return_documents.then_some(pair.text);
+    let (prompt, facts, job) = match outcome {
+        Ok((prompt, facts)) => {
+            let prompt = Arc::new(prompt);
+            if let Some(permit) = &mut pair.permit {
+                permit.correct(prompt.tokens.len());
+            }
+            let job = ScoreJob {
+                prompt: Arc::clone(&prompt),
+                request: work.request,
+                keep_kv: work.keep.contains(index),
+                deadline: Some(work.deadline),
+                enqueued,
+                permit: pair.permit,
+                ticket: pair.ticket,
+            };
+            (Some(prompt), facts, Some(job))
+        }
+        Err(error) => {
+            pair.ticket.fail(work.names.place(index, error));
+            (None, None, None)
+        }
+    };
+    (PreparedPair { id: pair.id, document, enqueued, prompt, facts }, job)
 }
 
 /// Whether there is still any point in rendering a pair.
@@ -274,7 +333,14 @@ fn wanted(ticket: &Ticket<Scored>, deadline: Instant) -> Result<()> {
     Ok(())
 }
 
-fn submit(inner: &Inner, portion: &mut Vec<ScoreJob>) -> Instant {
+/// Submits a portion, and writes down when.
+fn submit(
+    inner: &Inner,
+    portion: &mut Vec<ScoreJob>,
+    prepared: &mut [PreparedPair],
+    unset: Instant,
+    submitted: &mut Option<(Instant, Instant)>,
+) {
     let now = Instant::now();
     let mut jobs = std::mem::take(portion);
     for job in &mut jobs {
@@ -283,7 +349,8 @@ fn submit(inner: &Inner, portion: &mut Vec<ScoreJob>) -> Instant {
     if !jobs.is_empty() {
         inner.engine.score_all(jobs);
     }
-    now
+    stamp(prepared, now, unset);
+    *submitted = Some((submitted.map_or(now, |(first, _)| first), now));
 }
 
 /// Tells the pairs of the last portion when they were submitted.

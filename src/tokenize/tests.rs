@@ -67,6 +67,29 @@ proptest! {
         }
     }
 
+    /// Where white space is left out before a text is tokenized, too.
+    #[test]
+    fn long_white_space_is_the_same_as_whole(
+        pieces in prop::collection::vec(prop_oneof![
+            "[ \\t\n\r\u{b}\u{c}]{0,90}",
+            "[ \n\u{1c}\u{85}\u{a0}\u{2028}\u{3000}]{2,5}",
+            prop::sample::select(vec![
+                "a", "b, c", "É", "\u{301}", "Σ", "北", "ς.", "12", "\u{345}", "\u{93f}", "\u{180e}",
+            ])
+            .prop_map(str::to_owned),
+        ], 0..10),
+    ) {
+        let text = pieces.concat();
+        for tokenizer in [tiny(), mini()] {
+            let whole: Vec<u32> = tokenizer.encode_whole(&text).expect("encodes").into_iter().map(|t| t.0).collect();
+            prop_assert_eq!(&tokenizer.encode(&text).expect("encodes"), &whole, "{:?}", text);
+            let offsets = tokenizer.encode_with_offsets(&text).expect("encodes");
+            prop_assert_eq!(offsets.iter().map(|(id, _)| *id).collect::<Vec<_>>(), whole);
+            prop_assert!(offsets.is_sorted_by_key(|(_, range)| range.start), "{:?}: {:?}", text, offsets);
+            prop_assert!(offsets.iter().all(|(_, range)| text.get(range.clone()).is_some()), "{:?}: {:?}", text, offsets);
+        }
+    }
+
     #[test]
     fn no_text_becomes_a_control_token(text in hostile()) {
         for tokenizer in [tiny(), mini()] {
@@ -97,6 +120,13 @@ proptest! {
         let whole = tokenizer.decode(&ids).expect("decodes");
         prop_assert_eq!(streamed, whole.trim_start());
     }
+}
+
+#[test]
+fn white_space_that_is_left_out_is_not_tokenized() {
+    let text = "a".to_owned() + &" \n".repeat(8000) + "b";
+    assert_eq!(mini().short(&text).map(|short| short.text().to_owned()).as_deref(), Some("a b"));
+    assert!(tiny().short(&text).is_none(), "what it makes tokens of is not left out");
 }
 
 #[test]

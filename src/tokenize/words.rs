@@ -297,16 +297,12 @@ pub(super) fn splits_at_spaces(normalizer: &Value, pre_tokenizer: &Value) -> boo
 /// Whether normalizing words apart and together is the same: nothing is done across spaces, or
 /// white space is collapsed and trimmed and every text begins with one space, as every word then does.
 fn keeps_words_apart(normalizer: &Value) -> bool {
-    let single = std::slice::from_ref(normalizer);
-    let steps = match normalizer["normalizers"].as_array() {
-        Some(steps) => steps.as_slice(),
-        None if normalizer.is_null() => &[],
-        None => single,
-    };
-    let rest: Vec<&Value> =
-        steps.iter().filter(|step| step["type"] != "NFC" && step["type"] != "Lowercase").collect();
-    match rest[..] {
-        [] => true,
+    across_spaces(normalizer).is_empty() || spaces_singly(normalizer)
+}
+
+/// Whether a normalizer makes one space of white space, and none of what begins or ends a text.
+pub(super) fn spaces_singly(normalizer: &Value) -> bool {
+    match across_spaces(normalizer)[..] {
         [replace, strip, prepend] => {
             replace["type"] == "Replace"
                 && replace["pattern"]["Regex"] == r"\s+"
@@ -319,6 +315,18 @@ fn keeps_words_apart(normalizer: &Value) -> bool {
         }
         _ => false,
     }
+}
+
+/// The steps of a normalizer that do not look at characters alone: composing and lower case never join or part white
+/// space and what is beside it.
+fn across_spaces(normalizer: &Value) -> Vec<&Value> {
+    let single = std::slice::from_ref(normalizer);
+    let steps = match normalizer["normalizers"].as_array() {
+        Some(steps) => steps.as_slice(),
+        None if normalizer.is_null() => &[],
+        None => single,
+    };
+    steps.iter().filter(|step| step["type"] != "NFC" && step["type"] != "Lowercase").collect()
 }
 
 #[cfg(test)]

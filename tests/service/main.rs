@@ -16,6 +16,7 @@ mod faults;
 mod grpc;
 mod grpc_refusals;
 mod http;
+mod large;
 mod overload;
 mod pages;
 mod process;

@@ -45,7 +45,13 @@ use crate::{
 use super::{
     bodies::Held,
     call::{Call, RequestId},
-    http::{self, body, object::Object, parse::parse},
+    http::{
+        self, body,
+        large::{self, Room},
+        object::Object,
+        parse::parse,
+        weigh::Weight,
+    },
     state::State,
 };
 
@@ -59,7 +65,7 @@ trait Dialect: DeserializeOwned + Send + 'static {
     /// What the peer calls the query and the documents.
     const FIELDS: Fields;
     /// What the answer needs to know of the request.
-    type Kept: Send;
+    type Kept: Send + 'static;
 
     /// The same of a body with these keys, where names depend on them.
     fn fields(_: &Keys) -> Fields {
@@ -130,6 +136,8 @@ struct Spoken {
 struct Exchange {
     body: Bytes,
     held: Held,
+    /// Of one that is not small.
+    weight: Option<Weight>,
     keys: Keys,
     timeout: Option<std::time::Duration>,
 }
@@ -166,10 +174,18 @@ pub(super) fn read_body(path: &str, body: &[u8], profile: &Profile) -> Option<Re
 }
 
 async fn score<D: Dialect>(call: &Call, exchange: Exchange) -> Result<Response<Body>> {
-    let Exchange { body, held, keys, timeout } = exchange;
-    let service = call.service()?;
-    let (mut request, kept) = read::<D>(&body, &keys, service.profile(), service.limits())?;
-    drop(body);
+    let Exchange { body, held, weight, keys, timeout } = exchange;
+    let (service, room) = (call.service()?.clone(), Room::of(call.state()));
+    let ((mut request, kept), held) = large::apart(call.state(), body, held, move |body, held| {
+        let limits = service.limits();
+        // Where fields of documents are picked, the others are no part of them.
+        let lists = D::fields(&keys).lists(!keys.has("rank_fields"));
+        room.make(weight.as_ref(), lists, limits, body.len(), held, |large| {
+            let (request, kept) = read::<D>(&body, &keys, service.profile(), limits)?;
+            Ok((if large { service.rendered(request)? } else { request }, kept))
+        })
+    })
+    .await?;
     if let Some(timeout) = timeout {
         request.limit_deadline(timeout);
     }
@@ -302,8 +318,12 @@ async fn exchange(call: &mut Call, request: Request<Body>) -> Result<Exchange> {
     call.enter()?;
     let (head, body) = request.into_parts();
     let (body, held) = body::read(&head.headers, body, call.state()).await?;
-    let keys = Keys::of(&body);
-    Ok(Exchange { body, held, keys, timeout: http::timeout(&head.headers)? })
+    let limits = call.service()?.limits().clone();
+    let weighed = large::apart(call.state(), body, held, move |body, _| {
+        Ok((large::weigh(&body, &limits)?, Keys::of(&body), body))
+    });
+    let ((weight, keys, body), held) = weighed.await?;
+    Ok(Exchange { body, held, weight, keys, timeout: http::timeout(&head.headers)? })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     error::{Code, Error},
-    server::http,
+    server::http::{self, weigh::Lists},
 };
 
 /// Whose clients read the error.
@@ -75,6 +75,15 @@ impl Fields {
     /// For a peer who calls so how many of the best are wanted.
     pub(super) const fn cut_by(self, top_n: &'static str) -> Self {
         Self { top_n, ..self }
+    }
+
+    /// Where its documents or pairs are; `whole` if all of them is read.
+    pub(super) fn lists(self, whole: bool) -> Lists {
+        let pairs = match self.pairs {
+            Pairs::Together(list) => Some(list),
+            Pairs::Apart(..) | Pairs::About(..) => None,
+        };
+        Lists { documents: self.documents, pairs, whole }
     }
 
     /// An error about our field as one about the peer's.

@@ -7,7 +7,9 @@ use serde_json::{Map, Number};
 
 use crate::{
     error::{Error, Result},
-    request::{Document, ExplainRequest, Explained, Items, Pair, ScoreOptions, ScoreRequest, Truncation},
+    request::{
+        Document, ExplainRequest, Explained, Items, Limits, Pair, ScoreOptions, ScoreRequest, Truncation,
+    },
 };
 
 use super::pb;
@@ -19,8 +21,8 @@ const DEPTH: usize = 100;
 ///
 /// # Errors
 ///
-/// `Invalid`, naming the field.
-pub(super) fn score(wire: pb::ScoreRequest) -> Result<ScoreRequest> {
+/// `Invalid`, naming the field; `TooLarge` for more documents than are taken, of which nothing is made.
+pub(super) fn score(wire: pb::ScoreRequest, limits: &Limits) -> Result<ScoreRequest> {
     for (field, given) in [
         ("explain_top_n", wire.explain_top_n.is_some()),
         ("max_reason_tokens", wire.max_reason_tokens.is_some()),
@@ -30,15 +32,15 @@ pub(super) fn score(wire: pb::ScoreRequest) -> Result<ScoreRequest> {
             return Err(Error::invalid(field, "needs the method Explain"));
         }
     }
-    request(wire)
+    request(wire, limits)
 }
 
 /// A request to score and explain.
 ///
 /// # Errors
 ///
-/// `Invalid`, naming the field.
-pub(super) fn explain(mut wire: pb::ScoreRequest) -> Result<ExplainRequest> {
+/// As [`score`].
+pub(super) fn explain(mut wire: pb::ScoreRequest, limits: &Limits) -> Result<ExplainRequest> {
     let indices = std::mem::take(&mut wire.explain_indices);
     let explained = match (wire.explain_top_n, indices.is_empty()) {
         (Some(_), false) => {
@@ -49,10 +51,12 @@ pub(super) fn explain(mut wire: pb::ScoreRequest) -> Result<ExplainRequest> {
         (None, true) => Explained::Default,
     };
     let most = wire.max_reason_tokens.map(size);
-    ExplainRequest::new(request(wire)?, explained, most)
+    ExplainRequest::new(request(wire, limits)?, explained, most)
 }
 
-fn request(wire: pb::ScoreRequest) -> Result<ScoreRequest> {
+fn request(wire: pb::ScoreRequest, limits: &Limits) -> Result<ScoreRequest> {
+    limits.check_count("documents", wire.documents.len())?;
+    limits.check_count("pairs", wire.pairs.len())?;
     let truncation = match pb::Truncation::try_from(wire.truncation) {
         Ok(pb::Truncation::Unspecified | pb::Truncation::Document) => Truncation::Document,
         Ok(pb::Truncation::Error) => Truncation::Error,
@@ -148,7 +152,7 @@ mod tests {
     }
 
     fn refusal(wire: pb::ScoreRequest) -> String {
-        score(wire).expect_err("refused").message().to_owned()
+        score(wire, &Limits { documents: 2, ..Limits::default() }).expect_err("refused").message().to_owned()
     }
 
     fn with(documents: Vec<pb::Document>) -> pb::ScoreRequest {
@@ -163,6 +167,12 @@ mod tests {
         assert_eq!(refusal(with(vec![text("a"), neither])), "documents[1]: has neither text nor fields");
         let both = pb::Document { fields: Some(Struct::default()), ..text("a") };
         assert_eq!(refusal(with(vec![both])), "documents[0]: has both text and fields");
+        // Nothing is made of documents that are too many: they are not looked at.
+        let many = vec![pb::Document::default(); 3];
+        assert_eq!(refusal(with(many)), "documents: 3 documents, over the limit of 2");
+        let many = vec![pb::Pair::default(); 3];
+        let many = pb::ScoreRequest { pairs: many, ..pb::ScoreRequest::default() };
+        assert_eq!(refusal(many), "pairs: 3 pairs, over the limit of 2");
         let odd = pb::ScoreRequest { truncation: 7, ..with(vec![text("a")]) };
         assert_eq!(refusal(odd), "truncation: 7 is not a Truncation");
         let pairs = vec![pb::Pair { query: "q".into(), document: None }];

@@ -6,6 +6,7 @@ mod measured;
 mod refused;
 pub mod tei;
 mod to_wire;
+pub(crate) mod weighed;
 
 use std::{
     pin::Pin,
@@ -26,6 +27,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     error::{Code, Error, Result},
     metrics::Lane,
+    request::Limits,
     service::{ExplainItem, ExplainStream},
 };
 
@@ -225,7 +227,7 @@ async fn scored(
     call.enter()?;
     let mut held = call.state().bodies.share();
     held.grow(request.encoded_len())?;
-    let mut request = from_wire::score(request)?;
+    let mut request = from_wire::score(request, call.service()?.limits())?;
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
     }
@@ -240,7 +242,7 @@ async fn explained(
     call.enter()?;
     let mut held = call.state().bodies.share();
     held.grow(request.encoded_len())?;
-    let mut request = from_wire::explain(request)?;
+    let mut request = from_wire::explain(request, call.service()?.limits())?;
     if let Some(timeout) = timeout? {
         request.limit_deadline(timeout);
     }
@@ -316,10 +318,10 @@ pub(crate) fn status(error: &Error) -> Status {
     Status::with_metadata(GrpcCode::from_i32(row.grpc), error.public_message(), metadata)
 }
 
-/// What Score makes of a message, as its handler does; `None` if it is not a message.
+/// What Score makes of a message, as its handler does with the limits of a server that was told none; `None` if it is not a message.
 pub fn read_message(message: &[u8]) -> Option<Result<crate::request::ScoreRequest>> {
     let wire = pb::ScoreRequest::decode(message).ok()?;
-    Some(from_wire::score(wire))
+    Some(from_wire::score(wire, &Limits::default()))
 }
 
 /// The code of our table that a status came from, as its metadata say.

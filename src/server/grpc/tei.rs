@@ -54,6 +54,7 @@ impl Rerank for Tei {
             let wire = request.into_inner();
             let mut held = call.state().bodies.share();
             held.grow(wire.encoded_len())?;
+            call.service()?.limits().check_count("documents", wire.texts.len())?;
             let chars = wire.texts.iter().map(|text| chars(&wire.query, text)).sum();
             let wish = Wish { raw: wire.raw_scores, chars };
             let options = options(wire.truncate, wire.truncation_direction, wire.return_text)?;

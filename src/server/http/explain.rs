@@ -14,11 +14,12 @@ use futures::Stream;
 
 use crate::{
     error::Result,
+    request::ExplainRequest,
     server::call::Call,
-    service::{ExplainItem, ExplainStream},
+    service::{ExplainItem, ExplainStream, Service},
 };
 
-use super::{body, failed, scores, server_timing, timeout, wants_json, wire, write};
+use super::{body, failed, large, scores, server_timing, timeout, wants_json, wire, write};
 
 /// Tells nginx and its like not to hold events back.
 const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -43,9 +44,10 @@ pub(super) async fn explain(mut call: Call, request: Request<Body>) -> Response<
 async fn explained(call: &mut Call, request: Request<Body>) -> Result<ExplainStream> {
     call.enter()?;
     let (head, body) = request.into_parts();
-    let (body, _held) = body::read(&head.headers, body, call.state()).await?;
-    let mut request = wire::explain(&body)?;
-    drop(body);
+    let (body, held) = body::read(&head.headers, body, call.state()).await?;
+    let rendered =
+        |service: &Service, request: ExplainRequest| request.with_score(|score| service.rendered(score));
+    let (mut request, _held) = large::request(call, body, held, wire::explain, rendered).await?;
     if let Some(timeout) = timeout(&head.headers)? {
         request.limit_deadline(timeout);
     }

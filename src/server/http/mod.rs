@@ -2,10 +2,12 @@
 
 pub(in crate::server) mod body;
 mod explain;
+pub(in crate::server) mod large;
 pub(in crate::server) mod object;
 pub(in crate::server) mod parse;
 mod problem;
 pub(crate) mod unique;
+pub(in crate::server) mod weigh;
 pub(crate) mod wire;
 pub(crate) mod write;
 
@@ -25,7 +27,7 @@ use axum::{
 use crate::{
     error::{Code, Error, Result},
     metrics::Lane,
-    service::{ScoreResponse, Timing},
+    service::{ScoreResponse, Service, Timing},
 };
 
 use super::{
@@ -79,9 +81,8 @@ async fn score(Shared(state): Shared<Arc<State>>, request: Request<Body>) -> Res
 async fn scored(call: &mut Call, request: Request<Body>) -> Result<ScoreResponse> {
     call.enter()?;
     let (head, body) = request.into_parts();
-    let (body, _held) = body::read(&head.headers, body, call.state()).await?;
-    let mut request = wire::score(&body)?;
-    drop(body);
+    let (body, held) = body::read(&head.headers, body, call.state()).await?;
+    let (mut request, _held) = large::request(call, body, held, wire::score, Service::rendered).await?;
     if let Some(timeout) = timeout(&head.headers)? {
         request.limit_deadline(timeout);
     }
