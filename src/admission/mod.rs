@@ -296,6 +296,23 @@ mod tests {
     }
 
     #[test]
+    fn who_came_with_no_time_need_not_come_again_and_who_came_late_may() {
+        let metrics: Arc<Metrics> = Arc::default();
+        let gate = Admission::new(Capacity { pairs: 1, tokens: 1, explanations: 1 }, Arc::clone(&metrics));
+        let over = gate.gone_by(Duration::from_micros(999));
+        assert_eq!((over.code(), over.retryable()), (Code::DeadlineExceeded, false));
+        assert_eq!(over.message(), "the deadline was over when the request began");
+        let late = gate.gone_by(Duration::from_millis(7));
+        assert_eq!((late.code(), late.retryable()), (Code::DeadlineExceeded, true));
+        assert_eq!(late.message(), "the deadline of 7 ms had gone by when all of the request had come");
+        let text = metrics.text().expect("text");
+        let text = String::from_utf8_lossy(&text);
+        for reason in ["hopeless", "late"] {
+            assert!(text.contains(&format!("verdict_rejections_total{{reason=\"{reason}\"}} 1\n")), "{text}");
+        }
+    }
+
+    #[test]
     fn permits_give_back_what_the_grant_took() {
         let gate = gate(10, 1000, 1);
         let mut grant = gate.admit(3, 300, None, Load::default()).expect("room");
