@@ -22,8 +22,8 @@ use super::{Inner, Ticket, turns::Step};
 /// Jobs are submitted together, so that they share a batch; of a long request,
 /// in portions of so many tokens, so that the engine starts while the rest is tokenized.
 const PORTION_TOKENS: usize = 8192;
-/// Texts are rendered in steps of about so many bytes, between which others have their turn: a third of a millisecond
-/// where words were met before, a few hundredths of a second where nothing was.
+/// Texts are rendered in steps of about so many bytes, between which others have their turn: soon done where words
+/// were met before, and later where nothing was.
 const STEP_BYTES: usize = 128 << 10;
 
 /// Which pairs' KV may be needed for explaining.

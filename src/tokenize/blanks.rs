@@ -7,8 +7,7 @@ const BLOCK: usize = 256;
 
 /// A text with one space in place of each run of white space, and where in it there was more.
 ///
-/// A tokenizer is slow at such runs, some hundred times as slow as at words that it met before, and nothing of them is
-/// left in the end. Runs within ASCII are enough to be fast: others are the tokenizer's own to replace, and so is what is
+/// A tokenizer is far slower at such runs than at words that it met before, and nothing of them is left in the end. Runs within ASCII are enough to be fast: others are the tokenizer's own to replace, and so is what is
 /// left of a run that has both.
 pub(super) struct Short {
     text: String,

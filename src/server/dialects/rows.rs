@@ -55,7 +55,7 @@ pub(super) fn rows(response: &ScoreResponse) -> Result<Vec<Row<'_>>> {
 }
 
 /// Documents that were sent as objects, by their place: kept only for an answer that gives them back, and as JSON, which
-/// waits in a tenth of the memory of what is made of it.
+/// takes less memory while it waits than what is made of it.
 #[derive(Default)]
 pub(super) struct Sent(HashMap<usize, Box<str>>);
 

@@ -14,7 +14,7 @@ use crate::{
 use super::weigh::{Lists, Weight};
 
 /// Bodies up to so many bytes are read where they arrived: that takes a few milliseconds at most, and what is made of
-/// them, of `{"a":0}` ninety times as many bytes, is there only for as long.
+/// them, of `{"a":0}` many times as many bytes, is there only for as long.
 const SMALL: usize = 64 << 10;
 /// How many times the bytes of the largest body what is made of one may take.
 const MOST_TIMES: usize = 8;
